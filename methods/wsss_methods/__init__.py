@@ -1,0 +1,1 @@
+"""Published methods, one folder each; every folder exposes `METHOD` (see CONTRIBUTING.md)."""

@@ -1,0 +1,226 @@
+"""Stages, how they connect, and the keys of what they produce."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from wsss.errors import WsssError
+from wsss.recipe import key_values
+
+if TYPE_CHECKING:
+    from wsss.data.view import DataView
+    from wsss.store import Artifact
+    from wsss.train_task import TrainTask
+
+Reads = Literal["images", "image_labels", "masks"]
+Arrays = Mapping[str, np.ndarray]
+KEY_FORMAT = 1
+
+
+class PipelineError(WsssError):
+    """The stages of a pipeline do not fit together."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage function is given: what it declared, and nothing else.
+
+    Attributes:
+        stage: name of the stage.
+        config: the stage's own frozen dataclass.
+        data: view on the data set, limited to the declared reads.
+        inputs: role -> artifact of an upstream stage.
+        files: role -> external file (weights).
+        seed: seed of a training stage, 0 elsewhere.
+        device: "cpu" or "cuda:N".
+        rank, world_size: place among the workers of a training stage; 0 and 1 elsewhere.
+    """
+
+    stage: str
+    config: Any
+    data: DataView
+    inputs: Mapping[str, Artifact]
+    files: Mapping[str, Path]
+    seed: int = 0
+    device: str = "cpu"
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a reduce stage returns: numbers, small tables, arrays."""
+
+    metrics: dict[str, float]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a stage asks of the cluster for each worker. Never part of a key."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a pipeline.
+
+    Attributes:
+        name: unique in the pipeline; also the folder in the store.
+        version: raised whenever the numbers that the code computes change.
+        config: frozen dataclass of plain values; enters the key (without `in_key=False` fields).
+        inputs: role -> name of the upstream stage.
+        reads: which parts of the data set the stage is handed.
+        image_list: the data set's list that the stage runs over; None for a stage without images.
+        files: role -> external file whose content enters the key.
+        uses_gpu: whether a GPU, when the cluster has one, speeds the stage up.
+        selects_by_masks: the stage chooses something by looking at masks; its numbers say so.
+    """
+
+    name: str
+    version: int
+    config: Any
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    reads: frozenset[Reads] = frozenset()
+    image_list: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    uses_gpu: bool = False
+    selects_by_masks: bool = False
+
+    kind: str = field(init=False, default="stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(Stage):
+    """Trains networks under DDP. `fully_supervised` must be set for one that reads masks."""
+
+    build: Callable[[StageContext], TrainTask]
+    seed: int
+    fully_supervised: bool = False
+    kind: str = field(init=False, default="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapStage(Stage):
+    """One image in, named arrays out. `build` loads models once and returns the per-image function."""
+
+    build: Callable[[StageContext], Callable[[str], Arrays]]
+    kind: str = field(init=False, default="map")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceStage(Stage):
+    """Many artifacts in, numbers out."""
+
+    compute: Callable[[StageContext], Reduction]
+    kind: str = field(init=False, default="reduce")
+
+
+class DataDigests(Protocol):
+    """The part of a data set that keys need."""
+
+    def digest(self, image_list: str | None, reads: frozenset[Reads]) -> str:
+        """Digest of the content of what is read of that list; independent of where it lies."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampleGrid:
+    """Where the report finds what it draws: (stage, array) of each column of the image grid."""
+
+    image_list: str
+    cam: tuple[str, str] | None = None
+    pseudo_label: tuple[str, str] | None = None
+    prediction: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A method's stages in an order in which they can run.
+
+    Attributes:
+        stages: topologically ordered.
+        headline: metric names to show first, in this order.
+        grids: image grids for the report.
+        protocol: short text -> text facts that belong to the numbers (backbone, scales, CRF, selection).
+    """
+
+    stages: tuple[Stage, ...]
+    headline: tuple[str, ...] = ()
+    grids: tuple[SampleGrid, ...] = ()
+    protocol: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: dict[str, Stage] = {}
+        for stage in self.stages:
+            if stage.name in seen:
+                raise PipelineError(f"two stages are named {stage.name!r}", "pipeline", "give each its own name")
+            for role, upstream in stage.inputs.items():
+                if upstream not in seen:
+                    raise PipelineError(
+                        f"input {role!r} is stage {upstream!r}, which does not come before it",
+                        f"stage {stage.name}",
+                        f"stages before it: {', '.join(seen) or 'none'}",
+                    )
+            if isinstance(stage, TrainStage) and "masks" in stage.reads and not stage.fully_supervised:
+                raise PipelineError(
+                    "a weakly supervised training stage must not read masks",
+                    f"stage {stage.name}",
+                    "drop 'masks' from its reads, or set fully_supervised=True for an upper bound",
+                )
+            seen[stage.name] = stage
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; PipelineError if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise PipelineError(f"there is no stage {name!r}", "pipeline", "stages: " + ", ".join(s.name for s in self.stages))
+
+    def downstream(self, name: str) -> set[str]:
+        """The stage and everything that depends on it."""
+        found = {name}
+        for stage in self.stages:
+            if found.intersection(stage.inputs.values()):
+                found.add(stage.name)
+        return found
+
+
+def stage_keys(
+    pipeline: Pipeline, data: DataDigests, file_digest: Callable[[Path], str]
+) -> dict[str, str]:
+    """Key of every stage: what determines its output, hashed (32 hex digits).
+
+    Name, version, config, keys of the inputs, content of the data that it reads, content of external
+    files and, for training, the seed. Resources, workers and paths do not take part.
+    """
+    keys: dict[str, str] = {}
+    for stage in pipeline:
+        content: dict[str, Any] = {
+            "format": KEY_FORMAT,
+            "stage": stage.name,
+            "version": stage.version,
+            "config": key_values(stage.config),
+            "inputs": {role: keys[upstream] for role, upstream in sorted(stage.inputs.items())},
+            "data": data.digest(stage.image_list, stage.reads) if stage.image_list or stage.reads else None,
+            "files": {role: file_digest(path) for role, path in sorted(stage.files.items())},
+        }
+        if isinstance(stage, TrainStage):
+            content["seed"] = stage.seed
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return keys

@@ -1,0 +1,331 @@
+"""Typed recipes: frozen dataclasses whose leaves carry their range, loaded from YAML and dotted overrides.
+
+A leaf is declared with :func:`setting`; a section is a field whose type is another such dataclass.
+Every problem of a file and of the overrides is found before anything is raised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from wsss.errors import WsssError
+
+RecipeType = TypeVar("RecipeType")
+
+
+class RecipeError(WsssError):
+    """One or more recipe keys are unknown, of the wrong type or out of range."""
+
+    def __init__(self, problems: Sequence[str], where: str = "") -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the recipe"
+        super().__init__(
+            "\n".join([count + ":", *(f"  - {problem}" for problem in problems)]),
+            where,
+            "correct the keys above; `wsss ls METHOD` lists every key with its range",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RecipeError, (self.problems, self.where))
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """Range and meaning of one leaf; bounds are inclusive unless named `above` / `below`."""
+
+    key: str
+    type: Any
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] | None = None
+    multiple_of: int | None = None
+    length: int | None = None
+    in_key: bool = True
+    help: str = ""
+
+    def describe(self) -> str:
+        """The type and range in words, e.g. ``float in [0, 1]``."""
+        if self.choices is not None:
+            return "one of " + ", ".join(repr(choice) for choice in self.choices)
+        text = _type_name(self.type)
+        low = f"[{self.minimum:g}" if self.minimum is not None else f"({self.above:g}" if self.above is not None else ""
+        high = f"{self.maximum:g}]" if self.maximum is not None else f"{self.below:g})" if self.below is not None else ""
+        if low or high:
+            text += f" in {low or '(-inf'}, {high or 'inf)'}"
+        if self.multiple_of is not None:
+            text += f", a multiple of {self.multiple_of}"
+        if self.length is not None:
+            text += f", {self.length} values"
+        return text
+
+
+def setting(
+    default: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] | None = None,
+    multiple_of: int | None = None,
+    length: int | None = None,
+    in_key: bool = True,
+    help: str = "",
+) -> Any:
+    """Declare a leaf of a recipe.
+
+    Bounds apply to a number, or to every element of a tuple. `in_key=False` marks what does not
+    determine a result (paths, workers): it is left out of stage keys.
+    """
+    metadata = {
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "choices": tuple(choices) if choices is not None else None,
+        "multiple_of": multiple_of,
+        "length": length,
+        "in_key": in_key,
+        "help": help,
+    }
+    return dataclasses.field(default=default, metadata={"wsss": metadata})
+
+
+def settings_of(recipe_type: type, prefix: str = "") -> dict[str, SettingInfo]:
+    """Every leaf of a recipe type by dotted key, in order of declaration."""
+    found: dict[str, SettingInfo] = {}
+    hints = typing.get_type_hints(recipe_type)
+    for field in dataclasses.fields(recipe_type):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            found.update(settings_of(typing.cast(type, hints[field.name]), f"{key}."))
+            continue
+        if "wsss" not in field.metadata:
+            raise TypeError(f"{recipe_type.__name__}.{field.name} is not declared with setting()")
+        found[key] = SettingInfo(key=key, type=hints[field.name], default=field.default, **field.metadata["wsss"])
+    return found
+
+
+def load_recipe(
+    recipe_type: type[RecipeType], path: Path | None = None, overrides: Sequence[str] = ()
+) -> RecipeType:
+    """Read a recipe: the defaults of the type, then the YAML file, then `key=value` overrides.
+
+    Raises:
+        RecipeError: naming every unknown key (with the nearest valid one), every value of the wrong
+            type or out of range, and the file or override it came from.
+    """
+    known = settings_of(recipe_type)
+    problems: list[str] = []
+    values: dict[str, tuple[Any, str]] = {}
+    if path is not None:
+        for key, value in _flatten(_read_yaml(path), known):
+            values[key] = (value, path.name)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            problems.append(f"override {override!r} is not of the form key=value")
+            continue
+        try:
+            values[key.strip()] = (yaml.safe_load(text) if text.strip() else None, f"override {override!r}")
+        except yaml.YAMLError:
+            problems.append(f"override {override!r}: {text!r} is not a YAML value")
+    accepted: dict[str, Any] = {}
+    for key, (value, origin) in values.items():
+        info = known.get(key)
+        if info is None:
+            problems.append(f"unknown key {key!r} in {origin}{_nearest(key, known)}")
+            continue
+        try:
+            accepted[key] = _coerce(value, info)
+        except ValueError as error:
+            problems.append(f"{key} = {value!r} in {origin}: {error}")
+    if not problems:
+        try:
+            return _build(recipe_type, accepted)
+        except RecipeError as error:
+            problems.extend(error.problems)
+    raise RecipeError(problems, str(path) if path is not None else "")
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Nested plain values of a recipe (tuples become lists), ready for YAML or JSON."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(recipe):
+        result[field.name] = _plain(getattr(recipe, field.name))
+    return result
+
+
+def flat_dict(recipe: Any) -> dict[str, Any]:
+    """Plain values by dotted key."""
+    return {key: _plain(_lookup(recipe, key)) for key in settings_of(type(recipe))}
+
+
+def key_values(config: Any) -> dict[str, Any]:
+    """Plain values of the fields that determine results (without those declared `in_key=False`)."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = key_values(value)
+        elif field.metadata.get("wsss", {}).get("in_key", True):
+            result[field.name] = _plain(value)
+    return result
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError([f"the recipe file cannot be read: {error.strerror}"], str(path)) from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError([f"not valid YAML: {error}"], str(path)) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(["the file must hold a mapping of keys to values"], str(path))
+    return content
+
+
+def _flatten(content: Mapping[str, Any], known: Mapping[str, SettingInfo], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in known:
+            yield from _flatten(value, known, f"{key}.")
+        else:
+            yield key, value
+
+
+def _nearest(key: str, known: Mapping[str, SettingInfo]) -> str:
+    candidates = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not candidates:
+        leaf = key.rsplit(".", 1)[-1]
+        candidates = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:1]
+    return f"; did you mean {candidates[0]!r}?" if candidates else ""
+
+
+def _coerce(value: Any, info: SettingInfo) -> Any:
+    result = _coerce_type(value, info.type)
+    if result is None:
+        return None
+    elements = result if isinstance(result, tuple) else (result,)
+    if info.length is not None and len(elements) != info.length:
+        raise ValueError(f"must be {info.describe()}, not {len(elements)} values")
+    for element in elements:
+        if info.choices is not None:
+            if element not in info.choices:
+                near = difflib.get_close_matches(str(element), [str(choice) for choice in info.choices], n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"must be {info.describe()}{hint}")
+            continue
+        if isinstance(element, bool) or not isinstance(element, (int, float)):
+            continue
+        out_of_range = (
+            not math.isfinite(element)
+            or (info.minimum is not None and element < info.minimum)
+            or (info.maximum is not None and element > info.maximum)
+            or (info.above is not None and element <= info.above)
+            or (info.below is not None and element >= info.below)
+            or (info.multiple_of is not None and element % info.multiple_of != 0)
+        )
+        if out_of_range:
+            raise ValueError(f"must be {info.describe()}")
+    return result
+
+
+def _coerce_type(value: Any, wanted: Any) -> Any:
+    origin = typing.get_origin(wanted)
+    arguments = typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or value == "none":
+            if type(None) in arguments:
+                return None
+            raise ValueError(f"must be {_type_name(wanted)}")
+        remaining = [argument for argument in arguments if argument is not type(None)]
+        errors: list[str] = []
+        for argument in remaining:
+            try:
+                return _coerce_type(value, argument)
+            except ValueError as error:
+                errors.append(str(error))
+        raise ValueError(errors[0])
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"must be {_type_name(wanted)}, written as [a, b, ...]")
+        return tuple(_coerce_type(element, arguments[0]) for element in value)
+    if wanted is bool and isinstance(value, bool):
+        return value
+    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if wanted is float and isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 as text
+            return float(value)
+        except ValueError:
+            pass
+    if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    raise ValueError(f"must be {_type_name(wanted)}")
+
+
+def _type_name(wanted: Any) -> str:
+    origin = typing.get_origin(wanted)
+    arguments = typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if argument is type(None) else _type_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    names = {str: "text", Path: "path", bool: "true or false", int: "integer", float: "number"}
+    return names.get(wanted, str(wanted))
+
+
+def _build(recipe_type: type[RecipeType], values: Mapping[str, Any], prefix: str = "") -> RecipeType:
+    hints = typing.get_type_hints(recipe_type)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(typing.cast(Any, recipe_type)):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            arguments[field.name] = _build(typing.cast(type, hints[field.name]), values, f"{key}.")
+        elif key in values:
+            arguments[field.name] = values[key]
+    built = recipe_type(**arguments)
+    check = getattr(built, "check", None)  # relations between keys, e.g. a minimum below a maximum
+    if check is not None:
+        problems = [f"{prefix}{problem}" for problem in check()]
+        if problems:
+            raise RecipeError(problems)
+    return built
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(element) for element in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _lookup(recipe: Any, key: str) -> Any:
+    for part in key.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
