@@ -165,7 +165,9 @@ class Pipeline:
         seen: dict[str, Stage] = {}
         for stage in self.stages:
             if stage.name in seen:
-                raise PipelineError(f"two stages are named {stage.name!r}", "pipeline", "give each its own name")
+                raise PipelineError(
+                    f"two stages are named {stage.name!r}", "pipeline", "give each its own name"
+                )
             for role, upstream in stage.inputs.items():
                 if upstream not in seen:
                     raise PipelineError(
@@ -189,7 +191,9 @@ class Pipeline:
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise PipelineError(f"there is no stage {name!r}", "pipeline", "stages: " + ", ".join(s.name for s in self.stages))
+        raise PipelineError(
+            f"there is no stage {name!r}", "pipeline", "stages: " + ", ".join(s.name for s in self.stages)
+        )
 
     def downstream(self, name: str) -> set[str]:
         """The stage and everything that depends on it."""
@@ -200,9 +204,7 @@ class Pipeline:
         return found
 
 
-def stage_keys(
-    pipeline: Pipeline, data: DataDigests, file_digest: Callable[[Path], str]
-) -> dict[str, str]:
+def stage_keys(pipeline: Pipeline, data: DataDigests, file_digest: Callable[[Path], str]) -> dict[str, str]:
     """Key of every stage: what determines its output, hashed (32 hex digits).
 
     Name, version, config, keys of the inputs, content of the data that it reads, content of external

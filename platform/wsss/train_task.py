@@ -9,7 +9,7 @@ number of workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -47,17 +47,6 @@ class OptimizerPlan:
     minimum_learning_rate: float = 0.0
 
 
-@dataclass(frozen=True)
-class FinishContext:
-    """Handed to :attr:`TrainTask.finish` on every worker after the last step."""
-
-    module: nn.Module
-    device: torch.device
-    rank: int
-    world_size: int
-    all_reduce_sum: Callable[[Tensor], Tensor]
-
-
 @dataclass
 class TrainTask:
     """One training stage.
@@ -75,7 +64,7 @@ class TrainTask:
         candidate_every: keep the weights after every so many epochs for a later selection stage; 0: never.
         precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU and in
             bfloat16 autocast on a CPU.
-        train_mode: called after construction and after a resume; the module's own ``train`` by default.
+        find_unused_parameters: passed to DDP; needed when some parameters get no gradient in some steps.
     """
 
     module: nn.Module
@@ -89,9 +78,7 @@ class TrainTask:
     group_size: int = 1
     candidate_every: int = 0
     precision: Literal["float32", "amp"] = "float32"
-    finish: Callable[[FinishContext], None] | None = None
     find_unused_parameters: bool = False
-    extra_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def steps_per_epoch(self) -> int:
         """Whole global batches in one epoch (the incomplete last one is dropped)."""
