@@ -1,0 +1,1 @@
+"""Scores: confusion matrices, threshold curves, bootstrap intervals, and the stages that compute them."""

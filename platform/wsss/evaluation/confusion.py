@@ -1,0 +1,173 @@
+"""Confusion matrices, and the scores that are pure functions of them.
+
+A confusion matrix is an int64 array (C, C): rows are the truth, columns the prediction, class 0 is background.
+Leading axes are allowed in every score function, so that a curve (T, C, C) or a set of images (N, C, C) is
+scored in one call. Scores are fractions in 0..1; people are shown percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from wsss.errors import WsssError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MeanOver = Literal["defined", "truth"]
+
+
+class EvaluationError(WsssError):
+    """A score can not be computed from what was given."""
+
+
+def confusion_matrix(
+    truth: Array,
+    prediction: Array,
+    num_classes: int,
+    ignore_index: int | None = 255,
+    *,
+    prediction_ignore_to: int | None = None,
+) -> Array:
+    """Count pixels by true and predicted class.
+
+    truth, prediction: integer arrays of one shape. Positions whose truth is `ignore_index`, negative, or
+    at least `num_classes` are left out (VOC borders are 255; some readers write -1).
+    prediction_ignore_to: class that a predicted `ignore_index` counts as (pseudo labels with unsure pixels
+    are scored as background, SSC section 8: 0). Without it such a prediction is an error.
+
+    Returns int64 (num_classes, num_classes), rows truth, columns prediction.
+    Raises EvaluationError on differing shapes, non-integer arrays, or a prediction outside
+    0..num_classes-1.
+    """
+    truth = _integer_array(truth, "truth")
+    prediction = _integer_array(prediction, "prediction")
+    if truth.shape != prediction.shape:
+        raise EvaluationError(
+            f"truth {truth.shape} and prediction {prediction.shape} differ in shape",
+            "confusion_matrix",
+            "resize the prediction to the size of the mask (nearest for labels, bilinear for scores)",
+        )
+    truth = truth.ravel()
+    prediction = prediction.ravel()
+    if prediction_ignore_to is not None and ignore_index is not None:
+        prediction = np.where(prediction == ignore_index, prediction_ignore_to, prediction.astype(np.int64))
+    if prediction.size and (int(prediction.min()) < 0 or int(prediction.max()) >= num_classes):
+        wrong = np.unique(prediction[(prediction < 0) | (prediction >= num_classes)])[:5].tolist()
+        raise EvaluationError(
+            f"the prediction holds {wrong}, outside 0..{num_classes - 1}",
+            "confusion_matrix",
+            "check the class list; to count unsure pixels as background pass prediction_ignore_to=0",
+        )
+    counted = counted_truth(truth, num_classes, ignore_index)
+    pairs = truth[counted].astype(np.int64) * num_classes + prediction[counted]
+    return np.bincount(pairs, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
+
+
+def counted_truth(truth: Array, num_classes: int, ignore_index: int | None = 255) -> Array:
+    """Boolean array of truth's shape: the positions that are scored."""
+    counted = (truth >= 0) & (truth < num_classes)
+    if ignore_index is not None:
+        counted &= truth != ignore_index
+    return counted
+
+
+def intersections_and_totals(confusion: Array) -> tuple[Array, Array, Array]:
+    """Per class: pixels right, pixels in the truth, pixels predicted; each int64 (..., C)."""
+    _check_confusion(confusion)
+    right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.int64)
+    return right, confusion.sum(axis=-1, dtype=np.int64), confusion.sum(axis=-2, dtype=np.int64)
+
+
+def iou(confusion: Array) -> Array:
+    """Intersection over union per class: float64 (..., C) in 0..1, NaN where a class is in neither map."""
+    return iou_from_counts(*intersections_and_totals(confusion))
+
+
+def iou_from_counts(right: Array, in_truth: Array, predicted: Array) -> Array:
+    """`iou` from the counts of `intersections_and_totals`; float64 of the counts' shape."""
+    union = np.asarray(in_truth + predicted - right, dtype=np.float64)
+    return np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def miou(confusion: Array, mean_over: MeanOver = "defined") -> Any:
+    """Mean IoU in 0..1: float64 (...), a float for one matrix; NaN when no class takes part.
+
+    mean_over "defined": the classes that have a value (in the truth or predicted), as the CAM and
+    pseudo-label scores do. "truth": the classes present in the truth, as the segmentation scores do
+    (SSC section 8): a class predicted but absent from the truth then costs only the classes it covers.
+    """
+    return miou_from_counts(*intersections_and_totals(confusion), mean_over=mean_over)
+
+
+def miou_from_counts(right: Array, in_truth: Array, predicted: Array, mean_over: MeanOver = "defined") -> Any:
+    """`miou` from the counts of `intersections_and_totals`."""
+    values = iou_from_counts(right, in_truth, predicted)
+    taking_part = in_truth > 0 if mean_over == "truth" else ~np.isnan(values)
+    number = taking_part.sum(axis=-1)
+    total = np.where(taking_part, values, 0.0).sum(axis=-1)
+    mean = np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
+    return float(mean) if mean.ndim == 0 else mean
+
+
+def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float | None]:
+    """IoU by class name, None where it is undefined. Raises EvaluationError when the counts differ."""
+    values = iou(confusion)
+    if values.shape != (len(class_names),):
+        raise EvaluationError(
+            f"{len(class_names)} class names for a confusion matrix of shape {confusion.shape}",
+            "class_iou",
+            "give the dataset's classes, background first",
+        )
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(class_names, values, strict=True)
+    }
+
+
+def pixel_accuracy(confusion: Array) -> Any:
+    """Share of scored pixels that are right: float64 (...), NaN without pixels."""
+    right, in_truth, _ = intersections_and_totals(confusion)
+    total = in_truth.sum(axis=-1)
+    mean = np.divide(right.sum(axis=-1), total, out=np.full(np.shape(total), np.nan), where=total > 0)
+    return float(mean) if mean.ndim == 0 else mean
+
+
+def mean_accuracy(confusion: Array) -> Any:
+    """Mean recall over the classes present in the truth: float64 (...), NaN without pixels."""
+    right, in_truth, _ = intersections_and_totals(confusion)
+    present = in_truth > 0
+    recall = np.divide(right, in_truth, out=np.zeros(np.shape(right)), where=present)
+    number = present.sum(axis=-1)
+    mean = np.divide(recall.sum(axis=-1), number, out=np.full(np.shape(number), np.nan), where=number > 0)
+    return float(mean) if mean.ndim == 0 else mean
+
+
+def all_background(confusion: Array) -> Array:
+    """The confusion matrix of a predictor that says background everywhere, on the same pixels."""
+    _check_confusion(confusion)
+    baseline = np.zeros_like(confusion)
+    baseline[..., 0] = confusion.sum(axis=-1)
+    return baseline
+
+
+def _integer_array(values: Array, what: str) -> Array:
+    values = np.asarray(values)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise EvaluationError(
+            f"{what} has dtype {values.dtype}, class ids must be integers",
+            "confusion_matrix",
+            "take the argmax of scores first, and convert with .astype(np.uint8)",
+        )
+    return values
+
+
+def _check_confusion(confusion: Array) -> None:
+    if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
+        raise EvaluationError(
+            f"a confusion matrix has shape (..., C, C), not {confusion.shape}",
+            "wsss.evaluation",
+            "build it with confusion_matrix or threshold_confusions",
+        )
