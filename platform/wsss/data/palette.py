@@ -1,0 +1,84 @@
+"""Label maps as palette PNG files with the VOC colours."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from wsss.data.errors import DataError
+
+
+def voc_palette() -> np.ndarray:
+    """The 256 VOC colours, (256, 3) uint8: the bits of the class id spread over R, G and B.
+
+    Source: VOC 2012 development kit, function VOClabelcolormap.
+    """
+    ids = np.arange(256, dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            if 3 * bit + channel < 8:
+                colors[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors
+
+
+def colorize(mask: np.ndarray) -> np.ndarray:
+    """Colours of a label map, for people: (H, W) uint8 -> (H, W, 3) uint8."""
+    return voc_palette()[mask]
+
+
+def encode_palette_png(mask: np.ndarray) -> bytes:
+    """PNG file (mode P, VOC palette) of an (H, W) uint8 label map."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 (H, W) label map, got {mask.dtype} {mask.shape}")
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette().tobytes())  # turns mode L into P, values unchanged
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_palette_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a label map; a reader sees the whole file or none."""
+    write_atomically(path, encode_palette_png(mask))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write through a temporary file in the same folder, which must exist."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_palette_mask(path: Path) -> np.ndarray:
+    """Values of a label map, (H, W) uint8: palette indices (mode P) or grey values (mode L).
+
+    Raises:
+        DataError: the file is missing, damaged, or in colours instead of class ids.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise DataError(
+                    f"the mask is in mode {image.mode}; expected a palette (P) or grey (L) PNG of class ids",
+                    str(path),
+                    "use the original palette PNG; saving a mask through an RGB image loses its class ids",
+                )
+            return np.array(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise DataError(
+            "the mask is missing", str(path), "copy it there, or drop the image from the list"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"the mask cannot be decoded: {error}", str(path), "copy the file again") from error
