@@ -1,0 +1,391 @@
+"""An artifact: the files that one stage computed under one key, and the manifest that makes them visible.
+
+Layout below the store, the same in every back end:
+
+    <stage>/<key>/<file>...              weights, tables, `shard-00000.zip`...
+    <stage>/<key>/finished/<file>.json   note (size, sha256, images of a shard), written after its file
+    <stage>/<key>/manifest.json          written last; without it readers see nothing
+
+The notes are what a restarted run trusts: a file without its note was being written when the process died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsss.store.backend import Backend, StoreError, sha256_of
+from wsss.store.shards import ShardIndex, encode_shard
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_FINISHED = "finished"
+_SHARD = re.compile(r"shard-(\d{5,})\.zip")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@-]*")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact, opened for reading. Picklable: travels as store and key, reads its manifest again.
+
+    Attributes:
+        backend: the place that holds it.
+        stage: name of the stage that computed it.
+        key: content key.
+    """
+
+    backend: Backend
+    stage: str
+    key: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"backend": self.backend, "stage": self.stage, "key": self.key}
+
+    @property
+    def folder(self) -> str:
+        """Path below the store."""
+        return f"{self.stage}/{self.key}"
+
+    @property
+    def location(self) -> str:
+        """Where it lies, for people."""
+        return self.backend.describe(self.folder)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """`format`, `stage`, `key`, `files` (name -> size, sha256), `shards` (file -> images), `provenance`."""
+        content = self.backend.read(f"{self.folder}/{MANIFEST}")
+        if content is None:
+            raise StoreError(
+                f"artifact of stage {self.stage!r} is no longer in the store",
+                self.location,
+                "run the stage again",
+            )
+        return parse_manifest(content, self)
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """File name -> {"size": bytes, "sha256": hex digest}."""
+        return self.manifest["files"]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run wrote about itself at publication: code, environment, data, costs."""
+        return self.manifest["provenance"]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, without notes and manifest."""
+        return sum(entry["size"] for entry in self.files.values())
+
+    def images(self) -> list[str]:
+        """Names of the images that have arrays, in the order of the shards; empty without shards."""
+        return list(self._shard_of)
+
+    def arrays(self, image: str) -> dict[str, np.ndarray]:
+        """The named arrays of one image; only its own bytes are read.
+
+        Raises:
+            StoreError: the artifact has no such image, or its shard is missing or damaged.
+        """
+        try:
+            shard = self._shard_of[image]
+        except KeyError:
+            raise StoreError(
+                f"image {image!r} is not among the {len(self._shard_of)} of stage {self.stage!r}",
+                self.location,
+                "check that both stages run over the same image list",
+            ) from None
+        if shard not in self._indexes:
+            self._indexes[shard] = ShardIndex.open(self.path(shard))
+        return self._indexes[shard].arrays(image)
+
+    def path(self, file: str) -> Path:
+        """A local path with the content of a file, size verified; downloaded once when the store is remote."""
+        entry = self._entry(file)
+        return self.backend.local_path(f"{self.folder}/{file}", entry["size"], entry["sha256"])
+
+    def json(self, file: str) -> Any:
+        """Content of a JSON file of the artifact."""
+        return json.loads(self.path(file).read_text(encoding="utf-8"))
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest. Raises StoreError naming all that differ."""
+        self.check_sizes()
+        bad = [
+            file
+            for file, entry in self.files.items()
+            if self.backend.sha256(f"{self.folder}/{file}") != entry["sha256"]
+        ]
+        if bad:
+            raise self._damaged([f"{file} (checksum differs)" for file in bad])
+
+    def check_sizes(self) -> None:
+        """Raises StoreError naming the files that are missing or have another size than the manifest says."""
+        listed = self.backend.sizes(self.folder)
+        bad = []
+        for file, entry in self.files.items():
+            # The listing of an object store may lag behind: what looks wrong in it is asked for directly.
+            size = listed.get(file)
+            if size != entry["size"]:
+                size = self.backend.size(f"{self.folder}/{file}")
+            if size is None:
+                bad.append(f"{file} (missing)")
+            elif size != entry["size"]:
+                bad.append(f"{file} ({size} bytes instead of {entry['size']})")
+        if bad:
+            raise self._damaged(bad)
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        return {image: shard for shard, images in self.manifest["shards"].items() for image in images}
+
+    @cached_property
+    def _indexes(self) -> dict[str, ShardIndex]:
+        return {}
+
+    def _entry(self, file: str) -> dict[str, Any]:
+        try:
+            return self.files[file]
+        except KeyError:
+            raise StoreError(
+                f"artifact of stage {self.stage!r} has no file {file!r}",
+                self.location,
+                f"it has: {', '.join(self.files) or 'none'}",
+            ) from None
+
+    def _damaged(self, files: list[str]) -> StoreError:
+        return StoreError(
+            f"artifact of stage {self.stage!r} is damaged: {', '.join(files)}",
+            self.location,
+            f"remove it (`wsss rm {self.stage}/{self.key}`, or delete that folder), run the stage again",
+        )
+
+
+def parse_manifest(content: bytes, artifact: Artifact) -> dict[str, Any]:
+    """The manifest; StoreError when it is not that of this artifact in a format known here."""
+    try:
+        manifest = json.loads(content)
+        known = manifest["format"] == FORMAT and (manifest["stage"], manifest["key"]) == (
+            artifact.stage,
+            artifact.key,
+        )
+        complete = known and all(
+            isinstance(manifest[name], dict) for name in ("files", "shards", "provenance")
+        )
+    except (ValueError, KeyError, TypeError):
+        complete = False
+        manifest = {}
+    if not complete:
+        raise StoreError(
+            f"{MANIFEST} is not one of format {FORMAT} for stage {artifact.stage!r} and this key",
+            artifact.location,
+            f"update wsss, or remove it (`wsss rm {artifact.stage}/{artifact.key}`, or delete that folder)",
+        )
+    return manifest
+
+
+class ArtifactWriter:
+    """Fills one artifact, possibly from several processes at once, and publishes it.
+
+    Whatever was added survives the death of the process. Adding to an artifact that is already published does
+    nothing (equal keys mean equal content), and publishing it again returns it.
+
+    Picklable: workers may add shards while the driver publishes.
+    """
+
+    def __init__(self, backend: Backend, stage: str, key: str) -> None:
+        check_name(stage, "stage")
+        check_name(key, "key")
+        self.backend = backend
+        self.stage = stage
+        self.key = key
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact as readers will see it."""
+        return Artifact(self.backend, self.stage, self.key)
+
+    def add_shard(self, index: int, records: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Store the arrays of a group of images: image name -> array name -> array.
+
+        Raises:
+            StoreError: a name or an array can not be stored, or the store can not be written.
+        """
+        self._add(shard_file(index), encode_shard(records), sorted(records))
+
+    def add_file(self, name: str, content: bytes | Path) -> None:
+        """Store a file under a name (forward slashes allowed) from bytes or from a local file.
+
+        Raises:
+            StoreError: the name can not be used, or the store can not be written.
+        """
+        parts = name.split("/")
+        for part in parts:
+            check_name(part, "file")
+        if name == MANIFEST or parts[0] == _FINISHED or _SHARD.fullmatch(name):
+            raise StoreError(
+                f"the file name {name!r} is taken by the store itself", remedy="choose another name"
+            )
+        self._add(name, content, None)
+
+    def add_copy(self, file: str, content: Path, sha256: str, images: list[str] | None) -> None:
+        """Store a file of another artifact; `images` are those of a shard, None for other files.
+
+        Raises:
+            StoreError: the content does not have this sha256, or the store can not be written.
+        """
+        if sha256_of(content)[0] != sha256:
+            raise StoreError(
+                f"{file} is damaged: its checksum is not the one in the manifest",
+                str(content),
+                f"remove the artifact with `wsss rm {self.stage}/{self.key}`, then run the stage again",
+            )
+        self._add(file, content, images)
+
+    def finished_images(self) -> dict[int, tuple[str, ...]]:
+        """Shard index -> its images, for the shards finished so far, by this or by a dead process."""
+        found = {}
+        for file, note in self._notes().items():
+            if match := _SHARD.fullmatch(file):
+                found[int(match[1])] = tuple(note["images"])
+        return dict(sorted(found.items()))
+
+    def finished_shards(self) -> set[int]:
+        """Indices of the shards finished so far, by this or by a dead process."""
+        return set(self.finished_images())
+
+    def discard_shard(self, index: int) -> None:
+        """Forget a finished shard, for a run that cuts the images otherwise. No error when it is absent."""
+        if self._published():
+            raise StoreError("a published artifact can not lose a shard", self.artifact.location)
+        self.backend.remove(self._note_path(shard_file(index)))
+        self.backend.remove(f"{self.artifact.folder}/{shard_file(index)}")
+
+    def publish(self, provenance: Mapping[str, Any], shards: Iterable[int] | None = None) -> Artifact:
+        """Write the manifest, which makes the artifact visible in one step.
+
+        Args:
+            provenance: JSON values that describe how it came to be.
+            shards: indices that must be there and the only ones that belong to it; None takes all that are
+                finished.
+
+        Raises:
+            StoreError: a shard is missing, an image is in two shards, or the store can not be written.
+        """
+        artifact = self.artifact
+        if self._published():
+            return artifact
+        notes = self._notes()
+        if shards is not None:
+            wanted = {shard_file(index) for index in shards}
+            # Asked for by name: the listing of an object store may not show a shard that was just written.
+            notes.update(
+                {file: note for file in wanted - set(notes) if (note := self._note(file)) is not None}
+            )
+            if missing := sorted(wanted - set(notes)):
+                raise StoreError(
+                    f"{len(missing)} of {len(wanted)} shards are not finished, the first is {missing[0]}",
+                    artifact.location,
+                    "run the stage again; finished shards are kept",
+                )
+            notes = {
+                file: note for file, note in notes.items() if file in wanted or not _SHARD.fullmatch(file)
+            }
+        by_shard = {file: note["images"] for file, note in sorted(notes.items()) if _SHARD.fullmatch(file)}
+        seen: set[str] = set()
+        for file, images in by_shard.items():
+            if twice := seen.intersection(images):
+                raise StoreError(
+                    f"image {min(twice)!r} is in {file} and in another shard",
+                    artifact.location,
+                    f"remove the unfinished artifact (`wsss rm {self.stage}/{self.key}`), run the stage again",
+                )
+            seen.update(images)
+        manifest = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "key": self.key,
+            "files": {f: {"size": n["size"], "sha256": n["sha256"]} for f, n in sorted(notes.items())},
+            "shards": by_shard,
+            "provenance": dict(provenance),
+        }
+        self.backend.remove_leftovers(artifact.folder)
+        self.backend.write(f"{artifact.folder}/{MANIFEST}", _json(manifest))
+        return artifact
+
+    def _add(self, file: str, content: bytes | Path, images: list[str] | None) -> None:
+        if self._published():
+            log.info("%s is published already; %s is not written again", self.artifact.location, file)
+            return
+        if isinstance(content, Path) and not content.is_file():
+            raise StoreError(f"the file to store as {file!r} does not exist", str(content))
+        digest, size = sha256_of(content)
+        note: dict[str, Any] = {"file": file, "size": size, "sha256": digest}
+        if images is not None:
+            note["images"] = images
+        target = f"{self.artifact.folder}/{file}"
+        before = self.backend.read(self._note_path(file))
+        if before == _json(note) and self.backend.size(target) == size:
+            return
+        if before is not None:  # never leave an old note beside new content
+            self.backend.remove(self._note_path(file))
+        self.backend.write(target, content)
+        self.backend.write(self._note_path(file), _json(note))
+
+    def _published(self) -> bool:
+        return self.backend.size(f"{self.artifact.folder}/{MANIFEST}") is not None
+
+    def _note_path(self, file: str) -> str:
+        return f"{self.artifact.folder}/{_FINISHED}/{file}.json"
+
+    def _note(self, file: str) -> dict[str, Any] | None:
+        """The note of a file whose content has the size that the note says."""
+        content = self.backend.read(self._note_path(file))
+        if content is None:
+            return None
+        try:
+            note = json.loads(content)
+        except ValueError:
+            return None
+        size = self.backend.size(f"{self.artifact.folder}/{file}")
+        return note if size is not None and size == note.get("size") else None
+
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        names = [
+            name
+            for name in self.backend.sizes(f"{self.artifact.folder}/{_FINISHED}")
+            if name.endswith(".json")
+        ]
+        notes = {name.removesuffix(".json"): self._note(name.removesuffix(".json")) for name in sorted(names)}
+        return {file: note for file, note in notes.items() if note is not None}
+
+
+def shard_file(index: int) -> str:
+    """File name of a shard."""
+    if index < 0:
+        raise StoreError(f"a shard index can not be negative: {index}")
+    return f"shard-{index:05d}.zip"
+
+
+def check_name(name: str, kind: str) -> None:
+    """Raises StoreError when a stage, key or file name can not be part of a path in every back end."""
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} can not be the name of a {kind}",
+            remedy="use letters, digits and _ . = + @ - and begin with a letter, a digit or _",
+        )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

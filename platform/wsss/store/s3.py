@@ -1,0 +1,322 @@
+"""A bucket of any S3-compatible object store as the place that holds artifacts.
+
+Downloaded files are kept in a cache folder under their sha256, so that a file is fetched once for all
+processes, stages and stores, and a stale copy can not be taken for another content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from wsss.store.backend import OnWait, StoreError
+from wsss.store.local import LocalFiles, explained
+from wsss.store.single_flight import flock_single_flight, lease_single_flight
+
+log = logging.getLogger(__name__)
+
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_DENIED = {
+    "401",
+    "403",
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+}
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) for this endpoint, on every machine"
+)
+
+# A refused or unreachable endpoint is given up after about 4 tries with growing pauses, 20 s at most.
+_PATIENT = Config(
+    connect_timeout=2.5,
+    read_timeout=60,
+    retries={"total_max_attempts": 4, "mode": "standard"},
+    s3={"addressing_style": "path"},
+    signature_version="s3v4",
+    max_pool_connections=16,
+)
+_PREFLIGHT = _PATIENT.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
+_TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+
+
+@dataclass(frozen=True)
+class S3Files:
+    """Objects below a prefix of a bucket. Endpoint and credentials come from the environment of each process.
+
+    Attributes:
+        bucket: an existing bucket.
+        prefix: may be empty; without slashes at its ends.
+        cache: local folder for downloaded files.
+        lease_seconds: silence after which the holder of a single flight counts as dead.
+    """
+
+    bucket: str
+    prefix: str
+    cache: Path
+    lease_seconds: float = 60.0
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def describe(self, path: str) -> str:
+        return f"{self.url}/{path}".rstrip("/")
+
+    def read(self, path: str) -> bytes | None:
+        with self._explained(path):
+            try:
+                return b"".join(self._blocks(path))
+            except ClientError as error:
+                if _code(error) in _ABSENT:
+                    return None
+                raise
+
+    def size(self, path: str) -> int | None:
+        with self._explained(path):
+            try:
+                return self._client.head_object(Bucket=self.bucket, Key=self._key(path))["ContentLength"]
+            except ClientError as error:
+                if _code(error) not in _ABSENT:
+                    raise
+            # The answer to HEAD has no body: a missing bucket looks like a missing object.
+            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(path), MaxKeys=1)
+            return None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        base = self._key(f"{folder}/" if folder else "")
+        found = {}
+        with self._explained(folder):
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=base
+            ):
+                for item in page.get("Contents", ()):
+                    path = item["Key"].removeprefix(base)
+                    if not any(part.startswith(".") for part in path.split("/")):
+                        found[path] = item["Size"]
+        return dict(sorted(found.items()))
+
+    def write(self, path: str, content: bytes | Path) -> None:
+        with self._explained(path):
+            if isinstance(content, bytes):
+                self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content)
+            else:
+                with content.open("rb") as file:
+                    self._client.upload_fileobj(file, self.bucket, self._key(path), Config=_TRANSFER)
+
+    def write_if_absent(self, path: str, content: bytes) -> bool:
+        """Create an object unless it exists. Returns whether it was created."""
+        with self._explained(path):
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=self._key(path), Body=content, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if _code(error) in _TAKEN:
+                    return False
+                if _code(error) not in ("501", "NotImplemented"):
+                    raise
+                # A store without conditional writes: look first; the reader of a lease reads it back anyway.
+                if self.size(path) is not None:
+                    return False
+                self.write(path, content)
+        return True
+
+    def remove(self, path: str) -> None:
+        with self._explained(path):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+
+    def remove_folder(self, folder: str) -> None:
+        names = [{"Key": self._key(f"{folder}/{name}")} for name in self.sizes(folder)]
+        with self._explained(folder):
+            for start in range(0, len(names), 1000):
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": names[start : start + 1000], "Quiet": True}
+                )
+                if errors := answer.get("Errors"):
+                    raise StoreError(
+                        f"{len(errors)} objects could not be removed: {errors[0].get('Message', 'no reason')}",
+                        self.describe(folder),
+                        "check that these credentials may delete objects",
+                    )
+
+    def remove_leftovers(self, folder: str) -> None:
+        """Nothing to do: an object appears whole or not at all."""
+
+    def local_path(self, path: str, size: int, sha256: str) -> Path:
+        local = LocalFiles(self.cache)
+        kept = f"files/{sha256[:2]}/{sha256}/{path.rpartition('/')[2]}"
+        if local.size(kept) == size:
+            return self.cache / kept
+        with flock_single_flight(self.cache / ".locks" / f"{sha256}.lock", None):
+            if local.size(kept) != size:
+                self._download(path, size, sha256, self.cache / kept)
+        return self.cache / kept
+
+    def sha256(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self._explained(path):
+            for block in self._blocks(path):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def check_writable(self) -> None:
+        probe = self._key(f".probe-{uuid.uuid4().hex[:8]}")
+        client = _client(os.getpid(), "preflight")
+        with self._explained(""):
+            client.put_object(Bucket=self.bucket, Key=probe, Body=b"wsss")
+            client.delete_object(Bucket=self.bucket, Key=probe)
+        LocalFiles(self.cache).check_writable()
+
+    def single_flight(self, name: str, on_wait: OnWait | None) -> AbstractContextManager[None]:
+        return lease_single_flight(self, f".leases/{name}.json", on_wait, self.lease_seconds)
+
+    def _blocks(self, path: str) -> Iterator[bytes]:
+        """Content in pieces; continues where a connection broke (botocore repeats whole requests only)."""
+        done, tries = 0, 0
+        while True:
+            span = {"Range": f"bytes={done}-"} if done else {}
+            body = self._client.get_object(Bucket=self.bucket, Key=self._key(path), **span)["Body"]
+            try:
+                for block in body.iter_chunks(1 << 20):
+                    done += len(block)
+                    yield block
+                return
+            except (HTTPClientError, IncompleteReadError):
+                tries += 1
+                if tries == 4:
+                    raise
+                time.sleep(2.0 ** (tries - 1))
+
+    def _download(self, path: str, size: int, sha256: str, target: Path) -> None:
+        temporary = target.with_name(
+            ".downloading"
+        )  # one name: the caller holds a lock, leftovers are overwritten
+        digest = hashlib.sha256()
+        with explained(target), self._explained(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                for block in self._blocks(path):
+                    digest.update(block)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            found = temporary.stat().st_size
+            if found != size or digest.hexdigest() != sha256:
+                temporary.unlink()
+                difference = f"{found} bytes instead of {size}" if found != size else "its checksum differs"
+                raise StoreError(
+                    f"a file of the artifact is damaged: {difference}",
+                    self.describe(path),
+                    f"remove the artifact (`wsss rm {'/'.join(path.split('/')[:2])}`), run the stage again",
+                )
+            temporary.replace(target)
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    @property
+    def _client(self) -> Any:
+        # One client for each process: connections must not be shared over a fork.
+        return _client(os.getpid(), "patient")
+
+    @contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        """botocore's errors -> StoreError that says what to do, and never shows a secret."""
+        where = f"{self.describe(path)} at {endpoint()}"
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+            raise StoreError("no credentials for the object store", where, _CREDENTIALS) from error
+        except (ConnectionError, HTTPClientError) as error:
+            raise StoreError(
+                f"can not reach the object store at {endpoint()} ({type(error).__name__})",
+                self.describe(path),
+                "check AWS_ENDPOINT_URL and that the server runs; finished work is kept, so just run again",
+            ) from error
+        except ClientError as error:
+            raise self._refused(error, where) from error
+        except BotoCoreError as error:
+            raise StoreError(
+                f"the object store failed: {error}", where, "run again; finished work is kept"
+            ) from error
+
+    def _refused(self, error: ClientError, where: str) -> StoreError:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            return StoreError(
+                f"the bucket {self.bucket!r} does not exist",
+                where,
+                f"create it (`aws s3 mb s3://{self.bucket}`) or name another one",
+            )
+        if code in _DENIED:
+            return StoreError(f"the object store refused the credentials ({code})", where, _CREDENTIALS)
+        if code in _ABSENT:
+            return StoreError("an object is missing", where, "remove the artifact, then run the stage again")
+        message = error.response.get("Error", {}).get("Message", "")
+        return StoreError(
+            f"the object store answered {code}: {message}", where, "run again; finished work is kept"
+        )
+
+
+def endpoint() -> str:
+    """The endpoint in use, without credentials that somebody may have put into its address."""
+    value = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not value:
+        return "the endpoint of the AWS profile, or AWS itself"
+    parts = urlsplit(value)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _client(process: int, kind: Literal["patient", "preflight"]) -> Any:
+    names = (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_DEFAULT_REGION",
+        "AWS_PROFILE",
+    )
+    return _cached_client(process, kind, *(os.environ.get(name) for name in names))
+
+
+@cache
+def _cached_client(process: int, kind: str, *environment: str | None) -> Any:
+    try:
+        return boto3.Session().client("s3", config=_PATIENT if kind == "patient" else _PREFLIGHT)
+    except ValueError as error:  # botocore repeats the address, which may hold a password
+        raise StoreError(
+            "AWS_ENDPOINT_URL is not an address", endpoint(), "it looks like http://host:port"
+        ) from error
