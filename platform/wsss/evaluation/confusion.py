@@ -1,8 +1,8 @@
 """Confusion matrices, and the scores that are pure functions of them.
 
-A confusion matrix is an int64 array (C, C): rows are the truth, columns the prediction, class 0 is background.
-Leading axes are allowed in every score function, so that a curve (T, C, C) or a set of images (N, C, C) is
-scored in one call. Scores are fractions in 0..1; people are shown percent.
+A confusion matrix is an int64 array (C, C): rows are the truth, columns the prediction, class 0 is the
+background. Leading axes are allowed in every score function, so that a curve (T, C, C) or a set of images
+(N, C, C) is scored in one call. Scores are fractions in 0..1; people are shown percent.
 """
 
 from __future__ import annotations

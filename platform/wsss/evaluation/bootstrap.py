@@ -1,0 +1,178 @@
+"""How far a mIoU could move with other images: bootstrap over images, and paired comparison of two results.
+
+A data set's mIoU depends on an image only through three counts per class (right, in the truth, predicted),
+so a resample is a weighted sum of rows, and a thousand resamples are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsss.evaluation.confusion import (
+    EvaluationError,
+    MeanOver,
+    intersections_and_totals,
+    miou_from_counts,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Interval:
+    """mIoU (fraction) of all images with its bootstrap percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Difference first minus second in mIoU (fraction) over the same images.
+
+    low, high: bootstrap percentile interval of the difference.
+    p_value: two-sided share of resamples on the other side of zero; small means that the sign is settled.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def image_counts(per_image: Array) -> Array:
+    """(N, C, C) confusion matrices -> int64 (N, 3, C): right, in the truth, predicted."""
+    if per_image.ndim != 3:
+        raise EvaluationError(
+            f"per-image confusion matrices are (N, C, C), not {per_image.shape}",
+            "bootstrap",
+            "stack one confusion matrix for each image",
+        )
+    return np.stack(intersections_and_totals(per_image), axis=1)
+
+
+def bootstrap_interval(
+    per_image: Array,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> Interval:
+    """Percentile interval of mIoU when the N images are drawn anew with replacement.
+
+    per_image: (N, C, C) integer confusion matrices. confidence in (0, 1). The same seed gives the same
+    interval. A class that a resample happens to miss is left out of that resample's mean.
+    Raises EvaluationError without images or without scored pixels.
+    """
+    return bootstrap_interval_from_counts(
+        image_counts(per_image), samples=samples, confidence=confidence, seed=seed, mean_over=mean_over
+    )
+
+
+def bootstrap_interval_from_counts(
+    counts: Array,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> Interval:
+    """`bootstrap_interval` from `image_counts` (N, 3, C)."""
+    _check(counts, samples, confidence)
+    value = _miou(counts.sum(axis=0), mean_over)
+    if np.isnan(value):
+        raise EvaluationError("no pixel was scored", "bootstrap", "check that the masks are not all ignored")
+    resampled = np.concatenate(
+        [
+            np.atleast_1d(_miou(_resample(counts, weights), mean_over))
+            for weights in _weights(counts, samples, seed)
+        ]
+    )
+    low, high = _percentiles(resampled, confidence)
+    return Interval(float(value), low, high)
+
+
+def paired_comparison(
+    first: Array,
+    second: Array,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> PairedComparison:
+    """Compare two results on the same images: both are drawn with the same resamples.
+
+    first, second: (N, C, C) confusion matrices, image i the same in both.
+    Raises EvaluationError when they differ in shape.
+    """
+    if first.shape != second.shape:
+        raise EvaluationError(
+            f"the two results cover {first.shape} and {second.shape}",
+            "paired_comparison",
+            "give confusion matrices of the same images in the same order",
+        )
+    counts_first, counts_second = image_counts(first), image_counts(second)
+    _check(counts_first, samples, confidence)
+    value = _miou(counts_first.sum(axis=0), mean_over) - _miou(counts_second.sum(axis=0), mean_over)
+    if np.isnan(value):
+        raise EvaluationError("no pixel was scored", "paired_comparison", "check the masks of both results")
+    differences = np.concatenate(
+        [
+            np.atleast_1d(
+                _miou(_resample(counts_first, weights), mean_over)
+                - _miou(_resample(counts_second, weights), mean_over)
+            )
+            for weights in _weights(counts_first, samples, seed)
+        ]
+    )
+    low, high = _percentiles(differences, confidence)
+    below, above = np.mean(differences <= 0), np.mean(differences >= 0)
+    return PairedComparison(float(value), low, high, float(min(1.0, 2 * min(below, above))))
+
+
+def _weights(counts: Array, samples: int, seed: int) -> Iterator[Array]:
+    """How often each image is drawn, (b, N), in blocks; the draws do not depend on the block size."""
+    rng = np.random.default_rng(seed)
+    number = counts.shape[0]
+    for start in range(0, samples, _CHUNK):
+        block = min(_CHUNK, samples - start)
+        yield rng.multinomial(number, np.full(number, 1 / number), size=block)
+
+
+def _resample(counts: Array, weights: Array) -> Array:
+    # float64 holds every integer below 2**53: exact for 9e15 pixels.
+    flat = weights.astype(np.float64) @ counts.reshape(counts.shape[0], -1).astype(np.float64)
+    return flat.reshape(weights.shape[0], *counts.shape[1:])
+
+
+def _miou(counts: Array, mean_over: MeanOver) -> Any:
+    return miou_from_counts(counts[..., 0, :], counts[..., 1, :], counts[..., 2, :], mean_over)
+
+
+def _percentiles(values: Array, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2 * 100
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _check(counts: Array, samples: int, confidence: float) -> None:
+    if counts.ndim != 3 or counts.shape[1] != 3 or counts.shape[0] == 0:
+        raise EvaluationError(
+            f"image counts are (N, 3, C) with N at least 1, not {counts.shape}",
+            "bootstrap",
+            "give at least one image; build the counts with image_counts",
+        )
+    if samples < 1 or not 0 < confidence < 1:
+        raise EvaluationError(
+            f"samples {samples} and confidence {confidence} make no interval",
+            "bootstrap",
+            "samples at least 1, confidence between 0 and 1 (0.95 is usual)",
+        )
