@@ -38,13 +38,12 @@ class OptimizerPlan:
     """An optimizer and its schedule.
 
     `schedule(step, total_steps)` is the factor on every group's initial learning rate, set before step
-    `step` (0-based). `minimum_learning_rate` bounds the product from below.
+    `step` (0-based).
     """
 
     name: str
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    minimum_learning_rate: float = 0.0
 
 
 @dataclass
@@ -62,8 +61,8 @@ class TrainTask:
         group_size: consecutive samples that must stay on one worker and in one micro-batch.
         trained_weights: file stem -> state dict (official names) of the current weights.
         candidate_every: keep the weights after every so many epochs for a later selection stage; 0: never.
-        precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU and in
-            bfloat16 autocast on a CPU.
+        precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU; a CPU
+            computes in float32 either way.
         find_unused_parameters: passed to DDP; needed when some parameters get no gradient in some steps.
     """
 

@@ -1,0 +1,1 @@
+"""Runs pipelines on Ray. The only package that imports it."""

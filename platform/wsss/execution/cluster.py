@@ -1,0 +1,117 @@
+"""Starts or joins Ray, and says what the cluster can do."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import ray
+
+from wsss.errors import WsssError
+
+# Train polls its workers; its own 2 s would add two seconds to every checkpoint.
+_DRIVER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+_WORKER_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
+
+
+class ClusterError(WsssError):
+    """Ray cannot be started or joined, or cannot hold what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster holds in total and in its largest node."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    largest_node_cpus: float
+    autoscaling: bool
+
+
+def connect(cpus: int | None = None) -> Capacity:
+    """Join the cluster of RAY_ADDRESS (set inside a submitted job), or start Ray on this machine.
+
+    The code of the platform and of the methods travels with the connection, so workers need no installation.
+    Token authentication is left as RAY_AUTH_MODE says; a Ray started here listens on this machine alone and
+    runs without it unless asked.
+
+    Raises:
+        ClusterError: the address does not answer.
+    """
+    if not ray.is_initialized():
+        for name, value in _DRIVER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        try:
+            ray.init(
+                address=address,
+                num_cpus=None if address else cpus,
+                include_dashboard=None if address else True,
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=bool(os.environ.get("WSSS_DEBUG")),
+                runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment()},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"Ray could not be {'joined' if address else 'started'}: {error}",
+                address or "this machine",
+                "check RAY_ADDRESS and RAY_AUTH_MODE"
+                if address
+                else "see the message above; `WSSS_DEBUG=1` shows more",
+            ) from error
+    return capacity()
+
+
+def capacity() -> Capacity:
+    """Resources of the connected cluster as it stands; an autoscaling one may grow beyond it."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    return Capacity(
+        cpus=float(total.get("CPU", 0.0)),
+        gpus=float(total.get("GPU", 0.0)),
+        nodes=len(nodes),
+        largest_node_cpus=max((float(node["Resources"].get("CPU", 0.0)) for node in nodes), default=0.0),
+        autoscaling=os.environ.get("WSSS_AUTOSCALING", "") == "1",
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that was started here ends."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def _code_folders() -> list[str]:
+    folders = []
+    for package in ("wsss", "wsss_methods"):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(str(Path(spec.origin).parent))
+    return folders
+
+
+def _worker_environment() -> dict[str, str]:
+    names = [*_WORKER_VARIABLES, "WSSS_DEBUG", "RAY_CHDIR_TO_TRIAL_DIR"]
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -1,0 +1,250 @@
+"""Runs a training stage under Ray Train: workers, checkpoints, resume, the label firewall."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from wsss.data.view import forbid_mask_reading
+from wsss.errors import WsssError
+from wsss.execution.board import create_board
+from wsss.execution.stage_job import StageJob
+from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, run_training, split_batch
+from wsss.pipeline import TrainStage
+from wsss.store import Artifact
+from wsss.train_task import TrainTask
+
+HISTORY_FILE = "history.json"
+_STATE_FILE = "state.pt"
+_TELL_EVERY_SECONDS = 0.5
+
+# (steps of the whole stage, [(steps done, losses and learning rates)])
+OnSteps = Callable[[int, list[tuple[int, dict[str, float]]]], None]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How a training stage is laid out on the cluster."""
+
+    workers: int
+    gpu: bool
+    threads: int
+    settings: LoopSettings
+    max_failures: int
+    checkpoints: str
+    parity: bool
+    forbidden_folders: tuple[str, ...] = ()
+
+
+class _Teller:
+    """Passes every step of rank 0 on to the board, a few times a second."""
+
+    def __init__(self, board: Any, rank: int) -> None:
+        self.board, self.rank = board, rank
+        self.steps: list[tuple[int, dict[str, float]]] = []
+        self.told_at = 0.0
+
+    def step(self, done: int, total: int, losses: dict[str, float], rates: dict[str, float]) -> None:
+        """Called by the loop after every optimizer step."""
+        if self.rank != 0:
+            return
+        self.steps.append((done, {**losses, **{f"learning_rate/{name}": rate for name, rate in rates.items()}}))
+        if time.monotonic() - self.told_at > _TELL_EVERY_SECONDS or done == total:
+            self.told_at = time.monotonic()
+            delivery = self.board.tell.remote(total, self.steps)
+            self.steps = []
+            if done == total:
+                ray.get(delivery)
+
+
+def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tuple[dict[str, str], dict[str, Any]]:
+    """Train, store weights and history, and return (file names, facts). Continues an attempt that was killed.
+
+    Raises:
+        WsssError: whatever a worker raised with a remedy.
+        TrainingError: the workers could not be started, or died more often than allowed.
+    """
+    board = create_board()
+    name = f"{job.stage.name}-{job.key}"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "plan": plan, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpu,
+            resources_per_worker={"CPU": plan.threads, **({"GPU": 1} if plan.gpu else {})},
+            placement_strategy="PACK",
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=plan.checkpoints,
+            failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, stop, on_progress), daemon=True)
+    watcher.start()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failure = ray.get(board.failure.remote())
+        if failure is not None:
+            raise failure from None
+        raise TrainingError(
+            f"training failed: {_first_line(error)}",
+            f"stage {job.stage.name}",
+            "run the same command to continue from the last checkpoint; WSSS_DEBUG=1 shows the workers' output",
+        ) from error
+    finally:
+        stop.set()
+        watcher.join(timeout=10)
+        ray.kill(board)
+    facts = result.return_value
+    if not isinstance(facts, dict):
+        raise TrainingError("the training workers returned nothing", f"stage {job.stage.name}", "run it again")
+    return facts["files"], facts["facts"]
+
+
+def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
+    """Free what a finished stage no longer needs (folders only; an object store expires its own)."""
+    if "://" not in plan.checkpoints:
+        shutil.rmtree(Path(plan.checkpoints) / f"{job.stage.name}-{job.key}", ignore_errors=True)
+
+
+def load_weights(artifact: Artifact, stem: str = "weights") -> dict[str, torch.Tensor]:
+    """State dict of a training artifact on the CPU."""
+    return torch.load(artifact.path(f"{stem}.pt"), map_location="cpu", weights_only=True)
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    job: StageJob = config["job"]
+    plan: TrainPlan = config["plan"]
+    board = config["board"]
+    known = ray.get(board.failure.remote())
+    if known is not None:
+        raise known
+    try:
+        with forbid_mask_reading(plan.forbidden_folders):
+            return _train(job, plan, board)
+    except WsssError as error:
+        ray.get(board.fail.remote(error))
+        raise
+
+
+def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device())
+    torch.set_num_threads(max(1, plan.threads))
+    set_numeric_mode(parity=plan.parity, gpu=plan.gpu)
+    stage = job.stage
+    assert isinstance(stage, TrainStage)
+    # Initial weights come from the seed alone, on every worker.
+    torch.manual_seed(stage.seed)
+    task = stage.build(job.context(device, rank, world_size))
+    settings = replace(plan.settings, device=device, rank=rank, world_size=world_size)
+    writer = job.writer()
+    teller = _Teller(board, rank)
+    started = time.monotonic()
+    state, first_step = _load_state(), 0
+    if state is not None:
+        first_step = int(state["step"])
+
+    def candidate(epoch: int, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+        for stem, values in weights.items():
+            writer.add_file(f"epoch_{epoch:04d}/{stem}.pt", _encoded(values))
+
+    history = run_training(
+        task, stage.seed, settings, LoopEvents(save=_save_state, step=teller.step, candidate=candidate), state
+    )
+    if rank != 0:
+        return {}
+    files: dict[str, str] = {}
+    for stem, values in task.trained_weights().items():
+        writer.add_file(f"{stem}.pt", _encoded(values))
+        files[stem] = f"{stem}.pt"
+    writer.add_file(HISTORY_FILE, json.dumps(history).encode())
+    seconds = time.monotonic() - started
+    trained = task.total_steps() - first_step
+    facts = {
+        "steps": task.total_steps(),
+        "images_per_second": trained * task.global_batch / seconds if seconds > 0 else 0.0,
+        "peak_gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if plan.gpu else 0.0,
+    }
+    return {"files": files, "facts": facts}
+
+
+def set_numeric_mode(parity: bool, gpu: bool) -> None:
+    """`parity`: float32 products and deterministic algorithms; else TF32 and the fastest kernels on a GPU."""
+    if parity:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+    elif gpu:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def check_split(task: TrainTask, workers: int) -> None:
+    """Raise TrainingError when the global batch of the task cannot be shared by so many workers."""
+    split_batch(list(range(task.global_batch)), task.group_size, workers, 0)
+
+
+def _load_state() -> dict[str, Any] | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
+
+
+def _save_state(state: dict[str, Any] | None, step: int) -> None:
+    if state is None:
+        ray.train.report({"step": step})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state, Path(folder) / _STATE_FILE)
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _encoded(values: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({name: value.detach().cpu().contiguous() for name, value in values.items()}, buffer)
+    return buffer.getvalue()
+
+
+def _watch(board: Any, stop: threading.Event, on_progress: OnSteps) -> None:
+    ended = False
+    while not ended:
+        ended = stop.wait(0.5)  # one more look after the end
+        try:
+            told = ray.get(board.news.remote(), timeout=5)
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
+            continue
+        if told.steps:
+            on_progress(told.total, told.steps)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

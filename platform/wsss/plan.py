@@ -1,0 +1,155 @@
+"""The plan of a run: which stages are there already, which must be computed, and what that may cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsss.data.dataset import Dataset
+from wsss.data.manifest import file_digest
+from wsss.errors import WsssError
+from wsss.pipeline import Pipeline, ReduceStage, Stage, stage_keys
+from wsss.store import Artifact, Store
+
+
+class PlanError(WsssError):
+    """A run can be refused before anything is spent."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan.
+
+    Attributes:
+        artifact: the published result, if the store holds it.
+        needed: must be computed now; a stage that is neither cached nor needed only fed stages that are cached.
+        images: images that it runs over; 0 for a reduce stage without a list.
+        expected_seconds: from earlier runs on this machine; None when there was none.
+    """
+
+    stage: Stage
+    key: str
+    artifact: Artifact | None
+    needed: bool
+    images: int
+    expected_seconds: float | None
+
+    @property
+    def cached(self) -> bool:
+        """Whether the store holds the result."""
+        return self.artifact is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in order."""
+
+    stages: tuple[PlannedStage, ...]
+
+    @property
+    def needed(self) -> tuple[PlannedStage, ...]:
+        """Stages that must be computed."""
+        return tuple(planned for planned in self.stages if planned.needed)
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Sum over the stages to compute; None while one of them has never been timed."""
+        times = [planned.expected_seconds for planned in self.needed]
+        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+
+
+class CostHistory:
+    """Seconds per image (or step) of every stage, as last measured on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def seconds(self, stage: Stage, images: int) -> float | None:
+        """Expected seconds of a stage over so many images; None when it was never timed."""
+        entry = self._read().get(_cost_name(stage))
+        return None if entry is None else entry * max(images, 1)
+
+    def record(self, stage: Stage, images: int, seconds: float) -> None:
+        """Remember a whole execution (not a resumed one)."""
+        entries = self._read()
+        entries[_cost_name(stage)] = seconds / max(images, 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(entries, file, indent=1, sort_keys=True)
+        Path(temporary).replace(self.path)
+
+    def _read(self) -> dict[str, float]:
+        try:
+            entries = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return entries if isinstance(entries, dict) else {}
+
+
+def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHistory, until: str | None = None) -> Plan:
+    """Keys of all stages, what the store holds of them, and what must be computed.
+
+    Only what somebody needs is computed: numbers (reduce stages) and final stages are always wanted, the
+    others when a stage that is to be computed reads them.
+
+    Raises:
+        PlanError: `until` names no stage.
+        StoreError: an artifact of the plan is damaged, or the store does not answer.
+    """
+    if until is not None and until not in {stage.name for stage in pipeline}:
+        raise PlanError(
+            f"there is no stage {until!r}",
+            "--until",
+            "stages: " + ", ".join(stage.name for stage in pipeline),
+        )
+    keys = stage_keys(pipeline, dataset, file_digest)
+    stages = _until(pipeline, until)
+    artifacts = {stage.name: store.find(stage.name, keys[stage.name]) for stage in stages}
+    wanted = _wanted(stages, artifacts)
+    return Plan(
+        tuple(
+            PlannedStage(
+                stage=stage,
+                key=keys[stage.name],
+                artifact=artifacts[stage.name],
+                needed=stage.name in wanted,
+                images=len(dataset.lists[stage.image_list]) if stage.image_list else 0,
+                expected_seconds=costs.seconds(stage, len(dataset.lists[stage.image_list]) if stage.image_list else 0),
+            )
+            for stage in stages
+        )
+    )
+
+
+def _until(pipeline: Pipeline, until: str | None) -> tuple[Stage, ...]:
+    if until is None:
+        return pipeline.stages
+    wanted = {until}
+    for stage in reversed(pipeline.stages):
+        if stage.name in wanted:
+            wanted.update(stage.inputs.values())
+    return tuple(stage for stage in pipeline if stage.name in wanted)
+
+
+def _wanted(stages: tuple[Stage, ...], artifacts: Mapping[str, Artifact | None]) -> set[str]:
+    consumed = {upstream for stage in stages for upstream in stage.inputs.values()}
+    wanted: set[str] = set()
+    for stage in reversed(stages):
+        final = isinstance(stage, ReduceStage) or stage.name not in consumed
+        if (final or stage.name in wanted) and artifacts[stage.name] is None:
+            wanted.add(stage.name)
+            wanted.update(upstream for upstream in stage.inputs.values())
+        else:
+            wanted.discard(stage.name)
+    return wanted
+
+
+def _cost_name(stage: Stage) -> str:
+    # The configuration decides the cost of a stage; its name alone would mix the demo with the paper.
+    return f"{stage.name}-{hashlib.sha256(repr(stage.config).encode()).hexdigest()[:12]}"

@@ -1,0 +1,114 @@
+"""What is written of a run: one JSON file that grows with it and that every later command reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsss.errors import WsssError
+
+RUN_FILE = "run.json"
+
+
+class RunRecordError(WsssError):
+    """There is no such run, or its record cannot be read."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of one stage.
+
+    Attributes:
+        status: "executed" now, "cached" (found in the store) or "not_needed" (only fed cached stages).
+        seconds: wall time of this run's execution; for a cached stage what its execution took, as its artifact says.
+        metrics: numbers of a reduce stage by full name; facts such as images per second of the others.
+    """
+
+    name: str
+    kind: str
+    key: str
+    status: Literal["executed", "cached", "not_needed"]
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+    workers: int = 0
+    device: str = "cpu"
+    selects_by_masks: bool = False
+    imported: bool = False
+
+
+@dataclass
+class RunRecord:
+    """One run, finished or not."""
+
+    run_id: str
+    method: str
+    recipe_name: str
+    recipe: dict[str, Any]
+    seed: int
+    dataset: str
+    store_url: str
+    keys: dict[str, str]
+    protocol: dict[str, str]
+    provenance: dict[str, Any]
+    data_digest: str = ""
+    status: Literal["running", "finished", "failed"] = "running"
+    error: str = ""
+    started: float = field(default_factory=time.time)
+    ended: float = 0.0
+    stages: list[StageResult] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers of all reduce stages."""
+        merged: dict[str, float] = {}
+        for stage in self.stages:
+            merged.update(stage.metrics)
+        return merged
+
+    @property
+    def executed(self) -> int:
+        """How many stages this run computed itself."""
+        return sum(stage.status == "executed" for stage in self.stages)
+
+    def save(self, folder: Path) -> None:
+        """Write the record in one step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".run-")
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({**asdict(self), "metrics": self.metrics}, file, indent=1, sort_keys=True)
+        Path(temporary).replace(folder / RUN_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Read the record of a run folder.
+
+        Raises:
+            RunRecordError: there is none, or it is not readable.
+        """
+        path = folder / RUN_FILE
+        try:
+            content = json.loads(path.read_text())
+            content.pop("metrics")
+            content["stages"] = [StageResult(**stage) for stage in content["stages"]]
+            return cls(**content)
+        except FileNotFoundError as error:
+            raise RunRecordError("there is no such run", str(path), "`wsss ls runs` lists the runs") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunRecordError(f"the record of the run cannot be read: {error}", str(path), "run it again") from error
+
+
+def find_runs(home: Path) -> list[RunRecord]:
+    """All readable runs below `home`, oldest first."""
+    records = []
+    for path in sorted((home / "runs").glob(f"*/{RUN_FILE}")):
+        try:
+            records.append(RunRecord.load(path.parent))
+        except RunRecordError:
+            continue
+    return records
