@@ -1,0 +1,121 @@
+"""The training loop: the same curve for any number of workers and micro-batches, and after a resume."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from tests.execution import toy_training
+from wsss.execution.train_loop import LoopSettings, TrainingError, epoch_order, run_training, split_batch
+
+
+def train(**settings: Any) -> tuple[dict[str, list[float]], list[float]]:
+    task = toy_training.task()
+    history = run_training(task, 3, LoopSettings(**settings), toy_training.events(), None)
+    return history, torch.cat([p.detach().flatten() for p in task.module.parameters()]).tolist()
+
+
+def train_with_workers(world_size: int, micro_batch: int = 0, batch: int = 12, group_size: int = 1) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = context.SimpleQueue()
+    multiprocessing.spawn(
+        toy_training.worker, args=(world_size, port, batch, micro_batch, group_size, queue), nprocs=world_size
+    )
+    return queue.get()
+
+
+def assert_same_run(one: Any, other: Any) -> None:
+    assert one[0].keys() == other[0].keys()
+    for name in one[0]:
+        np.testing.assert_allclose(one[0][name], other[0][name], rtol=2e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-6)
+
+
+def test_losses_fall_and_are_recorded_from_the_epoch_they_start() -> None:
+    history, _ = train()
+    assert len(history["loss"]) == 12
+    assert np.isnan(history["loss/late"][:4]).all() and np.isfinite(history["loss/late"][4:]).all()
+    assert np.mean(history["loss/masked"][-4:]) < 0.7 * np.mean(history["loss/masked"][:4])
+    assert history["learning_rate/sgd"][0] == pytest.approx(0.1)
+    assert history["learning_rate/sgd"][-1] == pytest.approx(0.1 * (1 / 12) ** 0.9)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 12])
+def test_micro_batches_do_not_change_the_curve(micro_batch: int) -> None:
+    assert_same_run(train(), train(micro_batch=micro_batch))
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, 0), (3, 2)])
+def test_the_number_of_workers_does_not_change_the_curve(world_size: int, micro_batch: int) -> None:
+    assert_same_run(train(), train_with_workers(world_size, micro_batch))
+
+
+def test_a_resumed_run_equals_an_undisturbed_one() -> None:
+    states: list[Any] = []
+    whole = toy_training.task()
+    events = toy_training.events()
+    keep = type(events)(save=lambda s, step: states.append(copy.deepcopy(s)), step=events.step, candidate=events.candidate)
+    expected = run_training(whole, 3, LoopSettings(checkpoint_steps=3), keep, None)
+    assert [state["step"] for state in states] == [3, 4, 6, 8, 9]
+    for state in states:
+        task = toy_training.task()
+        history = run_training(task, 3, LoopSettings(), events, state)
+        for name in expected:
+            np.testing.assert_array_equal(history[name], expected[name])
+        for one, other in zip(task.module.parameters(), whole.module.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_candidates() -> None:
+    epochs: list[int] = []
+    run_training(
+        toy_training.task(epochs=5, candidate_every=2), 3, LoopSettings(), toy_training.events(candidates=epochs), None
+    )
+    assert epochs == [2, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage() -> None:
+    task = toy_training.task()
+    task.optimizers[0].optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(TrainingError, match="not finite at step"):
+        run_training(task, 3, LoopSettings(), toy_training.events(), None)
+
+
+def test_too_few_samples() -> None:
+    with pytest.raises(TrainingError, match="do not fill one batch"):
+        run_training(toy_training.task(samples=5), 3, LoopSettings(), toy_training.events(), None)
+
+
+def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch() -> None:
+    assert np.array_equal(epoch_order(1, 2, 50), epoch_order(1, 2, 50))
+    assert not np.array_equal(epoch_order(1, 2, 50), epoch_order(1, 3, 50))
+    assert not np.array_equal(epoch_order(1, 2, 50), epoch_order(2, 2, 50))
+    assert sorted(epoch_order(1, 2, 50)) == list(range(50))
+
+
+@pytest.mark.parametrize("batch", [2, 6, 16])
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("micro_batch", [0, 1, 3])
+def test_a_split_keeps_every_sample_and_every_group(batch: int, group_size: int, world_size: int, micro_batch: int) -> None:
+    indices = list(range(100, 100 + batch))
+    if batch // group_size < world_size:
+        with pytest.raises(TrainingError, match="cannot feed"):
+            split_batch(indices, group_size, world_size, micro_batch)
+        return
+    shares = split_batch(indices, group_size, world_size, micro_batch)
+    assert [index for share in shares for micro in share for index in micro] == indices
+    assert len({len(share) for share in shares}) == 1, "collective operations must match"
+    for share in shares:
+        for micro in share:
+            assert micro and len(micro) % group_size == 0
+            assert all(micro[i] + 1 == micro[i + 1] for i in range(0, len(micro), group_size) if group_size == 2)
