@@ -1,0 +1,343 @@
+"""Stage functions that score any method's maps and labels against masks.
+
+Two stages make a number: a map stage (`build_curve_scorer`, `build_label_scorer`) that counts each image,
+and a reduce stage (`summarize_curve`, `summarize_labels`) that turns counts into scores. Counts are kept
+for each image, so every other statistic is a function of them later.
+
+Roles of inputs: the scorers read the artifact in role "scores" or "labels", the summaries the scorer's
+artifact in role "confusions". Class ids are 1-based in arrays named keys (0 is background).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
+from wsss.evaluation.confusion import (
+    EvaluationError,
+    MeanOver,
+    all_background,
+    class_iou,
+    confusion_matrix,
+    intersections_and_totals,
+    miou,
+    pixel_accuracy,
+)
+from wsss.evaluation.curves import best_threshold, threshold_confusions
+from wsss.pipeline import Reduction, StageContext
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ScoreReader = Callable[[str], tuple[Array, Array]]
+LabelReader = Callable[[str], Array]
+
+# SSC section 8: the sweep 0.05 to 0.50 that the project reports beside the single official threshold.
+DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
+
+
+def thresholds_with(default: float, thresholds: Sequence[float] = DEFAULT_THRESHOLDS) -> tuple[float, ...]:
+    """Thresholds to score, ascending, `default` among them (a recipe's own threshold may be off the grid)."""
+    return tuple(sorted({*thresholds, default}))
+
+
+@dataclass(frozen=True)
+class CurveScoreConfig:
+    """How a map stage scores class maps at many thresholds.
+
+    Attributes:
+        thresholds: background constants to score.
+        maps, keys: names of the upstream arrays: (K, h, w) scores and (K,) class ids, 1-based.
+        upsample: 0 resizes maps that are smaller than the mask bilinearly to the mask's size; a factor
+            n upsamples by n and crops to the mask (how a stride-n map is brought back, SSC section 6.2).
+        normalize: "none"; "image_maximum" divides by the maximum over all classes after upsampling, when
+            it is positive (random-walk scores, SSC section 6.2).
+        ignore_index: truth value that is not scored.
+    """
+
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    maps: str = "cam"
+    keys: str = "keys"
+    upsample: int = 0
+    normalize: Literal["none", "image_maximum"] = "none"
+    ignore_index: int = 255
+
+
+@dataclass(frozen=True)
+class LabelScoreConfig:
+    """How a map stage scores label maps.
+
+    Attributes:
+        labels: name of the upstream array, integer (H, W).
+        prediction_ignore_to: class that a predicted `ignore_index` counts as; None makes it an error.
+        ignore_index: truth value that is not scored.
+    """
+
+    labels: str = "label"
+    prediction_ignore_to: int | None = None
+    ignore_index: int = 255
+
+
+@dataclass(frozen=True)
+class SummaryConfig:
+    """What a reduce stage calls its numbers and how it forms them.
+
+    Attributes:
+        prefix: what is scored: "cam", "pseudo_label", "segmentation".
+        split: list of the data set that was scored: "train", "val".
+        variant: ending of every metric name, for example "crf"; empty for none.
+        default_threshold: threshold of the headline number of a curve; must be one that was scored.
+        mean_over: see `confusion.miou`.
+        bootstrap_samples, confidence: of the interval over images.
+    """
+
+    prefix: str
+    split: str
+    variant: str = ""
+    default_threshold: float = 0.0
+    mean_over: MeanOver = "defined"
+    bootstrap_samples: int = 1000
+    confidence: float = 0.95
+
+
+def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
+    """Map function (config CurveScoreConfig): image name -> confusion matrices at every threshold.
+
+    Returns "confusion" int32 (T, C, C) and "thresholds" float64 (T,).
+    """
+    config: CurveScoreConfig = context.config
+    artifact = context.inputs["scores"]
+
+    def read(name: str) -> tuple[Array, Array]:
+        arrays = artifact.arrays(name)
+        return _named(arrays, config.maps, name, context.stage), _named(arrays, config.keys, name, context.stage)
+
+    return curve_scorer(context, read)
+
+
+def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Mapping[str, Array]]:
+    """`build_curve_scorer` for a method whose maps need another way of reading.
+
+    read: image name -> (K, h, w) floating point maps and (K,) class ids, 1-based.
+    """
+    config: CurveScoreConfig = context.config
+    thresholds = np.asarray(config.thresholds, dtype=np.float64)
+    num_classes = len(context.data.classes)
+
+    def score(name: str) -> Mapping[str, Array]:
+        truth = context.data.mask(name)
+        maps, keys = read(name)
+        maps = maps_at_size(maps, truth.shape[0], truth.shape[1], config.upsample)
+        if config.normalize == "image_maximum" and maps.size and maps.max() > 0:
+            maps = maps / maps.max()
+        confusion = threshold_confusions(maps, keys, truth, thresholds, num_classes, config.ignore_index)
+        return {"confusion": confusion.astype(np.int32), "thresholds": thresholds}
+
+    return score
+
+
+def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
+    """Map function (config LabelScoreConfig): image name -> "confusion" int32 (C, C)."""
+    config: LabelScoreConfig = context.config
+    artifact = context.inputs["labels"]
+    return label_scorer(context, lambda name: _named(artifact.arrays(name), config.labels, name, context.stage))
+
+
+def label_scorer(context: StageContext, read: LabelReader) -> Callable[[str], Mapping[str, Array]]:
+    """`build_label_scorer` for labels that are read another way. read: image name -> integer (H, W)."""
+    config: LabelScoreConfig = context.config
+    num_classes = len(context.data.classes)
+
+    def score(name: str) -> Mapping[str, Array]:
+        confusion = confusion_matrix(
+            context.data.mask(name),
+            read(name),
+            num_classes,
+            config.ignore_index,
+            prediction_ignore_to=config.prediction_ignore_to,
+        )
+        return {"confusion": confusion.astype(np.int32)}
+
+    return score
+
+
+def maps_at_size(maps: Array, height: int, width: int, upsample: int = 0) -> Array:
+    """Class maps (K, h, w) -> float32 or float64 (K, height, width); see CurveScoreConfig.upsample.
+
+    Maps that have the size already are not resampled. Bilinear, align_corners false.
+    Raises EvaluationError when the upsampled maps do not cover the mask.
+    """
+    maps = maps.astype(np.promote_types(maps.dtype, np.float32), copy=False)
+    if maps.shape[1:] == (height, width):
+        return maps
+    if maps.shape[0] == 0:
+        return np.zeros((0, height, width), dtype=maps.dtype)
+    size = (maps.shape[1] * upsample, maps.shape[2] * upsample) if upsample else (height, width)
+    if size[0] < height or size[1] < width:
+        raise EvaluationError(
+            f"maps {maps.shape[1:]} upsampled by {upsample} do not cover a mask of {(height, width)}",
+            "maps_at_size",
+            "set upsample to the stride of the maps, or to 0 to resize them to the mask",
+        )
+    batch = torch.from_numpy(np.ascontiguousarray(maps))[None]
+    resized = functional.interpolate(batch, size=size, mode="bilinear", align_corners=False)
+    return resized[0, :, :height, :width].numpy()
+
+
+def summarize_curve(context: StageContext) -> Reduction:
+    """Reduce function (config SummaryConfig) over a curve scorer's artifact in role "confusions".
+
+    Metrics, as fractions, named `<prefix>/<what>_<split>[...][_variant]`:
+        miou_<split>                 at the default threshold, with _low and _high (bootstrap over images),
+        miou_<split>_oracle          at the best threshold of these very images: chosen by masks,
+        oracle_threshold_<split>     that threshold,
+        miou_<split>_held_out        each half of the images scored at the other half's best threshold, both
+                                     halves pooled: what choosing by masks is worth on images not chosen on,
+        miou_<split>_all_background  of a predictor that says background everywhere,
+        pixel_accuracy_<split>       at the default threshold.
+    Tables: "curve" (threshold, miou, default, oracle), "per_class" (class, iou, pixels).
+    Arrays: "confusion" int64 (C, C) at the default, "curve_confusion" (T, C, C), "thresholds" (T,),
+    "image_counts" int64 (N, 3, C) and "images" (N,) at the default, for paired comparisons.
+    Raises EvaluationError when there is no image or the default threshold was not scored.
+    """
+    config: SummaryConfig = context.config
+    artifact = context.inputs["confusions"]
+    names = _images(artifact.images(), context.stage)
+    thresholds = np.asarray(artifact.arrays(names[0])["thresholds"], dtype=np.float64)
+    default = _index_of(config.default_threshold, thresholds, context.stage)
+    halves: list[Array | None] = [None, None]
+    counts: list[Array] = []
+    for name in names:
+        confusion = artifact.arrays(name)["confusion"].astype(np.int64)
+        half = half_of(name)
+        accumulated = halves[half]
+        halves[half] = confusion if accumulated is None else accumulated + confusion
+        counts.append(np.stack(intersections_and_totals(confusion[default])))
+    parts = [half for half in halves if half is not None]
+    curve = np.sum(parts, axis=0)
+    scores = np.asarray(miou(curve, config.mean_over), dtype=np.float64)
+    oracle = best_threshold(curve, thresholds)
+
+    metrics, tables, arrays = _scores_of(
+        config, curve[default], np.stack(counts), names, context.data.classes, context.stage
+    )
+    named = _namer(config)
+    metrics[named("miou", "oracle")] = float(scores[oracle])
+    metrics[named("oracle_threshold")] = float(thresholds[oracle])
+    if len(parts) == 2:
+        held_out = parts[0][best_threshold(parts[1], thresholds)] + parts[1][best_threshold(parts[0], thresholds)]
+        metrics[named("miou", "held_out")] = float(miou(held_out, config.mean_over))
+    tables["curve"] = [
+        {
+            "threshold": float(threshold),
+            "miou": None if np.isnan(score) else float(score),
+            "default": index == default,
+            "oracle": index == oracle,
+        }
+        for index, (threshold, score) in enumerate(zip(thresholds, scores, strict=True))
+    ]
+    arrays["curve_confusion"] = curve
+    arrays["thresholds"] = thresholds
+    return Reduction(metrics=metrics, tables=tables, arrays=arrays)
+
+
+def summarize_labels(context: StageContext) -> Reduction:
+    """Reduce function (config SummaryConfig) over a label scorer's artifact in role "confusions".
+
+    Metrics, tables and arrays as `summarize_curve`, without those that belong to a curve.
+    """
+    config: SummaryConfig = context.config
+    artifact = context.inputs["confusions"]
+    names = _images(artifact.images(), context.stage)
+    total: Array | None = None
+    counts: list[Array] = []
+    for name in names:
+        confusion = artifact.arrays(name)["confusion"].astype(np.int64)
+        total = confusion if total is None else total + confusion
+        counts.append(np.stack(intersections_and_totals(confusion)))
+    assert total is not None
+    metrics, tables, arrays = _scores_of(config, total, np.stack(counts), names, context.data.classes, context.stage)
+    return Reduction(metrics=metrics, tables=tables, arrays=arrays)
+
+
+def half_of(name: str) -> int:
+    """0 or 1: the half of the images that an image belongs to, by its name alone.
+
+    Adding images to a list moves none of the others to the other half.
+    """
+    return hashlib.sha256(name.encode()).digest()[0] & 1
+
+
+def _scores_of(
+    config: SummaryConfig,
+    confusion: Array,
+    counts: Array,
+    names: Sequence[str],
+    classes: Sequence[str],
+    stage: str,
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]], dict[str, Array]]:
+    if confusion.sum() == 0:
+        raise EvaluationError(
+            "no pixel was scored: the masks hold nothing but ignored positions",
+            f"stage {stage}",
+            "check the masks with `wsss data check`",
+        )
+    interval = bootstrap_interval_from_counts(
+        counts, samples=config.bootstrap_samples, confidence=config.confidence, mean_over=config.mean_over
+    )
+    named = _namer(config)
+    metrics = {
+        named("miou"): interval.value,
+        named("miou", "low"): interval.low,
+        named("miou", "high"): interval.high,
+        named("miou", "all_background"): float(miou(all_background(confusion), config.mean_over)),
+        named("pixel_accuracy"): float(pixel_accuracy(confusion)),
+    }
+    _, in_truth, predicted = intersections_and_totals(confusion)
+    per_class = [
+        {"class": name, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
+        for i, (name, value) in enumerate(class_iou(confusion, classes).items())
+    ]
+    arrays = {"confusion": confusion, "image_counts": counts, "images": np.array(names)}
+    return metrics, {"per_class": per_class}, arrays
+
+
+def _namer(config: SummaryConfig) -> Callable[..., str]:
+    variant = f"_{config.variant}" if config.variant else ""
+
+    def named(what: str, ending: str = "") -> str:
+        return f"{config.prefix}/{what}_{config.split}{variant}{'_' + ending if ending else ''}"
+
+    return named
+
+
+def _named(arrays: Mapping[str, Array], array: str, image: str, stage: str) -> Array:
+    if array not in arrays:
+        raise EvaluationError(
+            f"the upstream artifact has no array {array!r} for image {image}",
+            f"stage {stage}",
+            f"it holds: {', '.join(sorted(arrays)) or 'nothing'}; set the stage's array name accordingly",
+        )
+    return arrays[array]
+
+
+def _images(names: Sequence[str], stage: str) -> list[str]:
+    if not names:
+        raise EvaluationError("there is no scored image", f"stage {stage}", "check the image list of the stage before")
+    return sorted(names)
+
+
+def _index_of(threshold: float, thresholds: Array, stage: str) -> int:
+    found = np.flatnonzero(np.isclose(thresholds, threshold, rtol=0, atol=1e-9))
+    if not found.size:
+        raise EvaluationError(
+            f"the default threshold {threshold:g} was not scored",
+            f"stage {stage}",
+            f"add it to the scorer's thresholds ({thresholds.min():g} to {thresholds.max():g})",
+        )
+    return int(found[0])

@@ -1,0 +1,181 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from tests.evaluation.test_confusion import fixture
+
+from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
+from wsss.evaluation.curves import label_at_threshold
+from wsss.evaluation.score_stages import (
+    CurveScoreConfig,
+    LabelScoreConfig,
+    SummaryConfig,
+    build_curve_scorer,
+    build_label_scorer,
+    half_of,
+    maps_at_size,
+    summarize_curve,
+    summarize_labels,
+)
+from wsss.pipeline import StageContext
+from wsss.store import open_store
+
+CLASSES = ("background", "square", "circle", "bar")
+THRESHOLDS = (0.1, 0.2, 0.3, 0.5)
+
+
+class Masks:
+    """The part of a data view that scoring needs."""
+
+    def __init__(self, masks: Mapping[str, np.ndarray], classes: tuple[str, ...] = CLASSES) -> None:
+        self.masks = masks
+        self.classes = classes
+
+    def mask(self, name: str) -> np.ndarray:
+        return self.masks[name]
+
+
+def publish(folder: Path, stage: str, records: Mapping[str, Mapping[str, np.ndarray]]):
+    writer = open_store(str(folder / "store"), folder / "cache").writer(stage, "0" * 32)
+    writer.add_shard(0, records)
+    return writer.publish({})
+
+
+def context(config: Any, data: Masks, **inputs: Any) -> StageContext:
+    return StageContext(stage="scoring", config=config, data=cast(Any, data), inputs=inputs, files={})
+
+
+def images(number: int = 8) -> tuple[Masks, dict[str, dict[str, np.ndarray]]]:
+    rng = np.random.default_rng(0)
+    masks, maps = {}, {}
+    for index in range(number):
+        name = f"2007_{index:06d}"
+        truth = rng.integers(0, 4, (6, 7)).astype(np.uint8)
+        truth[0, 0] = 255
+        masks[name] = truth
+        keys = np.array(sorted(set(truth[truth < 4].tolist()) - {0}), np.int64)
+        noise = rng.random((len(keys), 6, 7)).astype(np.float32)
+        maps[name] = {"keys": keys, "cam": 0.6 * (truth == keys[:, None, None]) + 0.4 * noise}
+        maps[name]["cam"] = maps[name]["cam"].astype(np.float32)
+    return Masks(masks), maps
+
+
+def test_curve_from_maps_to_numbers(tmp_path):
+    data, maps = images()
+    scored = publish(tmp_path, "cam", maps)
+    config = CurveScoreConfig(thresholds=THRESHOLDS)
+    score = build_curve_scorer(context(config, data, scores=scored))
+    records = {name: dict(score(name)) for name in maps}
+    assert records["2007_000000"]["confusion"].shape == (4, 4, 4)
+    assert records["2007_000000"]["confusion"].dtype == np.int32
+    confusions = publish(tmp_path, "cam_counts", records)
+    summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.2)
+    result = summarize_curve(context(summary, data, confusions=confusions))
+
+    curve = [
+        sum(
+            confusion_matrix(data.mask(name), label_at_threshold(maps[name]["cam"], maps[name]["keys"], t), 4)
+            for name in maps
+        )
+        for t in THRESHOLDS
+    ]
+    scores = [miou(np.asarray(matrix)) for matrix in curve]
+    metrics = result.metrics
+    assert metrics["cam/miou_train"] == pytest.approx(scores[1])
+    assert metrics["cam/miou_train_oracle"] == pytest.approx(max(scores))
+    assert metrics["cam/oracle_threshold_train"] == THRESHOLDS[int(np.argmax(scores))]
+    assert metrics["cam/miou_train_low"] <= metrics["cam/miou_train"] <= metrics["cam/miou_train_high"]
+    assert metrics["cam/miou_train_held_out"] <= metrics["cam/miou_train_oracle"] + 1e-12
+    background = np.zeros((4, 4), int)
+    background[:, 0] = np.asarray(curve[0]).sum(axis=1)
+    assert metrics["cam/miou_train_all_background"] == pytest.approx(miou(background))
+    rows = result.tables["curve"]
+    assert [row["threshold"] for row in rows] == list(THRESHOLDS)
+    assert [row["default"] for row in rows] == [False, True, False, False]
+    assert sum(row["oracle"] for row in rows) == 1
+    assert [row["class"] for row in result.tables["per_class"]] == list(CLASSES)
+    assert result.arrays["image_counts"].shape == (8, 3, 4)
+    np.testing.assert_array_equal(result.arrays["confusion"], curve[1])
+    assert result.arrays["images"].tolist() == sorted(maps)
+
+
+def test_held_out_uses_the_threshold_of_the_other_half(tmp_path):
+    names = [f"image_{index}" for index in range(40)]
+    first = next(name for name in names if half_of(name) == 0)
+    second = next(name for name in names if half_of(name) == 1)
+    # The first image is right below 0.4 only, the second above 0.4 only: each prefers the other one's worst.
+    masks = {first: np.array([[1, 0]], np.uint8), second: np.array([[1, 0]], np.uint8)}
+    maps = {
+        first: {"keys": np.array([1]), "cam": np.array([[[0.4, 0.0]]], np.float32)},
+        second: {"keys": np.array([1]), "cam": np.array([[[0.9, 0.4]]], np.float32)},
+    }
+    data = Masks(masks, ("background", "square"))
+    score = build_curve_scorer(
+        context(CurveScoreConfig(thresholds=(0.2, 0.6)), data, scores=publish(tmp_path, "cam", maps))
+    )
+    confusions = publish(tmp_path, "counts", {name: dict(score(name)) for name in maps})
+    summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.2)
+    metrics = summarize_curve(context(summary, data, confusions=confusions)).metrics
+    # Held out: the first at 0.6 (all background), the second at 0.2 (all foreground): 1/3 for each class.
+    assert metrics["cam/miou_train_held_out"] == pytest.approx(1 / 3)
+    assert metrics["cam/miou_train_oracle"] > metrics["cam/miou_train_held_out"]
+
+
+def test_halves_are_about_equal_and_fixed():
+    halves = [half_of(f"2007_{index:06d}") for index in range(1000)]
+    assert 430 < sum(halves) < 570
+    assert half_of("2007_000032") == half_of("2007_000032")
+
+
+def test_labels_from_maps_to_numbers(tmp_path):
+    values = fixture("eval_sem_seg")
+    classes = tuple(f"class{index}" for index in range(21))
+    data = Masks({f"image{i}": values[f"in_gt{i}"] for i in range(3)}, classes)
+    labels = publish(tmp_path, "pseudo_label", {f"image{i}": {"label": values[f"in_pred{i}"]} for i in range(3)})
+    config = LabelScoreConfig(prediction_ignore_to=0)
+    score = build_label_scorer(context(config, data, labels=labels))
+    confusions = publish(tmp_path, "counts", {name: dict(score(name)) for name in data.masks})
+    summary = SummaryConfig(prefix="pseudo_label", split="train", variant="crf", bootstrap_samples=50)
+    result = summarize_labels(context(summary, data, confusions=confusions))
+    assert result.metrics["pseudo_label/miou_train_crf"] == pytest.approx(float(values["miou"]), rel=1e-6)
+    assert result.metrics["pseudo_label/miou_train_crf_low"] < result.metrics["pseudo_label/miou_train_crf_high"]
+    assert "curve" not in result.tables
+    strict = build_label_scorer(context(LabelScoreConfig(), data, labels=labels))
+    with pytest.raises(EvaluationError, match="255"):
+        strict("image0")
+
+
+def test_low_resolution_maps_are_brought_to_the_mask(tmp_path):
+    ramp = np.linspace(0, 1, 12, dtype=np.float16).reshape(1, 3, 4)
+    resized = maps_at_size(ramp, 10, 13, upsample=4)
+    assert resized.shape == (1, 10, 13)
+    assert resized.dtype == np.float32
+    # A stride-4 map keeps its scale when it is cropped, and is stretched when it is resized to the mask.
+    np.testing.assert_array_equal(resized, maps_at_size(ramp, 12, 16)[:, :10, :13])
+    assert not np.array_equal(resized, maps_at_size(ramp, 10, 13))
+    assert maps_at_size(np.zeros((0, 2, 2), np.float32), 4, 5).shape == (0, 4, 5)
+    with pytest.raises(EvaluationError, match="do not cover"):
+        maps_at_size(ramp, 13, 13, upsample=4)
+
+    data = Masks({"a": np.array([[1, 0]], np.uint8)}, ("background", "square"))
+    walk = publish(tmp_path, "walk", {"a": {"rw": np.array([[[8.0, 1.0]]], np.float32), "ids": np.array([1])}})
+    config = CurveScoreConfig(thresholds=(0.25,), maps="rw", keys="ids", normalize="image_maximum")
+    confusion = build_curve_scorer(context(config, data, scores=walk))("a")["confusion"]
+    np.testing.assert_array_equal(confusion[0], [[1, 0], [0, 1]])
+
+
+def test_errors_name_the_remedy(tmp_path):
+    data, maps = images(3)
+    scored = publish(tmp_path, "cam", maps)
+    with pytest.raises(EvaluationError, match="it holds: cam, keys"):
+        build_curve_scorer(context(CurveScoreConfig(maps="high_res"), data, scores=scored))("2007_000000")
+    score = build_curve_scorer(context(CurveScoreConfig(thresholds=THRESHOLDS), data, scores=scored))
+    confusions = publish(tmp_path, "counts", {name: dict(score(name)) for name in maps})
+    summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.15)
+    with pytest.raises(EvaluationError, match="add it to the scorer's thresholds"):
+        summarize_curve(context(summary, data, confusions=confusions))
+    empty = publish(tmp_path, "empty", {"a": {"confusion": np.zeros((4, 4), np.int32)}})
+    with pytest.raises(EvaluationError, match="no pixel was scored"):
+        summarize_labels(context(SummaryConfig(prefix="x", split="train"), data, confusions=empty))
