@@ -1,0 +1,120 @@
+"""Options that several verbs share, and what they resolve to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsss.commands.methods import UsageError, find_method, recipe_file
+from wsss.method import Method
+from wsss.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where results, artifacts and tracked numbers live. `tracking_uri` None: the default inside home."""
+
+    home: Path
+    store_url: str
+    tracking_uri: str | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A method with the recipe that the command line describes."""
+
+    method: Method
+    recipe_name: str
+    recipe: Any
+
+
+def add_locations(parser: argparse.ArgumentParser) -> None:
+    """`--home`, `--store`, `--tracking`."""
+    parser.add_argument("--home", metavar="FOLDER", help="runs, reports and caches (default: $WSSS_HOME, else ./.wsss)")
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="artifacts: a folder or s3://bucket/prefix (default: $WSSS_STORE, else HOME/store)",
+    )
+    parser.add_argument(
+        "--tracking",
+        metavar="URI",
+        help="MLflow server or database (default: $MLFLOW_TRACKING_URI, else a database in HOME)",
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """`--recipe` and the dotted overrides, which may stand anywhere."""
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        default="demo",
+        help="a shipped recipe or a .yaml file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="recipe values, e.g. cam.learning_rate=0.05; `wsss ls METHOD` lists the keys",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """`--seeds` and `--until`."""
+    parser.add_argument(
+        "--seeds", metavar="0,1,2", type=parse_seeds, help="run the recipe once a seed (default: the recipe's)"
+    )
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
+
+
+def locations(arguments: argparse.Namespace) -> Locations:
+    """Options first, then the environment, then the defaults. Paths come back absolute."""
+    home = Path(arguments.home or os.environ.get("WSSS_HOME") or ".wsss").expanduser().resolve()
+    store = arguments.store or os.environ.get("WSSS_STORE") or str(home / "store")
+    if "://" not in store:
+        store = str(Path(store).expanduser().resolve())
+    tracking = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return Locations(home, store, tracking)
+
+
+def select(method_name: str, recipe: str, overrides: Sequence[str]) -> Selection:
+    """The method and its validated recipe.
+
+    Raises:
+        UsageError: no such method or recipe file.
+        RecipeError: every wrong key and value of the file and the overrides.
+    """
+    method = find_method(method_name)
+    name, path = recipe_file(method, recipe)
+    return Selection(method, name, load_recipe(method.recipe_type, path, overrides))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` as distinct non-negative integers; an ArgumentTypeError otherwise."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2") from None
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: seeds are distinct and not negative")
+    return seeds
+
+
+def run_folder(home: Path, run_id: str) -> Path:
+    """Folder of a run, given by its id or by the start of exactly one id.
+
+    Raises:
+        UsageError: no run, or more than one, matches.
+    """
+    runs = home / "runs"
+    if (runs / run_id / "run.json").is_file():
+        return runs / run_id
+    matches = sorted(path.parent for path in runs.glob(f"{run_id}*/run.json"))
+    if len(matches) == 1:
+        return matches[0]
+    problem = "there is no run" if not matches else f"{len(matches)} runs begin with"
+    raise UsageError(f"{problem} {run_id!r}", str(runs), "`wsss ls runs` lists the runs (see also --home)")

@@ -1,0 +1,126 @@
+"""What `reproduce.py`, `wsss run` and `wsss plan` share: from options to a plan, from a plan to finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+
+from wsss.commands.arguments import Selection, locations
+from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
+from wsss.commands.screen import duration, print_plan, print_table
+from wsss.execution.run import (
+    PreparedRun,
+    RunRequest,
+    RunResult,
+    check_schedulable,
+    execute_run,
+    prepare_run,
+    stage_resources,
+)
+from wsss.plan import PlannedStage
+from wsss.run_record import RunRecord, StageResult
+
+
+def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple[RunRequest, ...]:
+    """One request a seed; without `--seeds` the seed of the recipe."""
+    places = locations(arguments)
+    seeds = arguments.seeds or (selection.recipe.seed,)
+    return tuple(
+        RunRequest(
+            method=selection.method,
+            recipe=dataclasses.replace(selection.recipe, seed=seed),
+            recipe_name=selection.recipe_name,
+            home=places.home,
+            store_url=places.store_url,
+            tracking_uri=places.tracking_uri,
+            until=arguments.until,
+        )
+        for seed in seeds
+    )
+
+
+def run_title(request: RunRequest) -> str:
+    """Method, recipe and seed in one line."""
+    return f"{request.method.name}, recipe {request.recipe_name}, seed {request.recipe.seed}"
+
+
+def show_plan(request: RunRequest) -> None:
+    """Print what the run would do.
+
+    Raises:
+        SchedulingError: the cluster (of RAY_ADDRESS, else this machine) can never hold a stage.
+        WsssError: data, weights or store do not fit.
+    """
+    prepared = prepare_run(request)
+    cpus, gpus, largest, grows = _capacity()
+    wanted = {planned.stage.name: _resources(prepared, planned, cpus, gpus) for planned in prepared.plan.needed}
+    print_plan(prepared.plan, run_title(request), wanted)
+    print(f"store: {prepared.store.url}")
+    check_schedulable(prepared, cpus, gpus, largest, grows)
+
+
+def run_all(requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
+    """Run one request after the other, showing progress, and leave the cluster at the end."""
+    from wsss.execution.cluster import disconnect
+
+    results = []
+    try:
+        for request in requests:
+            results.append(_run(prepare_run(request)))
+    finally:
+        disconnect()
+    return tuple(results)
+
+
+def print_stages(record: RunRecord) -> None:
+    """The stages of a finished run: what ran, where, how long, and the numbers."""
+    columns = ["stage", "kind", "key", "status", "time", "workers", "numbers"]
+    rows = [
+        (
+            stage.name,
+            stage.kind,
+            stage.key[:12],
+            f"{stage.status} (imported)" if stage.imported else stage.status.replace("_", " "),
+            duration(stage.seconds) if stage.seconds else "",
+            f"{stage.workers} x {stage.device}" if stage.workers else "",
+            _numbers(stage),
+        )
+        for stage in record.stages
+    ]
+    print_table(f"run {record.run_id}", columns, rows, right="time")
+
+
+def _run(prepared: PreparedRun) -> RunResult:
+    planned = prepared.plan.stages
+    if wants_tree():
+        with TreeObserver(run_title(prepared.request), planned) as observer:
+            return execute_run(prepared, observer)
+    print(f"{run_title(prepared.request)}: {len(prepared.plan.needed)} of {len(planned)} stages to compute")
+    return execute_run(prepared, LineObserver(planned))
+
+
+def _resources(prepared: PreparedRun, planned: PlannedStage, cpus: int, gpus: int) -> str:
+    workers, each = stage_resources(planned.stage, prepared.execution, cpus, gpus)
+    asked = f"{each.cpus:g} CPU" + (f" + {each.gpus:g} GPU" if each.gpus else "")
+    return f"{workers} x {asked}"
+
+
+def _capacity() -> tuple[int, int, int, bool]:
+    """CPUs, GPUs, CPUs of the largest node, whether the cluster grows. Starts no Ray for a look at this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        from wsss.execution.cluster import connect, disconnect
+
+        have = connect()
+        disconnect()
+        return int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus, torch.cuda.device_count(), cpus, False
+
+
+def _numbers(stage: StageResult) -> str:
+    scores = {name: value for name, value in stage.metrics.items() if "miou" in name.rsplit("/", 1)[-1]}
+    text = ", ".join(f"{name} {100 * value:.2f} %" for name, value in list(scores.items())[:3])
+    return text + (" (chosen by masks)" if text and stage.selects_by_masks else "")

@@ -1,0 +1,124 @@
+"""`wsss explain RUN METRIC`: walk from a number to the stage, key, inputs, data, seed, commit and machine behind it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss.commands.arguments import add_locations, locations, run_folder
+from wsss.commands.methods import UsageError
+
+if TYPE_CHECKING:
+    from wsss.run_record import RunRecord, StageResult
+    from wsss.store import Artifact, Store
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(prog="wsss explain", description=__doc__)
+    options.add_argument("run", help="run id, or its beginning; `wsss ls runs` lists them")
+    options.add_argument("metric", help="name of the number as the run's table prints it")
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the way back from the number."""
+    from wsss.commands.artifacts import store_at
+    from wsss.run_record import RunRecord
+
+    home = locations(arguments).home
+    record = RunRecord.load(run_folder(home, arguments.run))
+    store = store_at(record.store_url, home)
+    print("\n".join(explain(record, arguments.metric, store, home)))
+    return 0
+
+
+def explain(record: RunRecord, metric: str, store: Store, home: Path) -> list[str]:
+    """The lines of an explanation.
+
+    Raises:
+        UsageError: the run has no such number.
+    """
+    stage = _stage_of(record, metric)
+    code = record.provenance
+    lines = [
+        f"{metric} = {stage.metrics[metric]:.6g}",
+        f"  run       {record.run_id} ({record.status})",
+        f"  recipe    {record.method}/{record.recipe_name}, seed {record.seed}",
+        f"  data      {record.dataset}, digest {record.data_digest}",
+        f"  commit    {_commit(code)}",
+        f"  machine   {_machine(code)}",
+        f"  store     {record.store_url}",
+        f"  selection {'chosen by looking at masks' if stage.selects_by_masks else 'no choice by masks in this stage'}",
+    ]
+    lines += [f"  protocol  {name}: {text}" for name, text in sorted(record.protocol.items())]
+    lines += ["", "how it came to be, backwards:"]
+    lines += _walk(store, record, stage.name, stage.key, depth=0, seen=set())
+    return lines
+
+
+def _stage_of(record: RunRecord, metric: str) -> StageResult:
+    for stage in record.stages:
+        if metric in stage.metrics:
+            return stage
+    names = sorted(record.metrics)
+    near = difflib.get_close_matches(metric, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(
+        f"run {record.run_id} has no number {metric!r}{hint}", "METRIC", "it has: " + (", ".join(names) or "none yet")
+    )
+
+
+def _walk(store: Store, record: RunRecord, name: str, key: str, depth: int, seen: set[str]) -> list[str]:
+    indent = "  " * depth
+    title = f"{indent}- {name}/{key}"
+    if key in seen:
+        return [f"{title} (see above)"]
+    seen.add(key)
+    artifact = store.find(name, key)
+    if artifact is None:
+        return [title, f"{indent}    no longer in the store"]
+    lines = [title, *(f"{indent}    {line}" for line in _facts(artifact))]
+    for role, upstream in sorted(artifact.provenance.get("inputs", {}).items()):
+        lines.append(f"{indent}    reads {role}:")
+        upstream_name, _, upstream_key = upstream.partition("/")
+        lines += _walk(store, record, upstream_name, upstream_key, depth + 2, seen)
+    return lines
+
+
+def _facts(artifact: Artifact) -> list[str]:
+    provenance = artifact.provenance
+    code = provenance.get("code", {})
+    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(provenance.get("created", 0)))
+    if provenance.get("imported"):
+        note = f" ({provenance['note']})" if provenance.get("note") else ""
+        return [
+            f"IMPORTED {created} from {provenance['imported_from']}{note}",
+            f"as {provenance['layout']}; sha256 {provenance['imported_digest']}",
+        ]
+    seed = provenance.get("seed")
+    facts = [
+        f"computed {created} by run {provenance.get('run_id', '?')} in {provenance.get('seconds', 0):.1f} s, "
+        f"{provenance.get('workers', '?')} x {provenance.get('device', '?')}"
+        + (f", seed {seed}" if seed is not None else ""),
+        f"commit {_commit(code)} on {_machine(code)}",
+    ]
+    if provenance.get("selects_by_masks"):
+        facts.append("chooses by looking at masks")
+    return facts
+
+
+def _commit(code: dict[str, Any]) -> str:
+    dirty = {True: " with changes that are not committed", None: " (changes unknown)"}.get(code.get("git_dirty"), "")
+    return f"{code['git_commit']}{dirty}" if code.get("git_commit") else "unknown (not a git checkout)"
+
+
+def _machine(code: dict[str, Any]) -> str:
+    machine = code.get("machine", {})
+    gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
+    parts = [machine.get("hostname", "unknown"), machine.get("cpu", ""), f"{machine.get('cores', '?')} cores", gpus]
+    return ", ".join(part for part in parts if part)

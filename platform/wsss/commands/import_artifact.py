@@ -1,0 +1,90 @@
+"""`wsss import METHOD STAGE PATH`: an official checkpoint, CAM folder or label folder becomes a stage's artifact.
+
+It is stored under the key that the stage has in the given recipe, so a run with that recipe starts behind it.
+Its manifest says that it was imported, and every report and explanation repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+from wsss.commands.arguments import add_locations, add_recipe, locations, select
+from wsss.commands.methods import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(
+        prog="wsss import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("method", help="name of the method; `wsss ls METHOD` lists what it can take in")
+    options.add_argument("stage", help="stage, or the name of one of its layouts")
+    options.add_argument("path", type=Path, help="file or folder in the layout of the official code")
+    add_recipe(options)
+    options.add_argument("--note", default="", help="where the files come from; kept with the artifact")
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the layout, publish it under the stage's key, say what a run will now skip."""
+    from wsss.commands.artifacts import exporter_of, place_of, store_at
+    from wsss.tracking.provenance import collect_provenance
+
+    places = locations(arguments)
+    selection = select(arguments.method, arguments.recipe, arguments.overrides)
+    exporter = exporter_of(selection.method, arguments.stage)
+    if exporter.read is None:
+        raise UsageError(
+            f"the layout of stage {exporter.stage!r} can only be written",
+            "STAGE",
+            "choose one that `wsss ls METHOD` lists for export and import",
+        )
+    if not arguments.path.exists():
+        raise UsageError("the path to import does not exist", str(arguments.path), "check the path")
+    place = place_of(selection, exporter.stage, places.home)
+    stage, key = place.stage, place.key
+    store = store_at(places.store_url, places.home)
+    store.check_writable()
+    with store.single_flight(stage.name, key):
+        if (present := store.find(stage.name, key)) is not None:
+            kind = "imported" if present.provenance.get("imported") else "computed"
+            raise UsageError(
+                f"stage {stage.name!r} of this recipe is in the store already ({kind})",
+                present.location,
+                f"remove it first with `wsss rm {stage.name}/{key}`, or import into another store with --store",
+            )
+        if store.delete(stage.name, key):
+            print("what an unfinished run had left of this artifact was removed")
+        writer = store.writer(stage.name, key)
+        names = place.dataset.lists[stage.image_list] if stage.image_list else ()
+        exporter.read(arguments.path, place.dataset, tuple(names), writer)
+        artifact = writer.publish(
+            {
+                "imported": True,
+                "imported_from": str(arguments.path.resolve()),
+                "imported_digest": source_digest(arguments.path),
+                "note": arguments.note,
+                "layout": exporter.description,
+                "created": time.time(),
+                "inputs": {},
+                "code": collect_provenance().as_dict(),
+            }
+        )
+    print(f"imported {len(artifact.files)} files ({len(artifact.images())} images) as {stage.name}/{key}")
+    print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts behind {stage.name!r}")
+    return 0
+
+
+def source_digest(path: Path) -> str:
+    """sha256 over the names and contents of a file or of all files below a folder."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        digest.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""`wsss ls`: methods; `wsss ls METHOD`: its stages, recipes and recipe keys; `wsss ls runs`; `wsss ls store`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from wsss.commands.arguments import add_locations, locations, select
+from wsss.commands.methods import find_methods, recipe_names
+from wsss.commands.screen import duration, file_size, print_table
+from wsss.method import Method
+from wsss.pipeline import Stage
+from wsss.recipe import settings_of
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(prog="wsss ls", description=__doc__)
+    options.add_argument("what", nargs="?", help="a method, `runs` or `store`; nothing lists the methods")
+    options.add_argument(
+        "--recipe", default="demo", metavar="NAME|FILE", help="recipe whose values and stages are shown"
+    )
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the list that was asked for."""
+    places = locations(arguments)
+    if arguments.what is None:
+        list_methods()
+    elif arguments.what == "runs":
+        list_runs(places.home)
+    elif arguments.what == "store":
+        list_store(places.store_url, places.home)
+    else:
+        list_method(arguments.what, arguments.recipe, places.home)
+    return 0
+
+
+def list_methods() -> None:
+    """Every method with its title and recipes."""
+    rows = [(method.name, method.title, ", ".join(recipe_names(method))) for method in find_methods().values()]
+    print_table("methods", ["name", "title", "recipes"], rows)
+
+
+def list_method(name: str, recipe: str, home: Path) -> None:
+    """Stages as the recipe connects them, layouts that can be written or read, and every recipe key."""
+    from wsss.data.dataset import load_dataset
+
+    selection = select(name, recipe, ())
+    method = selection.method
+    print(f"{method.name}: {method.title}\n{method.citation}\nrecipes: {', '.join(recipe_names(method))}\n")
+    pipeline = method.pipeline(selection.recipe, load_dataset(selection.recipe.dataset, home))
+    rows = [
+        (
+            stage.name,
+            stage.kind,
+            stage.image_list or "",
+            ", ".join(sorted(stage.reads)),
+            ", ".join(stage.inputs.values()),
+            _layouts(method, stage),
+        )
+        for stage in pipeline
+    ]
+    print_table(
+        f"stages (recipe {selection.recipe_name})",
+        ["stage", "kind", "images", "reads", "from stages", "official layouts"],
+        rows,
+    )
+    print()
+    keys = [
+        (
+            key,
+            _value(info.default),
+            info.describe(),
+            info.help if info.in_key else f"{info.help} (no effect on numbers)",
+        )
+        for key, info in settings_of(method.recipe_type).items()
+    ]
+    print_table("recipe keys", ["key", "default", "range", "meaning"], keys)
+
+
+def list_runs(home: Path) -> None:
+    """Every run below home, oldest first."""
+    from wsss.run_record import find_runs
+
+    rows = []
+    for record in find_runs(home):
+        took = duration(record.ended - record.started) if record.ended else ""
+        mious = {name: value for name, value in record.metrics.items() if "miou" in name.rsplit("/", 1)[-1]}
+        last = next(reversed(mious.items()), None)
+        number = f"{last[0]} {100 * last[1]:.2f} %" if last else ""
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
+        rows.append((record.run_id, record.status, began, took, record.executed, number))
+    print_table(f"runs in {home}", ["run", "status", "began", "took", "executed", "last number"], rows, "took executed")
+
+
+def list_store(url: str, home: Path) -> None:
+    """Every artifact with its size, and the sum."""
+    from wsss.commands.artifacts import store_at
+
+    refs = list(store_at(url, home).list(include_unfinished=True))
+    rows = [(ref.stage, ref.key, file_size(ref.size), "" if ref.published else "unfinished") for ref in refs]
+    print_table(f"store {url}", ["stage", "key", "size", ""], rows, right="size")
+    print(f"\n{len(refs)} artifacts, {file_size(sum(ref.size for ref in refs))}")
+
+
+def _layouts(method: Method, stage: Stage) -> str:
+    exporters = [exporter for exporter in method.exporters.values() if exporter.stage == stage.name]
+    return "; ".join(
+        f"{exporter.description} ({'export, import' if exporter.read else 'export'})" for exporter in exporters
+    )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_value(element) for element in value) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,53 @@
+"""`wsss VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from wsss import __version__
+from wsss.commands.failures import exit_code_of
+
+# verb -> (module, what it does)
+VERBS = {
+    "ls": ("ls", "list methods, a method's stages and recipe keys, runs, or the store"),
+    "plan": ("plan", "show what a run would do and what is already there"),
+    "run": ("run", "run a method's stages"),
+    "report": ("report", "write a finished run's report again"),
+    "explain": ("explain", "walk from a number to the stage, data, seed, commit and machine behind it"),
+    "data": ("data", "check or fetch a data set"),
+    "export": ("export_artifact", "write an artifact in the layout of the official code"),
+    "import": ("import_artifact", "take a checkpoint, CAM folder or label folder in as an artifact"),
+    "rm": ("rm", "remove an artifact from the store"),
+    "track": ("track", "send to the tracking server what it has not received yet"),
+}
+
+
+def usage() -> str:
+    """The list of verbs."""
+    lines = [f"usage: wsss VERB ...   (version {__version__})", ""]
+    lines += [f"  {verb:8} {description}" for verb, (_, description) in VERBS.items()]
+    lines += ["", "`wsss VERB --help` tells more. `python reproduce.py --method NAME` is the main job."]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `wsss` command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    if words[0] not in VERBS:
+        print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"wsss.commands.{VERBS[words[0]][0]}")
+    arguments = module.parser().parse_intermixed_args(words[1:])
+    return exit_code_of(lambda: module.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Tables and short texts on the terminal; plain lines when the output is a file or a job log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wsss.plan import Plan, PlannedStage
+
+LOG_WIDTH = 140
+
+
+def console() -> Console:
+    """Standard output; a log file has no width of its own, so it gets one that tables fit into."""
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = "") -> None:
+    """Print rows under a title. `right` names the right-aligned columns, separated by spaces."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right.split() else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console().print(table)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them; `?` when nothing is known."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def file_size(size: float) -> str:
+    """Bytes in the largest unit that keeps at least one digit before the point."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = None) -> None:
+    """The plan of a run, one line a stage, and what it is expected to cost."""
+    wanted = resources or {}
+    rows = [
+        (
+            planned.stage.name,
+            planned.stage.kind,
+            planned.key[:12],
+            _state(planned),
+            planned.images or "",
+            wanted.get(planned.stage.name, ""),
+            duration(planned.expected_seconds) if planned.needed else "",
+        )
+        for planned in plan.stages
+    ]
+    columns = ["stage", "kind", "key", "state", "images", "resources", "expected"]
+    print_table(title, columns, rows, right="images expected")
+    to_run = len(plan.needed)
+    if not to_run:
+        print("\nEverything is there already: nothing will be computed.")
+        return
+    total = plan.expected_seconds
+    cost = (
+        f"expected {duration(total)} in all, from earlier runs on this machine"
+        if total is not None
+        else "no expected time yet: not every stage has run on this machine before"
+    )
+    print(f"\n{to_run} of {len(plan.stages)} stages to compute; {cost}.")
+
+
+def _state(planned: PlannedStage) -> str:
+    if planned.cached:
+        imported = planned.artifact is not None and planned.artifact.provenance.get("imported")
+        return "cached (imported)" if imported else "cached"
+    return "to compute" if planned.needed else "not needed"
