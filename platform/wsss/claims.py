@@ -1,0 +1,235 @@
+"""Published numbers, and our numbers held against them.
+
+A method's `claims.yaml` lists what a paper, a README or released weights state, each with its protocol. A
+verdict compares only what is comparable: the same data set, split and recipe, and nothing chosen by looking
+at masks that the claim did not choose so too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from wsss.errors import WsssError
+
+Source = Literal["paper", "readme", "released_weights", "unverified"]
+Outcome = Literal["reproduced", "above", "below", "not comparable"]
+
+
+class ClaimError(WsssError):
+    """A claims file can not be used."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published number.
+
+    Attributes:
+        id: unique in the file.
+        value: percent, 0 to 100.
+        metric: our name of the number, for example "segmentation/miou_val_crf" (a fraction on our side); it
+            holds the split.
+        dataset, split: what it was measured on, by our names ("voc2012", "val").
+        protocol: how it was measured, for people.
+        source: where the number stands; "unverified" when it could not be checked.
+        citation: paper, README or file, with the place in it.
+        tolerance: percent points within which our number counts as reproduced.
+        recipe: name of our recipe that follows the claim's protocol.
+        chosen_by_masks: the claim's own protocol lets masks choose (a best epoch or threshold).
+    """
+
+    id: str
+    value: float
+    metric: str
+    dataset: str
+    split: str
+    protocol: str
+    source: Source
+    citation: str
+    tolerance: float
+    recipe: str = "paper"
+    chosen_by_masks: bool = False
+
+
+@dataclass(frozen=True)
+class OurNumber:
+    """A number of ours, as a fraction. values: one for each seed."""
+
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or len(self.values) != len(self.seeds):
+            raise ValueError(f"{len(self.values)} values for {len(self.seeds)} seeds")
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds, fraction."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over the seeds, fraction; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class OurProtocol:
+    """Under what conditions our numbers came about.
+
+    Attributes:
+        dataset: name of our data set.
+        recipe: name of the recipe.
+        changed_settings: dotted keys whose values differ from that recipe and enter stage keys.
+        chosen_by_masks: metric name -> stages before it that chose something by looking at masks.
+    """
+
+    dataset: str
+    recipe: str
+    changed_settings: tuple[str, ...] = ()
+    chosen_by_masks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Our number against one claim.
+
+    Attributes:
+        ours: None when the run has no such number.
+        difference: ours minus the claim, percent points; None without a number. It is stated for people
+            even where the numbers are not comparable.
+        reason: why the outcome is what it is, in one sentence.
+    """
+
+    claim: Claim
+    ours: OurNumber | None
+    difference: float | None
+    outcome: Outcome
+    reason: str
+
+
+def load_claims(path: Path) -> tuple[Claim, ...]:
+    """Read a `claims.yaml`: a mapping with one key, `claims`, a list of claims.
+
+    Raises:
+        ClaimError: with every problem of the file: unknown keys (and the nearest valid one), missing keys,
+            wrong types, values out of range, ids used twice.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ClaimError("there is no claims file", path.name, "add claims.yaml to the method's folder") from error
+    except yaml.YAMLError as error:
+        raise ClaimError(f"not valid YAML: {error}", path.name, "correct the file") from error
+    if not isinstance(content, Mapping) or set(content) != {"claims"} or not isinstance(content["claims"], list):
+        raise ClaimError(
+            "the file is not a mapping with the one key 'claims', a list", path.name, "write `claims:` and a list below"
+        )
+    problems: list[str] = []
+    claims: list[Claim] = []
+    for index, entry in enumerate(content["claims"]):
+        found = _problems(entry, index)
+        problems.extend(found)
+        if not found:
+            values = {key: float(value) if key in _NUMBERS else value for key, value in entry.items()}
+            claims.append(Claim(**values))
+    ids = [claim.id for claim in claims]
+    problems.extend(f"id {name!r} is used {ids.count(name)} times" for name in sorted(set(ids)) if ids.count(name) > 1)
+    if problems:
+        raise ClaimError("; ".join(problems), path.name, "correct the named entries")
+    return tuple(claims)
+
+
+def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verdict:
+    """Hold our number against a claim. All obstacles to a comparison are named, not only the first."""
+    difference = None if ours is None else 100 * ours.mean - claim.value
+    obstacles: list[str] = []
+    if ours is None:
+        obstacles.append(f"this run has no {claim.metric}")
+    elif not math.isfinite(ours.mean):
+        obstacles.append("our number is not finite")
+        difference = None
+    if protocol.dataset != claim.dataset:
+        obstacles.append(f"ours is on {protocol.dataset}, the claim on {claim.dataset}")
+    if protocol.recipe != claim.recipe:
+        obstacles.append(f"ours is recipe {protocol.recipe}, the claim needs {claim.recipe}")
+    if protocol.changed_settings:
+        obstacles.append(f"changed settings: {_some(protocol.changed_settings)}")
+    choosers = protocol.chosen_by_masks.get(claim.metric, ())
+    if choosers and not claim.chosen_by_masks:
+        obstacles.append(f"masks chose something in {_some(choosers)}")
+    if claim.metric.endswith("_oracle") and not claim.chosen_by_masks:
+        obstacles.append("an oracle number: masks chose the threshold")
+    if obstacles or difference is None:
+        return Verdict(claim, ours, difference, "not comparable", "; ".join(obstacles))
+    # A difference that is the tolerance itself must not fail by the last bit of 100 * fraction.
+    within = abs(difference) <= claim.tolerance + 1e-9
+    outcome: Outcome = "reproduced" if within else ("above" if difference > 0 else "below")
+    reason = f"{abs(difference):.2f} points {'within' if within else 'beyond'} the tolerance of {claim.tolerance:g}"
+    if claim.source == "unverified":
+        reason += "; the claim itself could not be verified"
+    return Verdict(claim, ours, difference, outcome, reason)
+
+
+def verdicts(
+    claims: Sequence[Claim], metrics_by_seed: Mapping[int, Mapping[str, float]], protocol: OurProtocol
+) -> tuple[Verdict, ...]:
+    """A verdict for each claim, from the metrics (fractions) of the runs of all seeds."""
+    found = []
+    for claim in claims:
+        seeds = tuple(seed for seed, metrics in sorted(metrics_by_seed.items()) if claim.metric in metrics)
+        ours = OurNumber(tuple(metrics_by_seed[seed][claim.metric] for seed in seeds), seeds) if seeds else None
+        found.append(verdict(claim, ours, protocol))
+    return tuple(found)
+
+
+_NUMBERS = ("value", "tolerance")
+_RANGES = {"value": (0.0, 100.0), "tolerance": (0.0, 100.0)}
+
+
+def _problems(entry: Any, index: int) -> list[str]:
+    where = f"claim {index + 1}"
+    if not isinstance(entry, Mapping):
+        return [f"{where} is not a mapping"]
+    where += f" ({entry['id']})" if isinstance(entry.get("id"), str) else ""
+    fields = {field.name: field for field in dataclasses.fields(Claim)}
+    problems = []
+    for key in entry:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            problems.append(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    for name, field in fields.items():
+        if name not in entry:
+            if field.default is dataclasses.MISSING:
+                problems.append(f"{where}: {name} is missing")
+            continue
+        value = entry[name]
+        if name in _NUMBERS:
+            low, high = _RANGES[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high:
+                problems.append(f"{where}: {name} is {value!r}, not a number in [{low:g}, {high:g}] (percent)")
+        elif name == "chosen_by_masks":
+            if not isinstance(value, bool):
+                problems.append(f"{where}: {name} is {value!r}, not true or false")
+        elif not isinstance(value, str) or not value.strip():
+            problems.append(f"{where}: {name} is {value!r}, not a text")
+        elif name == "metric" and not re.search(rf"_{re.escape(str(entry.get('split')))}(_|$)", value):
+            problems.append(f"{where}: metric {value!r} does not name the split {entry.get('split')!r}")
+        elif name == "source" and value not in get_args(Source):
+            problems.append(f"{where}: source is {value!r}, not one of {', '.join(get_args(Source))}")
+    return problems
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import pytest
+
+from wsss.claims import Claim, ClaimError, OurNumber, OurProtocol, load_claims, verdict, verdicts
+
+CLAIM = Claim(
+    id="val_crf",
+    value=72.7,
+    metric="segmentation/miou_val_crf",
+    dataset="voc2012",
+    split="val",
+    protocol="ResNet-101, five scales, dense CRF",
+    source="paper",
+    citation="abstract",
+    tolerance=1.0,
+)
+PAPER = OurProtocol(dataset="voc2012", recipe="paper")
+
+TEXT = """\
+claims:
+  - id: val_crf
+    value: 72.7
+    metric: segmentation/miou_val_crf
+    dataset: voc2012
+    split: val
+    protocol: ResNet-101, five scales, dense CRF
+    source: paper
+    citation: abstract
+    tolerance: 1
+"""
+
+
+def ours(*percent: float) -> OurNumber:
+    return OurNumber(tuple(value / 100 for value in percent), tuple(range(len(percent))))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_claims_are_read(tmp_path):
+    assert load_claims(write(tmp_path, TEXT)) == (CLAIM,)
+
+
+def test_every_problem_is_named_at_once(tmp_path):
+    text = TEXT.replace("tolerance: 1", "tolerence: 1").replace("value: 72.7", "value: 727")
+    text = text.replace("source: paper", "source: rumour").replace("split: val", "split: test")
+    with pytest.raises(ClaimError) as error:
+        load_claims(write(tmp_path, text))
+    message = str(error.value)
+    assert "unknown key 'tolerence', did you mean 'tolerance'?" in message
+    assert "tolerance is missing" in message
+    assert "value is 727" in message
+    assert "'rumour'" in message
+    assert "does not name the split 'test'" in message
+
+
+def test_files_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(ClaimError, match="no claims file"):
+        load_claims(tmp_path / "claims.yaml")
+    for text in ("- a\n", "claims: 3\n", "claims: []\nextra: 1\n"):
+        with pytest.raises(ClaimError, match="one key 'claims'"):
+            load_claims(write(tmp_path, text))
+    with pytest.raises(ClaimError, match="used 2 times"):
+        load_claims(write(tmp_path, TEXT + TEXT.removeprefix("claims:\n")))
+    with pytest.raises(ClaimError, match="not valid YAML"):
+        load_claims(write(tmp_path, "claims: [\n"))
+
+
+@pytest.mark.parametrize(
+    ("percent", "outcome", "difference"),
+    [
+        (72.0, "reproduced", -0.7),
+        (73.7, "reproduced", 1.0),
+        (73.71, "above", 1.01),
+        (71.7, "reproduced", -1.0),
+        (60, "below", -12.7),
+    ],
+)
+def test_outcome_follows_the_tolerance(percent, outcome, difference):
+    result = verdict(CLAIM, ours(percent), PAPER)
+    assert result.outcome == outcome
+    assert result.difference == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reason"),
+    [
+        (OurProtocol(dataset="voc_mini", recipe="paper"), "voc_mini"),
+        (OurProtocol(dataset="voc2012", recipe="demo"), "recipe demo"),
+        (OurProtocol(dataset="voc2012", recipe="paper", changed_settings=("cam.epochs",)), "cam.epochs"),
+        (
+            OurProtocol(dataset="voc2012", recipe="paper", chosen_by_masks={CLAIM.metric: ("select_segmentation",)}),
+            "masks chose something in select_segmentation",
+        ),
+    ],
+)
+def test_another_protocol_is_not_comparable(protocol, reason):
+    result = verdict(CLAIM, ours(72.7), protocol)
+    assert result.outcome == "not comparable"
+    assert reason in result.reason
+    assert result.difference == pytest.approx(0)
+
+
+def test_all_obstacles_are_named():
+    result = verdict(CLAIM, ours(72.7), OurProtocol(dataset="shapes", recipe="demo"))
+    assert "shapes" in result.reason
+    assert "demo" in result.reason
+
+
+def test_masks_may_choose_where_the_claim_chose_so():
+    claim = Claim(**{**CLAIM.__dict__, "chosen_by_masks": True})
+    protocol = OurProtocol(dataset="voc2012", recipe="paper", chosen_by_masks={claim.metric: ("select",)})
+    assert verdict(claim, ours(72.7), protocol).outcome == "reproduced"
+    # What chose for another number does not matter for this one.
+    elsewhere = OurProtocol(dataset="voc2012", recipe="paper", chosen_by_masks={"cam/miou_train": ("cam_eval",)})
+    assert verdict(CLAIM, ours(72.7), elsewhere).outcome == "reproduced"
+
+
+def test_an_oracle_number_is_not_comparable():
+    claim = Claim(**{**CLAIM.__dict__, "metric": "cam/miou_val_oracle"})
+    assert "oracle" in verdict(claim, ours(72.7), PAPER).reason
+    assert verdict(claim, ours(72.7), PAPER).outcome == "not comparable"
+
+
+def test_seeds_are_averaged_and_missing_numbers_named():
+    by_seed = {0: {CLAIM.metric: 0.72}, 1: {CLAIM.metric: 0.74}, 2: {"cam/miou_train": 0.5}}
+    (result,) = verdicts([CLAIM], by_seed, PAPER)
+    assert result.ours is not None
+    assert result.ours.seeds == (0, 1)
+    assert result.ours.mean == pytest.approx(0.73)
+    assert result.ours.spread == pytest.approx(0.0141421, rel=1e-4)
+    assert result.outcome == "reproduced"
+    (missing,) = verdicts([CLAIM], {0: {}}, PAPER)
+    assert missing.outcome == "not comparable"
+    assert "no segmentation/miou_val_crf" in missing.reason
+    assert missing.difference is None
+    assert verdict(CLAIM, ours(float("nan")), PAPER).outcome == "not comparable"
+
+
+def test_an_unverified_claim_says_so():
+    claim = Claim(**{**CLAIM.__dict__, "source": "unverified"})
+    assert "could not be verified" in verdict(claim, ours(72.7), PAPER).reason
