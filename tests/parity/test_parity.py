@@ -1,0 +1,72 @@
+"""Every fixture found is checked by the check of its kind; a kind without one fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from tests.parity import ssc_cam_checks, ssc_segmentation_checks
+from tests.parity.conftest import method_of
+from tests.parity.fixtures import Fixture, kind_of
+
+Check = Callable[[Fixture], None]
+ManifestCheck = Callable[[], Mapping[str, list[int]]]
+
+CHECKS: dict[str, dict[str, Check]] = {
+    "ssc": {**ssc_cam_checks.CHECKS, **ssc_segmentation_checks.CHECKS},
+}
+# Manifest name -> the state dict that this repository writes for it, as name -> shape.
+MANIFESTS: dict[str, dict[str, ManifestCheck]] = {
+    "ssc": {**ssc_cam_checks.MANIFESTS, **ssc_segmentation_checks.MANIFESTS},
+}
+
+
+@pytest.fixture(autouse=True)
+def _exact_arithmetic():
+    """Comparison is in float32 without TF32, one thread as in the reference run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_fixture(fixture_file: Path, parity, record_property) -> None:
+    method = method_of(fixture_file.parent)
+    checks = CHECKS.get(method)
+    assert checks is not None, f"no checks for method {method}"
+    assert fixture_file.is_file(), f"{fixture_file.name} is missing"
+    assert fixture_file.with_suffix(".npz").is_file(), f"{fixture_file.stem}.npz is missing"
+    kind = kind_of(fixture_file.stem, checks)
+    assert kind in checks, f"no check for kind {kind}"
+    fixture = Fixture(fixture_file, parity)
+    try:
+        checks[kind](fixture)
+        fixture.finish()
+    finally:
+        if fixture.errors:
+            name, (error, tolerance) = max(fixture.errors.items(), key=lambda item: _closeness(*item[1]))
+            record_property("parity", f"{name}: {error:.2e} of {tolerance:.0e}")
+
+
+def _closeness(error: float, tolerance: float) -> float:
+    return error / tolerance if tolerance > 0 else error
+
+
+def test_manifest(manifest_file: Path) -> None:
+    method = method_of(manifest_file.parent)
+    manifests = MANIFESTS.get(method)
+    assert manifests is not None, f"no networks for method {method}"
+    network = manifest_file.name.removeprefix("state_dict.").removesuffix(".json")
+    assert network in manifests, f"no network for manifest {network}"
+    reference = json.loads(manifest_file.read_text(encoding="utf-8"))
+    own = {name: list(shape) for name, shape in manifests[network]().items()}
+    missing, surplus = sorted(reference.keys() - own.keys()), sorted(own.keys() - reference.keys())
+    assert not missing, f"not in our state dict: {missing[:10]}"
+    assert not surplus, f"not in the published state dict: {surplus[:10]}"
+    wrong = {name: (own[name], shape) for name, shape in reference.items() if own[name] != shape}
+    assert not wrong, f"shapes differ (ours, published): {dict(list(wrong.items())[:10])}"
