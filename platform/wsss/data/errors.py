@@ -55,6 +55,4 @@ def raise_problems(problems: Sequence[Problem], where: str) -> None:
     lines += [f"  - {problem}" for problem in errors[:SHOWN_PROBLEMS]]
     if len(errors) > SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(errors) - SHOWN_PROBLEMS} more")
-    raise DataError(
-        "\n".join(lines), where, "correct the files named above; `wsss data check` lists everything"
-    )
+    raise DataError("\n".join(lines), where, "correct the files named above; `wsss data check` lists everything")

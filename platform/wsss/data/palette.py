@@ -77,8 +77,6 @@ def read_palette_mask(path: Path) -> np.ndarray:
                 )
             return np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise DataError(
-            "the mask is missing", str(path), "copy it there, or drop the image from the list"
-        ) from error
+        raise DataError("the mask is missing", str(path), "copy it there, or drop the image from the list") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"the mask cannot be decoded: {error}", str(path), "copy the file again") from error

@@ -23,9 +23,9 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 # Every value that a uint8 channel can take, in float64 before the one rounding to float32.
-_NORMALIZED = (
-    (np.arange(256)[:, None] / 255.0 - np.asarray(IMAGENET_MEAN)) / np.asarray(IMAGENET_STD)
-).astype(np.float32)
+_NORMALIZED = ((np.arange(256)[:, None] / 255.0 - np.asarray(IMAGENET_MEAN)) / np.asarray(IMAGENET_STD)).astype(
+    np.float32
+)
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
@@ -111,9 +111,7 @@ class CropBox:
     image_right: int
 
 
-def sample_crop_box(
-    rng: np.random.Generator, height: int, width: int, size: int | tuple[int, int]
-) -> CropBox:
+def sample_crop_box(rng: np.random.Generator, height: int, width: int, size: int | tuple[int, int]) -> CropBox:
     """Draw the place of a crop of `size` (one side, or (height, width)) from a (height, width) image.
 
     Per axis: a longer image is cut at a uniform start in 0..(length - size) and fills the canvas; a

@@ -1,0 +1,267 @@
+"""Look at a whole data set and report everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ImageFile
+
+from wsss.data import voc
+from wsss.data.dataset import Dataset, DatasetConfig, assemble_dataset
+from wsss.data.errors import DataError, Problem, raise_problems
+from wsss.data.reading import read_header, read_image, read_mask, require_same_size
+
+# Called with (files looked at, files in all).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ListSummary:
+    """Counts of one list.
+
+    Attributes:
+        full_count: images of that list in the full VOC 2012, None where that has no meaning.
+        masks: how many have a mask file.
+        labeled: how many have an image-level label.
+        class_counts: class name -> images with it, by image-level labels.
+    """
+
+    name: str
+    images: int
+    full_count: int | None
+    masks: int
+    labeled: int
+    class_counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What a data set holds, for people."""
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    label_provenance: str
+    lists: tuple[ListSummary, ...]
+
+
+def summarize_dataset(dataset: Dataset) -> DatasetSummary:
+    """Counts per list; looks for mask files but opens none."""
+    summaries: list[ListSummary] = []
+    for list_name, names in dataset.lists.items():
+        labels = [dataset.image_labels[name] for name in names if name in dataset.image_labels]
+        counts = {label: 0 for label in range(1, dataset.num_classes)}
+        for present in labels:
+            for label in present:
+                counts[label] += 1
+        summaries.append(
+            ListSummary(
+                list_name,
+                len(names),
+                voc.VOC_COUNTS.get(list_name) if dataset.name == "voc2012" else None,
+                sum(dataset.mask_path(name, list_name).is_file() for name in names),
+                len(labels),
+                {dataset.classes[label]: count for label, count in counts.items()},
+            )
+        )
+    return DatasetSummary(dataset.name, dataset.root, dataset.classes, dataset.label_provenance, tuple(summaries))
+
+
+def check_dataset(
+    data: Dataset | DatasetConfig,
+    home: Path | None = None,
+    lists: Iterable[str] | None = None,
+    quick: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Problem]:
+    """Every problem of a data set: folder, lists, pictures, masks, image-level labels.
+
+    Args:
+        data: a data set, or a configuration (then `home` is needed, and lists and label files that
+            cannot be read are part of the report).
+        lists: list names; None for all. A list that is not there is a problem.
+        quick: look at headers and sizes alone, without decoding pixels.
+        workers: threads; None for one per core, 8 at most.
+    """
+    problems: list[Problem] = []
+    if isinstance(data, DatasetConfig):
+        if home is None:
+            raise ValueError("checking a configuration needs `home`")
+        assembled, problems = assemble_dataset(data, home)
+        if assembled is None:
+            return problems
+        data = assembled
+    wanted = list(data.lists if lists is None else lists)
+    for list_name in wanted:
+        if list_name not in data.lists:
+            try:
+                data.names(list_name)
+            except DataError as error:
+                problems.append(Problem.of(error))
+    wanted = [list_name for list_name in wanted if list_name in data.lists]
+    problems += _overlaps(data)
+    problems += _unlabeled(data, wanted)
+    files = _Files.of(data, wanted, images=True, masks=True)
+    return _unique(problems + _check_files(data, files, quick, workers, progress))
+
+
+def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterable[str]) -> None:
+    """Cheap checks before a run: lists, labels, and existence and sizes of files by their headers.
+
+    Args:
+        lists: one list or several; None for all.
+        reads: what the run reads of them.
+
+    Raises:
+        DataError: naming all problems of what would be read.
+    """
+    if lists is None:
+        lists = tuple(dataset.lists)
+    wanted = [lists] if isinstance(lists, str) else sorted(set(lists))
+    needs = set(reads)
+    for list_name in wanted:
+        dataset.names(list_name)
+    problems = list(_overlaps(dataset))
+    if "image_labels" in needs:
+        problems += _unlabeled(dataset, wanted)
+    files = _Files.of(dataset, wanted, images="images" in needs, masks="masks" in needs)
+    problems += _check_files(dataset, files, quick=True, workers=None, progress=None)
+    raise_problems(_unique(problems), f"data set {dataset.name} in {dataset.root}")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Image names with the masks that belong to each; an image in two lists is looked at once."""
+
+    images: bool
+    masks: dict[str, tuple[Path, ...]]
+    where: dict[str, str]
+
+    @classmethod
+    def of(cls, dataset: Dataset, lists: Iterable[str], images: bool, masks: bool) -> _Files:
+        found: dict[str, dict[Path, None]] = {}
+        where: dict[str, str] = {}
+        for list_name in lists:
+            for name in dataset.lists[list_name]:
+                where.setdefault(name, list_name)
+                paths = found.setdefault(name, {})
+                if masks and list_name != "test":
+                    paths[dataset.mask_path(name, list_name)] = None
+        return cls(images, {name: tuple(paths) for name, paths in found.items()}, where)
+
+
+def _check_files(
+    dataset: Dataset, files: _Files, quick: bool, workers: int | None, progress: Progress | None
+) -> list[Problem]:
+    def check(name: str) -> list[Problem]:
+        return _check_image(dataset, name, files, quick)
+
+    problems: list[Problem] = []
+    threads = workers or min(8, os.cpu_count() or 1)
+    with _truncation_is_an_error(), ThreadPoolExecutor(max_workers=threads) as pool:
+        for done, found in enumerate(pool.map(check, files.masks), start=1):
+            problems += found
+            if progress is not None:
+                progress(done, len(files.masks))
+    return problems
+
+
+def _check_image(dataset: Dataset, name: str, files: _Files, quick: bool) -> list[Problem]:
+    problems: list[Problem] = []
+    where = f"list {files.where[name]}"
+    size: tuple[int, int] | None = None
+    path = dataset.image_path(name)
+    if files.images or (files.masks[name] and path.is_file()):
+        try:
+            if quick:
+                size = read_header(path)[1]
+            else:
+                height, width, _ = read_image(path).shape
+                size = height, width
+        except DataError as error:
+            problems.append(_in_list(error, where))
+    for mask_path in files.masks[name]:
+        try:
+            mask_size = _check_mask(dataset, mask_path, quick)
+            if size is not None:
+                require_same_size(mask_size, size, mask_path)
+        except DataError as error:
+            problems.append(_in_list(error, where))
+    return problems
+
+
+def _check_mask(dataset: Dataset, path: Path, quick: bool) -> tuple[int, int]:
+    if not quick:
+        height, width = read_mask(path, dataset.num_classes, dataset.ignore_index).shape
+        return height, width
+    mode, size = read_header(path, "mask")
+    if mode not in ("P", "L"):
+        raise DataError(
+            f"the mask is in mode {mode}; expected a palette (P) or grey (L) PNG of class ids",
+            str(path),
+            "use the original palette PNG",
+        )
+    return size
+
+
+def _in_list(error: DataError, where: str) -> Problem:
+    return Problem(error.what, f"{error.where} ({where})", error.remedy)
+
+
+def _overlaps(dataset: Dataset) -> Iterator[Problem]:
+    """Images of train or train_aug that are in val as well: numbers on val would be worth nothing."""
+    validation = set(dataset.lists.get("val", ()))
+    for list_name in ("train", "train_aug"):
+        shared = [name for name in dataset.lists.get(list_name, ()) if name in validation]
+        if shared:
+            yield Problem(
+                f"{len(shared)} images are both in {list_name} and in val, e.g. {', '.join(shared[:3])}",
+                f"lists {list_name} and val",
+                "remove them from one of the two lists",
+            )
+
+
+def _unlabeled(dataset: Dataset, lists: Iterable[str]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for list_name in lists:
+        if list_name == "test":
+            continue
+        for name in dataset.lists[list_name]:
+            if name in seen:
+                continue
+            seen.add(name)
+            if name not in dataset.image_labels:
+                yield Problem(
+                    f"image {name} has no image-level label",
+                    f"list {list_name}",
+                    f"add it to the label source ({dataset.label_provenance})",
+                )
+            elif not dataset.image_labels[name]:
+                yield Problem(
+                    f"image {name} has an image-level label without any class",
+                    f"list {list_name}",
+                    "check it against the picture; a classifier learns from it that nothing is there",
+                    severity="warning",
+                )
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    """In order, each once: a mask that is missing spoils the label made from it as well."""
+    return list(dict.fromkeys(problems))
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Pillow fills truncated files with grey when another library asked it to; a check must not."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before

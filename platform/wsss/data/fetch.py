@@ -1,0 +1,185 @@
+"""Fetch PASCAL VOC 2012: a resumable, checksummed download, unpacked safely."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from wsss.data.errors import DataError
+from wsss.data.voc import IMAGES
+
+VOC2012_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+VOC2012_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+
+# Called with (bytes so far, bytes in all or None).
+Progress = Callable[[int, int | None], None]
+_BLOCK = 1 << 20
+
+
+def fetch_voc2012(
+    home: Path,
+    url: str = VOC2012_URL,
+    md5: str = VOC2012_MD5,
+    progress: Progress | None = None,
+    attempts: int = 8,
+    pause: float = 2.0,
+) -> Path:
+    """VOC 2012 (train and val) below `<home>/data/VOC2012`, fetched unless it is there.
+
+    The archive has neither the train_aug list nor the SBD masks; both are given by the user.
+
+    Args:
+        url: another place of the same archive (http, https or file).
+        attempts: tries in a row that may end without a single new byte.
+        pause: seconds before the second try, doubled at each further one, 60 at most.
+
+    Raises:
+        DataError: the download fails for good, the checksum is wrong, or the archive is not VOC 2012.
+    """
+    target = home / "data" / "VOC2012"
+    archive = home / "data" / "VOCtrainval_11-May-2012.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(archive.with_name(f".{archive.name}.lock")):
+        if (target / IMAGES).is_dir():
+            return target
+        if not archive.exists():
+            download(url, archive, md5, progress, attempts, pause)
+        extract_voc(archive, target)
+        archive.unlink()
+    return target
+
+
+def download(
+    url: str,
+    target: Path,
+    md5: str,
+    progress: Progress | None = None,
+    attempts: int = 8,
+    pause: float = 2.0,
+    timeout: float = 60.0,
+) -> None:
+    """Download to `target`, which appears only when complete and of the right checksum.
+
+    What was received is kept in `<target>.part`; a cut connection, or a new call, goes on from there
+    where the server knows byte ranges, and starts over where it does not.
+
+    Raises:
+        DataError: no progress in `attempts` tries, an answer that will not change, or a wrong checksum.
+    """
+    part = target.with_name(target.name + ".part")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _receive(url, part, progress, timeout)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != 429:
+                raise DataError(
+                    f"the server answers {error.code} {error.reason}", url, "give another address with --url"
+                ) from error
+            reason: Exception = error
+        except (OSError, http.client.HTTPException) as error:
+            reason = error
+        failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
+        if failures >= attempts:
+            raise DataError(
+                f"the download made no progress in {attempts} tries: {reason}",
+                url,
+                "check the network and run the same command again: it continues where it stopped",
+            ) from reason
+        time.sleep(min(60.0, pause * 2 ** max(0, failures - 1)))
+    found = _md5(part)
+    if found != md5:
+        size = part.stat().st_size
+        part.unlink()
+        raise DataError(
+            f"the checksum is wrong: md5 {found} of {size} bytes, expected {md5}",
+            url,
+            "the file was removed; fetch it again, or from another address with --url",
+        )
+    part.replace(target)
+
+
+def _receive(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
+    """One connection: append what is missing to `part`. Raises OSError when it is cut short."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies beyond what we have: complete, unless the server's file is another, shorter one.
+        total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if total.isdigit() and int(total) < start:
+            part.unlink()
+            raise OSError(f"the file on the server has {total} bytes, fewer than received") from error
+        return
+    with response:
+        resumed = getattr(response, "status", None) == 206
+        if resumed and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
+            raise OSError("the server continued at another place than asked")
+        received = start if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = received + int(length) if length and length.isdigit() else None
+        with part.open("ab" if resumed else "wb") as stream:
+            while block := response.read(_BLOCK):
+                stream.write(block)
+                received += len(block)
+                if progress is not None:
+                    progress(received, total)
+        if total is not None and received < total:
+            raise OSError(f"the connection was cut after {received} of {total} bytes")
+
+
+def extract_voc(archive: Path, target: Path) -> None:
+    """Unpack the folder VOC2012 of the archive to `target`, which appears complete.
+
+    Links, devices and paths that lead out of the folder are refused by tarfile's "data" filter.
+
+    Raises:
+        DataError: not a tar file, unsafe members, no room, or no VOC2012 in it.
+    """
+    remedy = f"remove {archive} and fetch it again"
+    unpacked = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+        root = next((found.parent for found in sorted(unpacked.rglob(IMAGES)) if found.is_dir()), None)
+        if root is None:
+            raise DataError(f"the archive holds no folder {IMAGES}", str(archive), remedy)
+        root.rename(target)
+    except tarfile.FilterError as error:
+        raise DataError(f"the archive has an unsafe member: {error}", str(archive), remedy) from error
+    except tarfile.TarError as error:
+        raise DataError(f"the archive cannot be unpacked: {error}", str(archive), remedy) from error
+    except OSError as error:
+        raise DataError(
+            f"the archive cannot be unpacked: {error}", str(target), "check free space and permissions there"
+        ) from error
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it."""
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

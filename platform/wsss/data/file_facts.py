@@ -1,0 +1,114 @@
+"""What was once found out about a file (its hash, the classes in it), remembered by size and time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsss.data.errors import DataError
+from wsss.data.palette import write_atomically
+
+# A file that changed this recently may change again within one tick of its clock.
+_SETTLED_NS = 2_000_000_000
+
+
+@dataclass
+class FileFacts:
+    """Facts by path, and the errors of the files that could not be read."""
+
+    facts: dict[Path, Any] = field(default_factory=dict)
+    errors: dict[Path, DataError] = field(default_factory=dict)
+
+
+def file_facts(
+    paths: Iterable[Path], kind: str, compute: Callable[[Path], Any], cache: Path | None, workers: int = 8
+) -> FileFacts:
+    """`compute(path)` for each file, taken from the cache where size and modification time agree.
+
+    Args:
+        kind: names the fact and its version; another kind never sees this one's cache.
+        compute: returns plain JSON values; a DataError is collected, anything else propagates.
+        cache: folder of the cache; None computes all anew. Several processes may use it at once.
+        workers: threads.
+    """
+    result = FileFacts()
+    folders: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(paths):
+        folders.setdefault(path.parent, []).append(path)
+    for folder, members in folders.items():
+        _facts_of_folder(folder, members, kind, compute, cache, workers, result)
+    return result
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", str(path), "check that it is there") from error
+
+
+def _facts_of_folder(
+    folder: Path,
+    members: list[Path],
+    kind: str,
+    compute: Callable[[Path], Any],
+    cache: Path | None,
+    workers: int,
+    result: FileFacts,
+) -> None:
+    store = None
+    if cache is not None:
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+        store = cache / "file_facts" / kind / f"{identity}.json"
+    known = _load(store)
+    fresh: dict[str, list[Any]] = {}
+
+    def fact(path: Path) -> None:
+        try:
+            status = path.stat()
+        except OSError as error:
+            result.errors[path] = DataError(
+                "the file is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}",
+                str(path),
+                "copy it there, or take the name out of the list that has it",
+            )
+            return
+        entry = known.get(path.name)
+        if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
+            result.facts[path] = entry[2]
+            return
+        try:
+            value = compute(path)
+        except DataError as error:
+            result.errors[path] = error
+            return
+        result.facts[path] = value
+        if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+            fresh[path.name] = [status.st_size, status.st_mtime_ns, value]
+
+    with ThreadPoolExecutor(max_workers=max(1, min(workers, os.cpu_count() or 1))) as pool:
+        list(pool.map(fact, members))
+    if store is not None and fresh:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        # Read again: another process may have added its own meanwhile. A lost entry is only work.
+        content = {"folder": str(folder.resolve()), "files": {**_load(store), **fresh}}
+        write_atomically(store, json.dumps(content, separators=(",", ":")).encode())
+
+
+def _load(store: Path | None) -> Mapping[str, list[Any]]:
+    if store is None:
+        return {}
+    try:
+        files = json.loads(store.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # absent or damaged: it is only a cache
+    return files if isinstance(files, dict) else {}

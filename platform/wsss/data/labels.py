@@ -1,0 +1,133 @@
+"""Image-level labels from their sources: label files, VOC annotations, masks.
+
+Labels are class ids as in masks: 1..num_classes-1, ascending. Every reader returns what it could read
+and the problems of what it could not, so that a check can report them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsss.data.errors import DataError, Problem
+from wsss.data.file_facts import file_facts
+from wsss.data.reading import read_mask
+
+ImageLabels = dict[str, tuple[int, ...]]
+
+_FORMAT = "write one line `name class class ...` per image, or a JSON object name -> list of class names"
+
+
+def read_label_file(path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
+    """Labels from a text file (`name class class ...` per line) or a JSON object (name -> class names).
+
+    Args:
+        classes: class names, background first.
+    """
+    if path.suffix in (".npy", ".npz", ".pkl", ".pickle", ".pth", ".pt"):
+        return {}, [
+            Problem(
+                f"{path.suffix} label files are pickles, which can run code when read, and are never loaded",
+                str(path),
+                "convert it once where you trust it: load it with allow_pickle=True and write one line "
+                "`name class class ...` per image (names like 2007_000032) into a .txt file",
+            )
+        ]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [Problem(f"the label file cannot be read: {error}", str(path), _FORMAT)]
+    if path.suffix == ".json":
+        return _parse_json(text, path, classes)
+    return _parse_text(text, path, classes)
+
+
+def _parse_text(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
+    labels: ImageLabels = {}
+    problems: list[Problem] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        where = f"{path}, line {number}"
+        name = words[0]
+        if "/" in name or "," in line:
+            problems.append(Problem(f"malformed line {line.strip()[:60]!r}", where, _FORMAT))
+        elif name in labels:
+            problems.append(Problem(f"image {name} has a second line", where, "keep one line per image"))
+        else:
+            labels[name] = _class_ids(words[1:], classes, where, problems)
+    return labels, problems
+
+
+def _parse_json(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        return {}, [Problem(f"not valid JSON: {error}", str(path), _FORMAT)]
+    if not isinstance(content, dict):
+        return {}, [Problem("the JSON file holds no object", str(path), _FORMAT)]
+    labels: ImageLabels = {}
+    problems: list[Problem] = []
+    for name, words in content.items():
+        where = f"{path}, image {name}"
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            labels[name] = _class_ids(words, classes, where, problems)
+        else:
+            problems.append(Problem("expected a list of class names", where, _FORMAT))
+    return labels, problems
+
+
+def _class_ids(words: Iterable[str], classes: Sequence[str], where: str, problems: list[Problem]) -> tuple[int, ...]:
+    found: set[int] = set()
+    for word in words:
+        if word in classes[1:]:
+            found.add(classes.index(word))
+            continue
+        near = difflib.get_close_matches(word, classes[1:], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "classes: " + ", ".join(classes[1:])
+        problems.append(Problem(f"unknown class {word!r}", where, hint))
+    return tuple(sorted(found))
+
+
+def labels_from_annotations(
+    folder: Path, names: Iterable[str], classes: Sequence[str], cache: Path | None
+) -> tuple[ImageLabels, list[Problem]]:
+    """Classes named by the objects of `<folder>/<name>.xml`, difficult ones included (SSC, section Data)."""
+    paths = {name: folder / f"{name}.xml" for name in names}
+    read = file_facts(paths.values(), "annotation-classes", _annotation_classes, cache)
+    problems = [Problem.of(error) for error in read.errors.values()]
+    labels = {
+        name: _class_ids(read.facts[path], classes, str(path), problems)
+        for name, path in paths.items()
+        if path in read.facts
+    }
+    return labels, problems
+
+
+def _annotation_classes(path: Path) -> list[str]:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise DataError(f"the annotation cannot be read: {error}", str(path), "fetch or copy it again") from error
+    return sorted({(entry.findtext("name") or "").strip() for entry in root.iter("object")})
+
+
+def labels_from_masks(
+    paths: Mapping[str, Path], num_classes: int, ignore_index: int, cache: Path | None
+) -> tuple[ImageLabels, list[Problem]]:
+    """Classes present in the mask of each image (name -> mask file)."""
+
+    def classes_in(path: Path) -> list[int]:
+        values = np.unique(read_mask(path, num_classes, ignore_index))
+        return [int(value) for value in values if value not in (0, ignore_index)]
+
+    read = file_facts(paths.values(), f"mask-classes-{num_classes}-{ignore_index}", classes_in, cache)
+    labels = {name: tuple(read.facts[path]) for name, path in paths.items() if path in read.facts}
+    return labels, [Problem.of(error) for error in read.errors.values()]
