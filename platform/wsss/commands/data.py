@@ -1,0 +1,117 @@
+"""`wsss data check NAME [dataset.key=value ...]`: look at every file, report everything that is wrong at once.
+`wsss data fetch voc2012`: download, verify and unpack PASCAL VOC 2012; interrupted, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsss.commands.arguments import add_locations, locations
+from wsss.commands.methods import UsageError
+from wsss.commands.screen import file_size, print_table
+from wsss.data.dataset import DatasetConfig
+from wsss.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from wsss.data.check import DatasetSummary
+
+FETCHABLE = ("voc2012",)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """The part of every recipe that says which data are meant, so that overrides read the same everywhere."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(
+        prog="wsss data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("action", choices=("check", "fetch"))
+    options.add_argument("name", help="data set: voc2012, shapes")
+    options.add_argument(
+        "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
+    )
+    options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
+    options.add_argument("--url", help="fetch: another place of the same archive")
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check or fetch."""
+    home = locations(arguments).home
+    if arguments.action == "fetch":
+        return fetch(arguments.name, arguments.url, home)
+    overrides = [f"dataset.name={arguments.name}", *arguments.overrides]
+    return check(load_recipe(DataRecipe, None, overrides).dataset, arguments.quick, home)
+
+
+def check(config: DatasetConfig, quick: bool, home: Path) -> int:
+    """Print what the data set holds and everything that is wrong with it; 1 if a run could not use it."""
+    from wsss.data.check import check_dataset, summarize_dataset
+    from wsss.data.dataset import assemble_dataset
+
+    dataset, _ = assemble_dataset(config, home)
+    if dataset is not None:
+        _print_summary(summarize_dataset(dataset))
+    problems = check_dataset(config, home, quick=quick, progress=Ticker("files"))
+    errors = sum(problem.severity == "error" for problem in problems)
+    for problem in problems:
+        print(f"{problem.severity}: {problem}")
+    print(f"\n{errors} errors, {len(problems) - errors} warnings")
+    return 1 if errors else 0
+
+
+def fetch(name: str, url: str | None, home: Path) -> int:
+    """Fetch a data set and say where it lies."""
+    from wsss.data.fetch import VOC2012_URL, fetch_voc2012
+
+    if name not in FETCHABLE:
+        raise UsageError(f"{name!r} can not be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")
+    folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
+    print(f"{name} is in {folder}; the recipes find it there, or say dataset.root={folder}")
+    return 0
+
+
+class Ticker:
+    """One changing line on a terminal; nothing in a log."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """So much of so much."""
+        finished = total is not None and done >= total
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - self._last < 0.5 and not finished):
+            return
+        self._last = now
+        numbers = [file_size(n) if self._unit == "bytes" else f"{n}" for n in (done, total) if n is not None]
+        unit = "" if self._unit == "bytes" else f" {self._unit}"
+        print("\r" + " of ".join(numbers) + unit, end="\n" if finished else "", file=sys.stderr, flush=True)
+
+
+def _print_summary(summary: DatasetSummary) -> None:
+    rows = [
+        (
+            one.name,
+            f"{one.images} of {one.full_count}" if one.full_count not in (None, one.images) else one.images,
+            one.masks,
+            one.labeled,
+            ", ".join(f"{name} {count}" for name, count in one.class_counts.items() if count),
+        )
+        for one in summary.lists
+    ]
+    columns = ["list", "images", "masks", "labeled", "images with the class"]
+    print_table(f"{summary.name} in {summary.root}", columns, rows, right="images masks labeled")
+    print(f"image-level labels: {summary.label_provenance}\n")

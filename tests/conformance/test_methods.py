@@ -1,0 +1,289 @@
+"""What holds for every method. A method inherits these tests by existing; nothing is registered here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from wsss.claims import load_claims
+from wsss.commands.methods import find_method, method_names, recipe_names
+from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.manifest import file_digest
+from wsss.errors import WsssError
+from wsss.method import ExecutionSettings, Method
+from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
+from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ("demo", "mini", "paper")
+CARD_HEADINGS = ("Idea", "Claims", "Verdict", "Protocol", "Known gaps", "License of the original")
+
+# The generated data set at a size that is made in a second.
+SMALL = (
+    "dataset.name=shapes",
+    "dataset.shapes.train=6",
+    "dataset.shapes.train_aug_extra=4",
+    "dataset.shapes.val=4",
+    "dataset.shapes.size=48",
+)
+
+
+@pytest.fixture(scope="module", params=method_names())
+def method(request: pytest.FixtureRequest) -> Method:
+    return find_method(request.param)
+
+
+@pytest.fixture(scope="module")
+def shapes_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def demo(method: Method, *overrides: str) -> Any:
+    return load_recipe(method.recipe_type, method.recipe_path("demo"), [*SMALL, *overrides])
+
+
+def build(method: Method, recipe: Any, home: Path) -> tuple[Pipeline, Dataset]:
+    dataset = load_dataset(recipe.dataset, home)
+    return method.pipeline(recipe, dataset), dataset
+
+
+def keys_of(method: Method, recipe: Any, home: Path) -> dict[str, str]:
+    pipeline, dataset = build(method, recipe, home)
+    return stage_keys(pipeline, dataset, file_digest)
+
+
+def as_override(key: str, value: Any) -> str:
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True).replace(chr(10) + '...', '').strip()}"
+
+
+def other_values(info: SettingInfo, value: Any) -> Iterator[Any]:
+    """Values of a setting that differ from the present one, likeliest first."""
+    if info.choices is not None and not isinstance(value, (list, tuple)):
+        yield from (choice for choice in info.choices if choice != value)
+        return
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, (list, tuple)):
+        inner = dataclasses.replace(info, length=None)
+        for index, element in enumerate(value):
+            for other in other_values(inner, element):
+                yield [*value[:index], other, *value[index + 1 :]]
+        if value:
+            yield list(value[:-1])
+        else:
+            yield [1]
+    elif isinstance(value, (int, float)):
+        step = info.multiple_of or (1 if isinstance(value, int) else max(abs(value) / 2, 0.01))
+        bounds = [bound for bound in (info.minimum, info.maximum) if bound is not None]
+        candidates = [value + step, value - step, value + 2 * step, *bounds]
+        yield from (type(value)(candidate) for candidate in candidates if candidate != value)
+    elif value is None:
+        yield from (1, 0.5)
+    elif isinstance(value, str):
+        yield f"{value}x"
+
+
+def test_method_says_what_it_is(method: Method) -> None:
+    module = importlib.import_module(f"wsss_methods.{method.name}")
+    assert method.name == module.__name__.rsplit(".", 1)[-1] and re.fullmatch(r"[a-z][a-z0-9_]*", method.name)
+    assert method.title.strip() and method.citation.strip()
+    assert module.__file__ is not None and method.folder.resolve() == Path(module.__file__).resolve().parent
+    assert dataclasses.is_dataclass(method.recipe_type)
+
+
+def test_recipe_has_the_sections_of_the_platform(method: Method) -> None:
+    known = settings_of(method.recipe_type)
+    assert {"seed", "dataset.name", "dataset.root"} <= set(known)
+    assert {f"execution.{field.name}" for field in dataclasses.fields(ExecutionSettings)} <= set(known)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipe_loads(method: Method, name: str) -> None:
+    recipe = load_recipe(method.recipe_type, method.recipe_path(name), ())
+    assert isinstance(recipe, method.recipe_type)
+
+
+def test_every_shipped_recipe_loads(method: Method) -> None:
+    assert set(RECIPES) <= set(recipe_names(method))
+    for name in recipe_names(method):
+        load_recipe(method.recipe_type, method.recipe_path(name), ())
+
+
+def test_demo_runs_on_the_generated_data_set(method: Method) -> None:
+    recipe = load_recipe(method.recipe_type, method.recipe_path("demo"), ())
+    assert recipe.dataset.name == "shapes"
+
+
+def test_every_recipe_key_has_help(method: Method) -> None:
+    assert [key for key, info in settings_of(method.recipe_type).items() if not info.help.strip()] == []
+
+
+def test_unknown_key_names_the_nearest(method: Method) -> None:
+    key = next(key for key in settings_of(method.recipe_type) if not key.startswith(("dataset.", "execution.", "seed")))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(method.recipe_type, None, [f"{key}s=1", "no_such_section.nothing=1"])
+    assert f"did you mean {key!r}" in str(error.value)
+    assert len(error.value.problems) == 2
+
+
+def test_pipeline_builds_on_the_generated_data_set(method: Method, shapes_home: Path) -> None:
+    pipeline, dataset = build(method, demo(method), shapes_home)
+    assert any(isinstance(stage, ReduceStage) for stage in pipeline), "no stage makes a number"
+    for stage in pipeline:
+        assert stage.image_list is None or stage.image_list in dataset.lists, stage.name
+        assert stage.version >= 1
+        assert dataclasses.is_dataclass(stage.config), f"{stage.name}: config is no dataclass"
+        assert isinstance(hash(stage.config), int), f"{stage.name}: config is not frozen"
+
+
+def test_headline_and_grids_name_what_exists(method: Method, shapes_home: Path) -> None:
+    pipeline, dataset = build(method, demo(method), shapes_home)
+    assert pipeline.headline, "no headline number"
+    for grid in pipeline.grids:
+        assert grid.image_list in dataset.lists
+        for shown in (grid.cam, grid.pseudo_label, grid.prediction):
+            assert shown is None or isinstance(pipeline.stage(shown[0]), MapStage)
+
+
+def test_weakly_supervised_training_does_not_read_masks(method: Method, shapes_home: Path) -> None:
+    pipeline, _ = build(method, demo(method), shapes_home)
+    trained = [stage for stage in pipeline if isinstance(stage, TrainStage)]
+    assert [stage.name for stage in trained if "masks" in stage.reads and not stage.fully_supervised] == []
+
+
+def function_of(stage: Stage) -> Any:
+    if isinstance(stage, (TrainStage, MapStage)):
+        return stage.build
+    assert isinstance(stage, ReduceStage)
+    return stage.compute
+
+
+def test_stages_travel_to_workers(method: Method, shapes_home: Path) -> None:
+    """Functions are found by name on a worker, which has the code but not the driver's state."""
+    pipeline, _ = build(method, demo(method), shapes_home)
+    for stage in pipeline:
+        function = function_of(stage)
+        module = importlib.import_module(function.__module__)
+        assert getattr(module, function.__qualname__, None) is function, f"{stage.name}: not a module-level function"
+        assert module.__name__.split(".")[0] in ("wsss", "wsss_methods")
+        assert pickle.loads(pickle.dumps(stage)) == stage
+
+
+def test_plan_is_stable(method: Method, shapes_home: Path) -> None:
+    assert keys_of(method, demo(method), shapes_home) == keys_of(method, demo(method), shapes_home)
+
+
+def test_keys_do_not_depend_on_where_the_data_lie(method: Method, shapes_home: Path, tmp_path: Path) -> None:
+    assert keys_of(method, demo(method), shapes_home) == keys_of(method, demo(method), tmp_path)
+
+
+def test_execution_settings_do_not_change_keys(method: Method, shapes_home: Path) -> None:
+    other = ("train_workers=2", "map_workers=3", "device=cpu", "mode=parity", "threads=2", "micro_batch=2")
+    changed = demo(method, *(f"execution.{text}" for text in other))
+    assert keys_of(method, changed, shapes_home) == keys_of(method, demo(method), shapes_home)
+
+
+def test_seed_changes_training_and_what_follows_it(method: Method, shapes_home: Path) -> None:
+    recipe = demo(method)
+    pipeline, _ = build(method, recipe, shapes_home)
+    before = keys_of(method, recipe, shapes_home)
+    after = keys_of(method, demo(method, f"seed={recipe.seed + 1}"), shapes_home)
+    trained = [stage.name for stage in pipeline if isinstance(stage, TrainStage)]
+    expected = set().union(*(pipeline.downstream(name) for name in trained))
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home: Path) -> None:
+    """A key that changes nothing is a dead option. One that matters only under another choice is tried there.
+
+    Keys with `in_key=False` must change nothing. The data set's own keys are the platform's to test.
+    """
+    known = {
+        key: info
+        for key, info in settings_of(method.recipe_type).items()
+        if key != "seed" and not key.startswith(("dataset.", "execution."))
+    }
+    values = flat_dict(demo(method))
+
+    def keys_under(*overrides: str) -> dict[str, str] | None:
+        try:
+            return keys_of(method, demo(method, *overrides), shapes_home)
+        except WsssError:  # refused: the combination is invalid or needs a file
+            return None
+
+    def matters(key: str, under: tuple[str, ...] = ()) -> bool:
+        base = keys_under(*under)
+        tried = (as_override(key, other) for other in other_values(known[key], values[key]))
+        return base is not None and any(
+            (keys := keys_under(*under, text)) is not None and keys != base for text in tried
+        )
+
+    plain = [key for key, info in known.items() if info.in_key]
+    silent = [key for key in plain if not matters(key)]
+    switches = [
+        as_override(key, other)
+        for key, info in known.items()
+        if isinstance(values[key], bool) or info.choices is not None
+        for other in other_values(info, values[key])
+    ]
+    sections = {key: key.split(".")[0] for key in silent}
+    dead = [
+        key
+        for key in silent
+        if not any(
+            matters(key, (switch,))
+            for switch in sorted(switches, key=lambda text, key=key: not text.startswith(sections[key]))
+        )
+    ]
+    assert dead == [], "these keys change no stage under any choice"
+
+    base = keys_under()
+    for key, info in known.items():
+        if not info.in_key and not isinstance(values[key], str) and values[key] is not None:
+            for other in other_values(info, values[key]):
+                assert keys_under(as_override(key, other)) in (base, None), f"{key} is in_key=False but changes keys"
+
+
+def test_claims_load(method: Method) -> None:
+    claims = load_claims(method.claims_path)
+    assert claims
+    assert {claim.recipe for claim in claims} <= set(recipe_names(method))
+
+
+def test_method_card_has_every_heading(method: Method) -> None:
+    text = (method.folder / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
+    assert [heading for heading in CARD_HEADINGS if heading not in headings] == []
+
+
+def test_exporters_belong_to_stages(method: Method, shapes_home: Path) -> None:
+    pipeline, _ = build(method, demo(method), shapes_home)
+    for name, exporter in method.exporters.items():
+        assert exporter.description.strip(), name
+        assert exporter.stage in {stage.name for stage in pipeline}, name
+
+
+def test_search_space_names_recipe_keys(method: Method) -> None:
+    path = ROOT / "search_spaces" / f"{method.name}.yaml"
+    if not path.is_file():
+        pytest.skip(f"no search space: {path.name}")
+    space = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = settings_of(method.recipe_type)
+    named = [key for key in keys_within(space) if "." in key]
+    assert named
+    assert [key for key in named if key not in known] == []
+
+
+def keys_within(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        yield from (str(key) for key in content)
+        for value in content.values():
+            yield from keys_within(value)
