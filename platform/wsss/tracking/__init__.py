@@ -1,0 +1,27 @@
+"""Tracking: every number on disk first, then in MLflow. The only package that imports mlflow.
+
+Importing it stays cheap: mlflow itself is imported in the background thread, when there is something to send.
+"""
+
+from wsss.tracking.leftovers import sync
+from wsss.tracking.location import default_uri, ui_command
+from wsss.tracking.names import flatten_params, metric_name
+from wsss.tracking.provenance import Provenance, collect_provenance
+from wsss.tracking.sender import TrackingReport
+from wsss.tracking.spool import TrackingError
+from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
+
+__all__ = [
+    "Provenance",
+    "TrackedRun",
+    "Tracker",
+    "TrackingError",
+    "TrackingReport",
+    "collect_provenance",
+    "default_uri",
+    "flatten_params",
+    "metric_name",
+    "open_tracker",
+    "sync",
+    "ui_command",
+]

@@ -1,0 +1,140 @@
+"""Where a number comes from: the code, the machine, the libraries and the job. Cheap, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "ray", "mlflow", "optuna", "pydensecrf2", "pillow")
+_TIMEOUT_SECONDS = 5.0
+# `ray job submit` starts the driver with its job config in this variable (Ray 2.60, job_supervisor); the submission
+# id is in its metadata. Ray offers no plainer variable.
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Facts of one process.
+
+    Attributes:
+        git_commit: full commit hash, "" outside a repository.
+        git_dirty: tracked files differ from the commit; None when unknown.
+        machine: hostname, system, cpu, cores (usable by this process), memory_gib, gpus.
+        libraries: distribution name -> version, for those installed, and python.
+        ray_job_id: id given by `ray job submit`, "" otherwise.
+    """
+
+    git_commit: str
+    git_dirty: bool | None
+    machine: Mapping[str, Any]
+    libraries: Mapping[str, str]
+    ray_job_id: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def tags(self) -> dict[str, str]:
+        """The tags of a tracked run: git_commit (with "-dirty"), machine, ray_job_id when there is one."""
+        commit = self.git_commit + ("-dirty" if self.git_commit and self.git_dirty else "")
+        gpus = ", ".join(self.machine["gpus"]) or "no GPU"
+        machine = f"{self.machine['cpu']}, {self.machine['cores']} cores, {self.machine['memory_gib']} GiB, {gpus}"
+        tags = {"git_commit": commit or "unknown", "machine": machine}
+        return tags | ({"ray_job_id": self.ray_job_id} if self.ray_job_id else {})
+
+
+def collect_provenance(code: Path | None = None, libraries: Iterable[str] = _LIBRARIES) -> Provenance:
+    """Facts of this process; what cannot be found is left empty.
+
+    Args:
+        code: a folder inside the repository of the code; the folder of this package by default.
+    """
+    commit, dirty = git_state(code or Path(__file__).resolve().parent)
+    return Provenance(commit, dirty, machine_facts(), library_versions(libraries), ray_job_id())
+
+
+def git_state(folder: Path) -> tuple[str, bool | None]:
+    """(commit, dirty) of the repository around `folder`; ("", None) without git or outside a repository."""
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if not commit:
+        return "", None
+    # --no-optional-locks: reading the state must not take the index lock from someone who commits.
+    status = _output(["git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    return commit, None if status is None else bool(status)
+
+
+def machine_facts() -> dict[str, Any]:
+    """hostname, system, cpu, cores, memory_gib, gpus (one text per GPU: name, memory, driver)."""
+    return {
+        "hostname": platform.node(),
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "memory_gib": _memory_gib(),
+        "gpus": _gpus(),
+    }
+
+
+def library_versions(names: Iterable[str] = _LIBRARIES) -> dict[str, str]:
+    """Versions from the installed metadata (nothing is imported); missing libraries are left out."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def ray_job_id(environment: Mapping[str, str] | None = None) -> str:
+    """The submission id ("raysubmit_...") from the environment, "" when the process is no submitted Ray job."""
+    environment = os.environ if environment is None else environment
+    try:
+        config = json.loads(environment.get(_JOB_CONFIG_VARIABLE, "{}"))
+        return str(config["metadata"]["job_submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _memory_gib() -> float:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return 0.0
+    return round(size / 2**30, 1)
+
+
+def _gpus() -> list[str]:
+    # nvidia-smi instead of torch: a driver process must not open a CUDA context just to name the card.
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = "--query-gpu=name,memory.total,driver_version"
+    listing = _output(["nvidia-smi", query, "--format=csv,noheader"]) or ""
+    return [line.strip() for line in listing.splitlines() if line.strip()]
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,314 @@
+"""The tracking that the rest of the platform calls: runs, metrics, parameters, tags, artifacts.
+
+Every call writes to disk and returns; a background thread brings it to MLflow (see `spool` and `sender`).
+Call it from the driver process only: a run has one writer.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from wsss.tracking.location import bound_requests, check_uri, default_uri
+from wsss.tracking.names import flatten_params, metric_name, tag_texts
+from wsss.tracking.redact import redact_text
+from wsss.tracking.sender import Outbox, TrackingReport, process_sender, report
+from wsss.tracking.spool import ROOT, Event, Spool, TrackingError, now_ms, number
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+_POINTS_PER_EVENT = 500
+_CLOSE_SECONDS = 15.0
+
+
+def open_tracker(uri: str | None, home: Path, experiment: str) -> Tracker:
+    """A tracker for one experiment ("<dataset>/<method>").
+
+    Args:
+        uri: an MLflow address; None is the database `<home>/mlflow.db` with artifacts in `<home>/mlartifacts`.
+        home: folder of runs and records.
+        experiment: MLflow experiment; created when missing.
+
+    Raises:
+        TrackingError: the address cannot work (whether its server answers is not asked here), or no experiment name.
+    """
+    home = Path(home).absolute()
+    if not experiment.strip() or len(experiment) > 250:
+        raise TrackingError(
+            f"The experiment name {experiment!r} is not usable.", "", "Use <dataset>/<method>, 250 characters at most."
+        )
+    bound_requests()
+    return Tracker(check_uri(uri or default_uri(home)), home, experiment)
+
+
+class Tracker:
+    """Runs of one experiment at one address. Use as a context manager or call `close`."""
+
+    def __init__(self, uri: str, home: Path, experiment: str) -> None:
+        self.uri = uri
+        self.home = home
+        self.experiment = experiment
+        self._outboxes: dict[str, Outbox] = {}
+        self._mutex = threading.RLock()
+
+    def run(
+        self,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parent: TrackedRun | str | None = None,
+        *,
+        key: str | None = None,
+        dataset: tuple[str, str, str] | None = None,
+    ) -> TrackedRun:
+        """Start a run, or continue the one with the same key after an interruption.
+
+        Args:
+            name: what the MLflow table shows.
+            tags: method, dataset, split, stage, stage_key, recipe, selection, git_commit, ...; None is left out.
+            params: a recipe as nested mappings; flattened to dotted keys.
+            parent: the run this one is nested in, or its key.
+            key: identity of the run. Its first part is the run id, the folder of the record, which one process at a
+                time may write: "20260101-ssc" is a run, "20260101-ssc/seed-0/cam" one nested in its record. A trial
+                of another process has a run id of its own and names its `parent`. Made from `name` by default.
+            dataset: (name, source, digest) of the data it reads, see `TrackedRun.dataset`.
+
+        Raises:
+            TrackingError: another process writes this run, or the key is not usable.
+        """
+        parent_key = parent.key if isinstance(parent, TrackedRun) else parent
+        own = _identity(name if key is None else key)
+        full = own if key is not None or parent_key is None else f"{parent_key}/{own}"
+        run_id, _, part = full.partition("/")
+        if parent_key is None and part:
+            parent_key = run_id
+        with self._mutex:
+            run = TrackedRun(self, self._outbox(run_id), part or ROOT, name, parent_key, tags or {}, params or {})
+        if dataset is not None:
+            run.dataset(name=dataset[0], source=dataset[1], digest=dataset[2])
+        return run
+
+    def close(self, wait_seconds: float = _CLOSE_SECONDS) -> TrackingReport:
+        """Send what is left, for at most so long, and give the runs free.
+
+        Returns:
+            what is unsent; print its `message` when it is not empty.
+        """
+        with self._mutex:
+            outboxes = list(self._outboxes.values())
+            self._outboxes.clear()
+        for outbox in outboxes:
+            outbox.spool.sync_to_disk()
+        process_sender.drain(outboxes, wait_seconds)
+        result = report(outboxes, redact_text(self.uri), self.home)
+        for outbox in outboxes:
+            outbox.spool.close()
+        return result
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        message = self.close().message
+        if message:
+            print(message, file=sys.stderr)
+
+    def _outbox(self, run_id: str) -> Outbox:
+        if run_id not in self._outboxes:
+            outbox = Outbox(Spool(self.home, run_id), self.home, self.uri)
+            self._outboxes[run_id] = outbox
+            process_sender.add(outbox)
+        return self._outboxes[run_id]
+
+
+class TrackedRun:
+    """One MLflow run; all methods return as soon as the event is on disk. Safe to call from several threads.
+
+    As a context manager it finishes itself: FINISHED, or FAILED when an exception passes, KILLED for an interrupt.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        outbox: Outbox,
+        part: str,
+        name: str,
+        parent_key: str | None,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+    ) -> None:
+        self.name = name
+        self._spool = outbox.spool
+        self._part = part
+        parent_id, _, parent_part = (parent_key or "").partition("/")
+        opened = {
+            "name": name,
+            "experiment": tracker.experiment,
+            "uri": redact_text(tracker.uri),
+            "parent": {"run_id": parent_id, "run": parent_part or ROOT} if parent_id else None,
+            "tags": _source_tags(tags) | tag_texts(tags),
+        }
+        self._write("open", opened)
+        self.params(params)
+
+    @property
+    def key(self) -> str:
+        """Identity: the run id, and for nested runs the part behind it."""
+        return self._spool.run_id if self._part == ROOT else f"{self._spool.run_id}/{self._part}"
+
+    @property
+    def record(self) -> Path:
+        """The folder with this run's events."""
+        return self._spool.folder
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers.
+
+        Args:
+            values: metric name -> value; names like "cam/miou_train", odd characters become "_".
+            step: iteration or epoch of a curve. A step that is already recorded is not sent again (a resumed run
+                passes it twice); a differing value is kept in the record as "repeat". None is a summary: the last
+                value counts.
+
+        Raises:
+            TrackingError: a value is no number, or the disk refuses.
+        """
+        self._points([(name, value, step) for name, value in values.items()])
+
+    def series(self, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Log whole curves: metric name -> [(step, value), ...]; the rules of `metrics` hold."""
+        self._points([(name, value, int(step)) for name, curve in curves.items() for step, value in curve])
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, nested mappings as dotted keys.
+
+        MLflow never changes a parameter; a value that differs from the recorded one becomes the tag
+        `changed_param.<key>`.
+        """
+        with self._spool.hold():
+            known = self._spool.recorded(self._part).params
+            flat = flatten_params(values)
+            new = {key: value for key, value in flat.items() if key not in known}
+            changed = {key: value for key, value in flat.items() if known.get(key, value) != value}
+            if new:
+                self._write("params", {"params": new})
+            self.tags({f"changed_param.{key}": value for key, value in changed.items()})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags; None values are left out."""
+        with self._spool.hold():
+            known = self._spool.recorded(self._part).tags
+            new = {key: value for key, value in tag_texts(values).items() if known.get(key) != value}
+            if new:
+                self._write("tags", {"tags": new})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file, or all files below a folder, into the artifact folder `folder`; copied at once.
+
+        Raises:
+            TrackingError: the path does not exist or cannot be copied, or `folder` leaves the artifact root.
+        """
+        path = Path(path)
+        if folder.startswith("/") or ".." in folder.split("/"):
+            raise TrackingError(f"The artifact folder {folder!r} is not inside the run.", str(path), "Use a/b.")
+        if not path.is_dir():
+            self._file(path, folder.strip("/"))
+            return
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            inner = file.parent.relative_to(path.parent).as_posix()
+            self._file(file, "/".join(part for part in (folder.strip("/"), inner) if part))
+
+    def dataset(
+        self, name: str, digest: str, source: str = "", split: str = "", profile: Mapping[str, Any] | None = None
+    ) -> None:
+        """Log the data a run reads.
+
+        Args:
+            name: dataset name.
+            digest: content hash; MLflow keeps 36 characters of it, so put the whole one into the tag data_manifest.
+            source: folder or address.
+            split: list or split that is read, MLflow's context.
+            profile: small JSON facts such as {"images": 1464}.
+        """
+        with self._spool.hold():
+            if (name, digest) not in self._spool.recorded(self._part).datasets:
+                facts = {"name": name, "digest": digest, "source": redact_text(source), "split": split}
+                self._write("dataset", facts | {"profile": dict(profile or {})})
+
+    def finish(self, status: RunStatus = "FINISHED") -> None:
+        """End the run. Opening it again continues it."""
+        self._write("finish", {"status": status})
+        self._spool.sync_to_disk()
+
+    def __enter__(self) -> TrackedRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def _points(self, points: Iterable[tuple[str, float, int | None]]) -> None:
+        with self._spool.hold():
+            known = self._spool.recorded(self._part).values
+            fresh: list[tuple[str, float | str, int | None]] = []
+            repeats: list[tuple[str, float | str, int | None]] = []
+            seen: set[tuple[str, int | None]] = set()
+            for raw_name, raw_value, step in points:
+                name, value = metric_name(raw_name), _checked_number(raw_name, raw_value)
+                before = known.get((name, step))
+                if before is not None and str(before) == str(value):
+                    continue
+                is_repeat = step is not None and (before is not None or (name, step) in seen)
+                (repeats if is_repeat else fresh).append((name, number(value), step))
+                seen.add((name, step))
+            for kind, found in (("metrics", fresh), ("repeat", repeats)):
+                for start in range(0, len(found), _POINTS_PER_EVENT):
+                    self._write(kind, {"points": found[start : start + _POINTS_PER_EVENT]})
+
+    def _file(self, path: Path, folder: str) -> None:
+        digest = self._spool.keep_file(path)
+        with self._spool.hold():
+            if self._spool.recorded(self._part).artifacts.get(f"{folder}/{path.name}") != digest:
+                self._write("artifact", {"folder": folder, "name": path.name, "sha256": digest})
+
+    def _write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        event: Event = {"kind": kind, "run": self._part, "time": now_ms(), **facts}
+        self._spool.append(event)
+
+
+def _identity(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-/.") or "run"
+
+
+def _checked_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TrackingError(f"The metric {name} is no number: {value!r}", "", "Log texts as tags or params.") from error
+
+
+def _source_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """What MLflow's own columns show: user, source and version."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = str(os.getuid())
+    source = {
+        "mlflow.user": user,
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+    }
+    commit = str(tags.get("git_commit") or "").removesuffix("-dirty")
+    return source | ({"mlflow.source.git.commit": commit} if commit and commit != "unknown" else {})
