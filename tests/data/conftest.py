@@ -1,9 +1,15 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.shapes import ShapesConfig
+from wsss.data.voc import VOC_CLASSES
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = ShapesConfig(train=5, train_aug_extra=2, val=3, size=48, classes=3)
 
 
 def _shared(*parts: str) -> Path:
@@ -21,3 +27,26 @@ def shared_parity() -> Path:
 @pytest.fixture
 def shared_data() -> Path:
     return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small generated set; tests leave its files alone."""
+    return load_dataset(DatasetConfig(shapes=SMALL), tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def voc_root(shapes: Dataset, tmp_path: Path) -> Path:
+    """A copy of the generated set that passes for VOC 2012, to be damaged."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(shapes.root, root)
+    text = (root / "image_labels.txt").read_text()
+    for ours, theirs in zip(shapes.classes[1:], VOC_CLASSES[1:], strict=False):
+        text = text.replace(ours, theirs)
+    (root / "image_labels.txt").write_text(text)
+    return root
+
+
+@pytest.fixture
+def voc_config(voc_root: Path) -> DatasetConfig:
+    return DatasetConfig(name="voc2012", root=voc_root)

@@ -111,4 +111,6 @@ def _load(store: Path | None) -> Mapping[str, list[Any]]:
         files = json.loads(store.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # absent or damaged: it is only a cache
-    return files if isinstance(files, dict) else {}
+    if not isinstance(files, dict):
+        return {}
+    return {name: entry for name, entry in files.items() if isinstance(entry, list) and len(entry) == 3}

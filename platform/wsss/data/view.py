@@ -81,7 +81,7 @@ class DataView:
             raise DataError(
                 f"image {name} has no image-level label",
                 f"data set {self.dataset}, list {self.list_name}",
-                "add it to the label file, or choose another source: data.image_label_source",
+                "add it to the label file, or choose another source: dataset.image_label_source",
             )
         return self.labels[name]
 
