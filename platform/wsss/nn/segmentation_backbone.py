@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
+from wsss.nn.mobilenet import MobileNetV2
 from wsss.nn.resnet import DEPTHS, ResNet, ResNetStructure
 
 # Output stride -> strides and dilations of layer1 .. layer4.
@@ -39,17 +38,19 @@ class SegmentationBackbone:
     average_pool_shortcut: bool = False
 
 
-def build_backbone(choice: SegmentationBackbone) -> ResNet:
+def build_backbone(choice: SegmentationBackbone) -> ResNet | MobileNetV2:
     """Backbone with random weights; calling it gives the outputs of its five stages.
 
     Raises ValueError for an unknown name or output stride.
     """
     if choice.output_stride not in _RESNET_SHAPES:
         raise ValueError(f"output stride {choice.output_stride} is not one of {sorted(_RESNET_SHAPES)}")
+    if choice.name == "mobilenet_v2":
+        return MobileNetV2(choice.width, choice.output_stride, dilated=True)
     resnet = re.fullmatch(r"resnet(\d+)", choice.name)
     if resnet is None or int(resnet.group(1)) not in DEPTHS:
         known = ", ".join(f"resnet{depth}" for depth in DEPTHS)
-        raise ValueError(f"unknown backbone {choice.name!r}; known are {known}")
+        raise ValueError(f"unknown backbone {choice.name!r}; known are mobilenet_v2, {known}")
     block, standard_depths = DEPTHS[int(resnet.group(1))]
     depths = choice.depths or standard_depths
     strides, dilations = _RESNET_SHAPES[choice.output_stride]
@@ -67,6 +68,5 @@ def build_backbone(choice: SegmentationBackbone) -> ResNet:
             stem="deep" if choice.deep_stem else "standard",
             stem_under_prefix=True,
             average_pool_shortcut=choice.average_pool_shortcut,
-        ),
-        norm_layer=nn.BatchNorm2d,
+        )
     )
