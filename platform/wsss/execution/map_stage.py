@@ -58,21 +58,29 @@ def run_map_stage(job: StageJob, workers: int, gpu: bool, on_progress: Callable[
     job_reference = ray.put(job)
     task = _run_shard.options(num_gpus=1 if gpu else 0)
     running: dict[Any, int] = {}
+    failure: WsssError | None = None
     started = time.monotonic()
     try:
-        while waiting or running:
-            while waiting and len(running) < workers + 1:  # one more than fits, so that no worker waits for us
+        # After a failure nothing new starts, but what is under way is finished and kept.
+        while (waiting and failure is None) or running:
+            while waiting and failure is None and len(running) <= workers:  # one more than fits: no worker waits
                 index = waiting.pop(0)
                 running[task.remote(job_reference, index, shards[index], gpu)] = index
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             for reference in ready:
                 index = running.pop(reference)
-                _get(reference, job)
+                try:
+                    _get(reference, job)
+                except WsssError as error:
+                    failure = failure or error
+                    continue
                 done += len(shards[index])
                 on_progress(done, len(names))
     finally:
         for reference in running:
             ray.cancel(reference)
+    if failure is not None:
+        raise failure
     seconds = time.monotonic() - started
     return {
         "images": len(names),

@@ -6,7 +6,6 @@ after a crash continues the same run.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,7 +182,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         tracker.close(wait_seconds=5)
         raise
-    return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=60))
+    return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=60).message)
 
 
 def _settle_stage(
@@ -362,7 +361,7 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
     for record in reversed(find_runs(request.home.absolute())):
         if record.status != "finished" and record.keys == keys and record.method == request.method.name:
             record.status, record.error = "running", ""
-            record.provenance = collect_provenance()
+            record.provenance = collect_provenance().as_dict()
             return record, runs / record.run_id
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.method.name}-{request.recipe_name}-s{seed}"
     run_id, count = stem, 1
@@ -379,7 +378,7 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         store_url=prepared.store.url,
         keys=keys,
         protocol=dict(prepared.pipeline.protocol),
-        provenance=collect_provenance(),
+        provenance=collect_provenance().as_dict(),
         data_digest=_data_digest(prepared),
     )
     record.save(runs / run_id)
@@ -416,8 +415,7 @@ def _run_tags(prepared: PreparedRun, record: RunRecord) -> dict[str, str]:
         "recipe": record.recipe_name,
         "seed": str(record.seed),
         "data_manifest": record.data_digest,
-        "git_commit": str(record.provenance.get("git_commit", "")),
-        "ray_job_id": os.environ.get("RAY_JOB_ID", ""),
+        **collect_provenance().tags(),
         "selection": f"by masks: {', '.join(selects)}" if selects else "none",
         **{f"protocol.{name}": text for name, text in record.protocol.items()},
     }

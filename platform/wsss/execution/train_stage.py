@@ -49,7 +49,7 @@ class TrainPlan:
     max_failures: int
     checkpoints: str
     parity: bool
-    forbidden_folders: tuple[str, ...] = ()
+    forbidden_folders: tuple[Path, ...] = ()
 
 
 class _Teller:
