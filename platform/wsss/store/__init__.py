@@ -42,9 +42,7 @@ def open_store(url: str, cache: Path | None = None, lease_seconds: float = 60.0)
     """
     if "://" not in url:
         if not url:
-            raise StoreError(
-                "the address of the store is empty", remedy="name a folder or s3://bucket/prefix"
-            )
+            raise StoreError("the address of the store is empty", remedy="name a folder or s3://bucket/prefix")
         return Store(LocalFiles(Path(url).expanduser().absolute()))
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query or parts.fragment:
@@ -66,6 +64,4 @@ def open_store(url: str, cache: Path | None = None, lease_seconds: float = 60.0)
         raise StoreError("an object store needs a cache folder", url, "pass cache=")
     from wsss.store.s3 import S3Files  # boto3 takes half a second that a local store need not pay
 
-    return Store(
-        S3Files(parts.netloc, parts.path.strip("/"), Path(cache).expanduser().absolute(), lease_seconds)
-    )
+    return Store(S3Files(parts.netloc, parts.path.strip("/"), Path(cache).expanduser().absolute(), lease_seconds))

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact, opened for reading. Picklable: travels as store and key, reads its manifest again.
+    """A published artifact, opened for reading. Picklable: travels as store and key, without its manifest.
 
     Attributes:
         backend: the place that holds it.
@@ -63,7 +63,7 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """`format`, `stage`, `key`, `files` (name -> size, sha256), `shards` (file -> images), `provenance`."""
+        """Format, `stage`, `key`, `files` (name -> size, sha256), `shards` (file -> images), `provenance`."""
         content = self.backend.read(f"{self.folder}/{MANIFEST}")
         if content is None:
             raise StoreError(
@@ -111,7 +111,7 @@ class Artifact:
         return self._indexes[shard].arrays(image)
 
     def path(self, file: str) -> Path:
-        """A local path with the content of a file, size verified; downloaded once when the store is remote."""
+        """A local path with the content of a file, size verified; downloaded once if the store is remote."""
         entry = self._entry(file)
         return self.backend.local_path(f"{self.folder}/{file}", entry["size"], entry["sha256"])
 
@@ -180,9 +180,7 @@ def parse_manifest(content: bytes, artifact: Artifact) -> dict[str, Any]:
             artifact.stage,
             artifact.key,
         )
-        complete = known and all(
-            isinstance(manifest[name], dict) for name in ("files", "shards", "provenance")
-        )
+        complete = known and all(isinstance(manifest[name], dict) for name in ("files", "shards", "provenance"))
     except (ValueError, KeyError, TypeError):
         complete = False
         manifest = {}
@@ -234,9 +232,7 @@ class ArtifactWriter:
         for part in parts:
             check_name(part, "file")
         if name == MANIFEST or parts[0] == _FINISHED or _SHARD.fullmatch(name):
-            raise StoreError(
-                f"the file name {name!r} is taken by the store itself", remedy="choose another name"
-            )
+            raise StoreError(f"the file name {name!r} is taken by the store itself", remedy="choose another name")
         self._add(name, content, None)
 
     def add_copy(self, file: str, content: Path, sha256: str, images: list[str] | None) -> None:
@@ -290,18 +286,14 @@ class ArtifactWriter:
         if shards is not None:
             wanted = {shard_file(index) for index in shards}
             # Asked for by name: the listing of an object store may not show a shard that was just written.
-            notes.update(
-                {file: note for file in wanted - set(notes) if (note := self._note(file)) is not None}
-            )
+            notes.update({file: note for file in wanted - set(notes) if (note := self._note(file)) is not None})
             if missing := sorted(wanted - set(notes)):
                 raise StoreError(
                     f"{len(missing)} of {len(wanted)} shards are not finished, the first is {missing[0]}",
                     artifact.location,
                     "run the stage again; finished shards are kept",
                 )
-            notes = {
-                file: note for file, note in notes.items() if file in wanted or not _SHARD.fullmatch(file)
-            }
+            notes = {file: note for file, note in notes.items() if file in wanted or not _SHARD.fullmatch(file)}
         by_shard = {file: note["images"] for file, note in sorted(notes.items()) if _SHARD.fullmatch(file)}
         seen: set[str] = set()
         for file, images in by_shard.items():
@@ -309,7 +301,7 @@ class ArtifactWriter:
                 raise StoreError(
                     f"image {min(twice)!r} is in {file} and in another shard",
                     artifact.location,
-                    f"remove the unfinished artifact (`wsss rm {self.stage}/{self.key}`), run the stage again",
+                    f"remove the unfinished one (`wsss rm {self.stage}/{self.key}`), run the stage again",
                 )
             seen.update(images)
         manifest = {
@@ -362,11 +354,7 @@ class ArtifactWriter:
         return note if size is not None and size == note.get("size") else None
 
     def _notes(self) -> dict[str, dict[str, Any]]:
-        names = [
-            name
-            for name in self.backend.sizes(f"{self.artifact.folder}/{_FINISHED}")
-            if name.endswith(".json")
-        ]
+        names = [name for name in self.backend.sizes(f"{self.artifact.folder}/{_FINISHED}") if name.endswith(".json")]
         notes = {name.removesuffix(".json"): self._note(name.removesuffix(".json")) for name in sorted(names)}
         return {file: note for file, note in notes.items() if note is not None}
 

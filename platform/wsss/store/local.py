@@ -119,9 +119,7 @@ def write_file(target: Path, content: bytes | Path) -> None:
     temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("xb") as file:
-            with suppress(
-                OSError
-            ):  # marks the file as alive; a file system without locks only keeps leftovers longer
+            with suppress(OSError):  # marks the file as alive; a file system without locks only keeps leftovers longer
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if isinstance(content, bytes):
                 file.write(content)

@@ -52,9 +52,7 @@ _DENIED = {
     "SignatureDoesNotMatch",
     "RequestTimeTooSkewed",
 }
-_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) for this endpoint, on every machine"
-)
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) for this endpoint, on every machine"
 
 # A refused or unreachable endpoint is given up after about 4 tries with growing pauses, 20 s at most.
 _PATIENT = Config(
@@ -109,16 +107,14 @@ class S3Files:
                 if _code(error) not in _ABSENT:
                     raise
             # The answer to HEAD has no body: a missing bucket looks like a missing object.
-            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(path), MaxKeys=1)
+            _check_bucket(self._client, self.bucket)
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
         base = self._key(f"{folder}/" if folder else "")
         found = {}
         with self._explained(folder):
-            for page in self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=base
-            ):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base):
                 for item in page.get("Contents", ()):
                     path = item["Key"].removeprefix(base)
                     if not any(part.startswith(".") for part in path.split("/")):
@@ -137,9 +133,7 @@ class S3Files:
         """Create an object unless it exists. Returns whether it was created."""
         with self._explained(path):
             try:
-                self._client.put_object(
-                    Bucket=self.bucket, Key=self._key(path), Body=content, IfNoneMatch="*"
-                )
+                self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content, IfNoneMatch="*")
             except ClientError as error:
                 if _code(error) in _TAKEN:
                     return False
@@ -164,7 +158,7 @@ class S3Files:
                 )
                 if errors := answer.get("Errors"):
                     raise StoreError(
-                        f"{len(errors)} objects could not be removed: {errors[0].get('Message', 'no reason')}",
+                        f"{len(errors)} objects could not be removed: {errors[0].get('Message', '?')}",
                         self.describe(folder),
                         "check that these credentials may delete objects",
                     )
@@ -218,9 +212,7 @@ class S3Files:
                 time.sleep(2.0 ** (tries - 1))
 
     def _download(self, path: str, size: int, sha256: str, target: Path) -> None:
-        temporary = target.with_name(
-            ".downloading"
-        )  # one name: the caller holds a lock, leftovers are overwritten
+        temporary = target.with_name(".downloading")  # one name: the caller holds a lock, leftovers are overwritten
         digest = hashlib.sha256()
         with explained(target), self._explained(path):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -266,9 +258,7 @@ class S3Files:
         except ClientError as error:
             raise self._refused(error, where) from error
         except BotoCoreError as error:
-            raise StoreError(
-                f"the object store failed: {error}", where, "run again; finished work is kept"
-            ) from error
+            raise StoreError(f"the object store failed: {error}", where, "run again; finished work is kept") from error
 
     def _refused(self, error: ClientError, where: str) -> StoreError:
         code = _code(error)
@@ -283,9 +273,7 @@ class S3Files:
         if code in _ABSENT:
             return StoreError("an object is missing", where, "remove the artifact, then run the stage again")
         message = error.response.get("Error", {}).get("Message", "")
-        return StoreError(
-            f"the object store answered {code}: {message}", where, "run again; finished work is kept"
-        )
+        return StoreError(f"the object store answered {code}: {message}", where, "run again; finished work is kept")
 
 
 def endpoint() -> str:
@@ -302,21 +290,17 @@ def _code(error: ClientError) -> str:
 
 
 def _client(process: int, kind: Literal["patient", "preflight"]) -> Any:
-    names = (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_DEFAULT_REGION",
-        "AWS_PROFILE",
-    )
-    return _cached_client(process, kind, *(os.environ.get(name) for name in names))
+    return _cached_client(process, kind, tuple(sorted(v for v in os.environ.items() if v[0].startswith("AWS_"))))
 
 
 @cache
-def _cached_client(process: int, kind: str, *environment: str | None) -> Any:
+def _cached_client(process: int, kind: str, environment: tuple[tuple[str, str], ...]) -> Any:
     try:
         return boto3.Session().client("s3", config=_PATIENT if kind == "patient" else _PREFLIGHT)
     except ValueError as error:  # botocore repeats the address, which may hold a password
-        raise StoreError(
-            "AWS_ENDPOINT_URL is not an address", endpoint(), "it looks like http://host:port"
-        ) from error
+        raise StoreError("AWS_ENDPOINT_URL is not an address", endpoint(), "it looks like http://host:port") from error
+
+
+@cache
+def _check_bucket(client: Any, bucket: str) -> None:
+    client.list_objects_v2(Bucket=bucket, MaxKeys=1)

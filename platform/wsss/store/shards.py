@@ -102,7 +102,7 @@ class ShardIndex:
         return tuple(self.entries)
 
     def arrays(self, image: str) -> dict[str, np.ndarray]:
-        """The arrays of one image. KeyError when the shard lacks it, StoreError when its bytes are damaged."""
+        """The arrays of one image. KeyError when the shard lacks it, StoreError when it is damaged."""
         arrays = self.entries[image]
         # Opened for each image: nothing to inherit over a fork, nothing shared between threads.
         try:

@@ -135,16 +135,19 @@ def _lease(owner: str, beat: int) -> bytes:
     return json.dumps({"owner": owner, "holder": whoami(), "beat": beat}).encode()
 
 
-def _owner(lease: bytes | None) -> str | None:
+def _field(lease: bytes | None, name: str) -> str | None:
+    """What a lease says; None when there is none or somebody wrote something else there."""
     try:
-        return None if lease is None else json.loads(lease)["owner"]
+        return None if lease is None else str(json.loads(lease)[name])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _acquire(
-    objects: LeaseObjects, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float
-) -> None:
+def _owner(lease: bytes | None) -> str | None:
+    return _field(lease, "owner")
+
+
+def _acquire(objects: LeaseObjects, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float) -> None:
     pause = min(1.0, stale_seconds / 10)
     told = took_over = False
     seen: bytes | None = None
@@ -161,13 +164,12 @@ def _acquire(
         if lease is None:
             continue
         if not told and on_wait is not None:
-            with suppress(ValueError):
-                on_wait(str(json.loads(lease).get("holder", "another run")))
+            on_wait(_field(lease, "holder") or "another run")
         told = True
         if lease != seen:
             seen, changed_at = lease, time.monotonic()
         elif time.monotonic() - changed_at > stale_seconds:
-            log.warning("taking over the lease %s: no sign of life for %.0f s", path, stale_seconds)
+            log.warning("taking over the lease %s: no sign of life for %g s", path, stale_seconds)
             if objects.read(path) == lease:
                 objects.remove(path)
             took_over = True

@@ -56,9 +56,7 @@ class Store:
         """Begin, or continue, to fill an artifact."""
         return ArtifactWriter(self.backend, stage, key)
 
-    def single_flight(
-        self, stage: str, key: str, on_wait: OnWait | None = None
-    ) -> AbstractContextManager[None]:
+    def single_flight(self, stage: str, key: str, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """Be the only one, in all processes and threads, that computes this artifact.
 
         Look for the artifact again inside: whoever held it before has probably published it. When the holder
