@@ -91,6 +91,7 @@ def test_outcome_follows_the_tolerance(percent, outcome, difference):
     [
         (OurProtocol(dataset="voc_mini", recipe="paper"), "voc_mini"),
         (OurProtocol(dataset="voc2012", recipe="demo"), "recipe demo"),
+        (OurProtocol(dataset="voc2012", recipe="paper", deviations=("train has 438 images",)), "438 images"),
         (OurProtocol(dataset="voc2012", recipe="paper", changed_settings=("cam.epochs",)), "cam.epochs"),
         (
             OurProtocol(dataset="voc2012", recipe="paper", chosen_by_masks={CLAIM.metric: ("select_segmentation",)}),

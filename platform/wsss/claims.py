@@ -90,12 +90,15 @@ class OurProtocol:
         dataset: name of our data set.
         recipe: name of the recipe.
         changed_settings: dotted keys whose values differ from that recipe and enter stage keys.
+        deviations: anything else that keeps the numbers from being comparable (a list cut short, a stage's
+            result taken in from elsewhere), each in a few words.
         chosen_by_masks: metric name -> stages before it that chose something by looking at masks.
     """
 
     dataset: str
     recipe: str
     changed_settings: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
     chosen_by_masks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -164,6 +167,7 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
         obstacles.append(f"ours is recipe {protocol.recipe}, the claim needs {claim.recipe}")
     if protocol.changed_settings:
         obstacles.append(f"changed settings: {_some(protocol.changed_settings)}")
+    obstacles.extend(protocol.deviations)
     choosers = protocol.chosen_by_masks.get(claim.metric, ())
     if choosers and not claim.chosen_by_masks:
         obstacles.append(f"masks chose something in {_some(choosers)}")

@@ -1,0 +1,309 @@
+"""Tables of a run: built once, shown as Markdown, HTML, CSV or on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from wsss.claims import Verdict
+from wsss.reporting.run_report import RunReport
+
+_ENDINGS = ("_low", "_high", "_oracle", "_held_out", "_all_background")
+_OUTCOME_STYLE = {"reproduced": "bold green", "above": "bold blue", "below": "bold red", "not comparable": "dim"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts in rows and columns. right: titles of the columns that are aligned to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    note: str = ""
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent with two decimals, without the sign: 0.7271 -> "72.71"; "-" for none or NaN."""
+    return "-" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.2f}"
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is a score that people read as percent."""
+    what = metric.rsplit("/", 1)[-1]
+    return what.startswith(("miou", "iou", "pixel_accuracy", "mean_accuracy", "precision", "recall"))
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A metric's value as people read it: percent for scores, plain digits for the others."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return percent(value) if is_fraction(metric) else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """Claim, ours, difference, tolerance, verdict: the product of a reproduction. Percent."""
+    rows = []
+    for verdict in verdicts:
+        claim, ours = verdict.claim, verdict.ours
+        number = "-"
+        if ours is not None:
+            number = percent(ours.mean) + (f" ± {percent(ours.spread)}" if ours.spread is not None else "")
+        rows.append(
+            (
+                claim.metric,
+                f"{claim.value:.2f}",
+                f"{claim.source.replace('_', ' ')}: {claim.citation}",
+                f"{claim.dataset} {claim.split}, {claim.protocol}",
+                number,
+                "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
+                f"{claim.tolerance:g}",
+                verdict.outcome,
+                verdict.reason,
+            )
+        )
+    columns = ("number", "claim", "source", "claim's protocol", "ours", "difference", "tolerance", "verdict", "why")
+    right = frozenset({"claim", "ours", "difference", "tolerance"})
+    return Table("Verdict", columns, tuple(rows), right, "mIoU in percent; ours is mean ± spread over seeds.")
+
+
+def result_table(report: RunReport) -> Table:
+    """One row for each mIoU: seeds, mean and spread, interval over images, and what stands beside it."""
+    seeds = report.seeds
+    by_seed = report.metrics_by_seed
+    several = len(seeds) > 1
+    columns = ["number", *(f"seed {seed}" for seed in seeds if several), "mIoU"]
+    columns += ["spread"] * several + ["95 % interval", "held-out threshold", "best threshold", "at", "all background"]
+    rows = []
+    for metric in miou_metrics(report):
+        prefix, what = metric.rsplit("/", 1)
+        values = [by_seed[seed].get(metric) for seed in seeds]
+        row = [metric, *(percent(value) for value in values if several), percent(_mean(values))]
+        row += [percent(_spread(values))] * several
+        low, high, held_out, oracle, background = (
+            _mean([by_seed[seed].get(metric + ending) for seed in seeds])
+            for ending in ("_low", "_high", "_held_out", "_oracle", "_all_background")
+        )
+        threshold_name = f"{prefix}/oracle_threshold_{what.removeprefix('miou_')}"
+        threshold = _mean([by_seed[seed].get(threshold_name) for seed in seeds])
+        row += [
+            "-" if low is None else f"{percent(low)} to {percent(high)}",
+            percent(held_out),
+            percent(oracle),
+            "-" if threshold is None else f"{threshold:.3g}",
+            percent(background),
+        ]
+        rows.append(tuple(row))
+    note = (
+        "mIoU in percent at the recipe's own threshold. The interval is over images. Best threshold: masks of these "
+        "images chose it. Held-out threshold: each half of the images at the other half's best."
+    )
+    return Table("Results", tuple(columns), tuple(rows), frozenset(columns[1:]), note)
+
+
+def other_metrics_table(report: RunReport) -> Table:
+    """Every metric that is not in `result_table`."""
+    seeds = report.seeds
+    by_seed = report.metrics_by_seed
+    shown_already: set[str] = set()
+    for metric in miou_metrics(report):
+        prefix, what = metric.rsplit("/", 1)
+        shown_already.update({metric, f"{prefix}/oracle_threshold_{what.removeprefix('miou_')}"})
+        shown_already.update(metric + ending for ending in _ENDINGS)
+    names = sorted({name for metrics in by_seed.values() for name in metrics} - shown_already)
+    rows = [(name, *(shown(name, by_seed[seed].get(name)) for seed in seeds)) for name in names]
+    columns = ("number", *(f"seed {seed}" for seed in seeds))
+    return Table("Other numbers", columns, tuple(rows), frozenset(columns[1:]), "Scores in percent.")
+
+
+def stage_table(report: RunReport) -> Table:
+    """Stage, executed or cached, seconds, numbers in percent."""
+    several = len(report.seeds) > 1
+    columns = (["seed"] if several else []) + ["stage", "kind", "status", "time", "numbers", "key"]
+    rows = []
+    for stage in report.stages:
+        scores = [
+            f"{name} {percent(value)}"
+            for name, value in stage.metrics.items()
+            if "/miou_" in name and not name.endswith(_ENDINGS)
+        ]
+        rows.append(
+            (
+                *([str(stage.seed)] if several else []),
+                stage.name,
+                stage.kind,
+                "; ".join([stage.status.replace("_", " "), *stage.notes]),
+                duration(stage.seconds) if stage.seconds else "-",
+                ", ".join(scores) or "-",
+                stage.key[:12],
+            )
+        )
+    executed = sum(stage.seconds for stage in report.stages if stage.status == "executed")
+    number = sum(stage.status == "executed" for stage in report.stages)
+    note = (
+        f"{number} of {len(report.stages)} stages executed in {duration(executed)}; a cached stage shows its own time."
+    )
+    return Table("Stages", tuple(columns), tuple(rows), frozenset({"time", "seed"}), note)
+
+
+def class_table(report: RunReport) -> Table:
+    """IoU in percent: one row for each class, one column for each scored output (mean over seeds)."""
+    series = class_iou_series(report)
+    rows = [(name, *(percent(values.get(name)) for values in series.values())) for name in report.classes]
+    columns = ("class", *series)
+    return Table(
+        "IoU by class", columns, tuple(rows), frozenset(columns[1:]), "Percent; - where a class is in neither map."
+    )
+
+
+def class_iou_series(report: RunReport) -> dict[str, dict[str, float]]:
+    """Number's name -> class -> IoU (fraction, mean over the seeds that have one)."""
+    collected: dict[str, dict[str, list[float]]] = {}
+    for stage in report.stages:
+        rows = stage.tables.get("per_class")
+        if not rows:
+            continue
+        series = collected.setdefault(score_name(stage.name, stage.metrics), {})
+        for row in rows:
+            if row["iou"] is not None:
+                series.setdefault(row["class"], []).append(row["iou"])
+    return {
+        name: {cls: statistics.fmean(values) for cls, values in series.items()} for name, series in collected.items()
+    }
+
+
+def score_name(stage: str, metrics: Mapping[str, float]) -> str:
+    """The main mIoU's name of a summary stage without "miou_": "cam/train"; the stage's name if it has none."""
+    names = [name for name in metrics if "/miou_" in name and not name.endswith(_ENDINGS)]
+    return names[0].replace("/miou_", "/") if names else stage
+
+
+def miou_metrics(report: RunReport) -> list[str]:
+    """Names of the main mIoU metrics: the headline first, then in the order of the stages."""
+    found = dict.fromkeys(name for stage in report.stages for name in stage.metrics)
+    main = [name for name in found if "/miou_" in name and not name.endswith(_ENDINGS)]
+    first = [name for name in report.headline if name in main]
+    return first + [name for name in main if name not in first]
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub Markdown with a heading."""
+    marks = ["---:" if column in table.right else "---" for column in table.columns]
+    lines = [f"## {table.title}", ""]
+    lines += [_markdown_row(table.columns), _markdown_row(marks)]
+    lines += [_markdown_row(row) for row in table.rows]
+    return "\n".join(lines + (["", table.note] if table.note else [])) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """A <table>; a cell of the column "verdict" gets its outcome as class."""
+    head = "".join(f"<th{_align(table, column)}>{html.escape(column)}</th>" for column in table.columns)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{_align(table, column)}>{_html_cell(column, cell)}</td>"
+            for column, cell in zip(table.columns, row, strict=True)
+        )
+        + "</tr>\n"
+        for row in table.rows
+    )
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>{note}'
+
+
+def to_rich(table: Table) -> RichTable:
+    """For a terminal."""
+    result = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        caption=table.note or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in table.columns:
+        result.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
+    for row in table.rows:
+        result.add_row(
+            *(
+                Text(cell, style=_OUTCOME_STYLE.get(cell, "") if column == "verdict" else "")
+                for column, cell in zip(table.columns, row, strict=True)
+            )
+        )
+    return result
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def results_csv(report: RunReport) -> str:
+    """Every metric of every stage and seed, scores as fractions, with the key that explains it."""
+    rows = [
+        (
+            report.method,
+            report.dataset,
+            report.recipe,
+            stage.seed,
+            stage.name,
+            stage.status,
+            stage.key,
+            name,
+            repr(value),
+        )
+        for stage in report.stages
+        for name, value in stage.metrics.items()
+    ]
+    columns = ("method", "dataset", "recipe", "seed", "stage", "status", "key", "metric", "value")
+    return to_csv(columns, rows)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present else None
+
+
+def _spread(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return statistics.stdev(present) if len(present) > 1 else None
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _align(table: Table, column: str) -> str:
+    return ' class="right"' if column in table.right else ""
+
+
+def _html_cell(column: str, cell: str) -> str:
+    text = html.escape(cell)
+    if column == "verdict":
+        return f'<span class="outcome {cell.replace(" ", "-")}">{text}</span>'
+    return f"<code>{text}</code>" if column == "key" else text

@@ -1,0 +1,178 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.reporting.test_tables import report
+
+from wsss.data.palette import colorize
+from wsss.reporting.grid import heat_overlay, write_grid
+from wsss.reporting.plots import plot_class_iou, plot_history, plot_threshold_curve, running_mean
+from wsss.reporting.report import write_report
+from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
+
+CLASSES = ("background", "cat", "dog")
+
+
+def sample(name: str, height: int, width: int) -> SampleImage:
+    rng = np.random.default_rng(len(name))
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 2] = 2
+    truth[height // 2] = 255
+    return SampleImage(
+        name=name,
+        image=rng.integers(0, 255, (height, width, 3), dtype=np.uint8),
+        cam=rng.random((2, height // 4, width // 4)).astype(np.float16),
+        labels={"pseudo label": np.where(truth == 255, 0, truth), "truth": truth},
+    )
+
+
+def full_report(*seeds: int) -> RunReport:
+    base = report(*((seed, 0.01 * seed) for seed in seeds))
+    curve = [
+        {"threshold": 0.1 * i, "miou": 0.5 - 0.01 * abs(i - 3), "default": i == 2, "oracle": i == 3} for i in range(6)
+    ]
+    extra = []
+    for seed in seeds:
+        history = {"loss": [3.0, 2.0, float("nan")], "learning_rate/all": [0.1, 0.1, 0.05]}
+        extra.append(
+            StageReport(
+                name="train", kind="train", status="executed", seconds=1, key="d" * 32, seed=seed, history=history
+            )
+        )
+        extra.append(
+            StageReport(
+                name="scores",
+                kind="reduce",
+                status="executed",
+                seconds=1,
+                key="e" * 32,
+                seed=seed,
+                metrics={"walk/miou_train": 0.5},
+                tables={"curve": curve},
+            )
+        )
+    grid = SampleRows(title="val <first>", samples=(sample("one", 24, 32), sample("second", 40, 20)))
+    return RunReport(
+        **{
+            **base.__dict__,
+            "stages": (*base.stages, *extra),
+            "grids": (grid,),
+            "classes": CLASSES,
+            "settings": {"cam.learning_rate": 0.1, "cam.epochs": 3},
+            "changed_settings": ("cam.epochs",),
+            "provenance": {"commit": "abc123"},
+        }
+    )
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href") and value]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_report_is_complete_and_self_contained(tmp_path, seeds):
+    files = write_report(tmp_path, full_report(*seeds))
+    page = files.html.read_text()
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    assert sorted(links.sources) == sorted(path.relative_to(files.folder).as_posix() for path in files.figures)
+    assert all((files.folder / source).is_file() for source in links.sources)
+    assert {path.name for path in files.figures} == {
+        "curve_walk_train.png",
+        "class_iou.png",
+        "grid_0_val_first.png",
+        "loss_train.png",
+    }
+    assert "val <first>" not in page
+    order = [page.index(f"<h2>{title}</h2>") for title in ("Verdict", "Results", "Stages")]
+    assert order == sorted(order)
+    for text in ("abc123", "cam.epochs", "3  (differs from the recipe)", "d" * 32, "reproduced"):
+        assert text in page
+    markdown = files.markdown.read_text()
+    images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown)
+    assert sorted(images) == sorted(links.sources)
+    assert markdown.index("## Verdict") < markdown.index("## Results") < markdown.index("## Stages")
+    assert files.csv.read_text().count("\n") == 1 + 10 * len(seeds)
+
+
+def test_an_earlier_report_is_replaced(tmp_path):
+    stale = tmp_path / "report" / "figures" / "old.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    write_report(tmp_path, full_report(0))
+    assert not stale.exists()
+
+
+def test_a_run_without_numbers_still_has_a_report(tmp_path):
+    stage = StageReport(name="cam_train", kind="train", status="executed", seconds=1, key="k" * 32)
+    bare = RunReport(
+        method="m", title="M", citation="", dataset="shapes", recipe="demo", classes=CLASSES, stages=(stage,)
+    )
+    files = write_report(tmp_path, bare)
+    assert "cam_train" in files.html.read_text()
+    assert files.figures == ()
+
+
+def colors_of(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as image:
+        return set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+
+
+def test_grid_shows_labels_in_voc_colors(tmp_path):
+    rows = SampleRows(title="val", samples=(sample("one", 24, 32), sample("second", 40, 20)))
+    found = colors_of(write_grid(rows, CLASSES, tmp_path / "grid.png"))
+    for index in (0, 2, 255):
+        assert tuple(colorize(np.array([[index]], np.uint8))[0, 0].tolist()) in found
+    assert tuple(colorize(np.array([[1]], np.uint8))[0, 0].tolist()) not in found
+
+
+def test_grid_of_samples_with_different_columns(tmp_path):
+    bare = SampleImage(name="bare", image=np.zeros((8, 8, 3), np.uint8))
+    path = write_grid(SampleRows(title="x", samples=(sample("one", 24, 32), bare)), CLASSES, tmp_path / "grid.png")
+    assert path.stat().st_size > 0
+
+
+def test_heat_is_strongest_where_the_map_is():
+    image = np.full((10, 10, 3), 128, np.uint8)
+    cam = np.zeros((2, 10, 10), np.float32)
+    cam[1, :, 5:] = 1.0
+    heat = heat_overlay(image, cam).astype(int)
+    assert heat.shape == (10, 10, 3)
+    hot, cold = heat[:, 7:].mean(axis=(0, 1)), heat[:, :3].mean(axis=(0, 1))
+    assert hot[0] > hot[2] + 30
+    assert np.abs(cold - 128).max() < np.abs(hot - 128).max()
+    assert heat_overlay(image, np.zeros((0, 3, 3), np.float32)).shape == (10, 10, 3)
+
+
+def test_plots_are_written(tmp_path):
+    history = {"loss": list(np.linspace(3, 1, 200)), "learning_rate/a": [0.1] * 200, "learning_rate/b": [1.0] * 200}
+    curve = [{"threshold": 0.1, "miou": None, "default": True, "oracle": False}]
+    curve += [{"threshold": 0.2, "miou": 0.4, "default": False, "oracle": True}]
+    paths = [
+        plot_history("cam_train", {"seed 0": history, "seed 1": history}, tmp_path / "figures" / "a.png"),
+        plot_threshold_curve("curve", {"seed 0": curve}, tmp_path / "b.png"),
+        plot_class_iou("iou", CLASSES, {"cam": {"cat": 0.4}, "label": {"dog": 0.5}}, tmp_path / "c.png"),
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+
+
+def test_running_mean_skips_gaps():
+    result = running_mean([1.0, 3.0, float("nan"), 5.0], window=2)
+    np.testing.assert_allclose(result, [1.0, 2.0, np.nan, 5.0])
