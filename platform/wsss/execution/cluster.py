@@ -21,11 +21,10 @@ _DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
 }
+# Credentials are not among them: Ray logs runtime environments. Workers of a local Ray inherit them; those of a
+# cluster have them from their image, instance role or job.
 _WORKER_VARIABLES = (
     "AWS_ENDPOINT_URL",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
@@ -113,5 +112,5 @@ def _code_folders() -> list[str]:
 
 
 def _worker_environment() -> dict[str, str]:
-    names = [*_WORKER_VARIABLES, "WSSS_DEBUG", "RAY_CHDIR_TO_TRIAL_DIR"]
+    names = [*_WORKER_VARIABLES, "WSSS_DEBUG", *_DRIVER_ENVIRONMENT]
     return {name: os.environ[name] for name in names if name in os.environ}

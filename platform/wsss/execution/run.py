@@ -239,9 +239,14 @@ def _settle_stage(
         facts=dict(provenance.get("facts", {})),
         workers=workers,
         device=device,
-        selects_by_masks=stage.selects_by_masks,
+        selects_by_masks=stage.name in _behind_masks(prepared.pipeline),
         imported=bool(provenance.get("imported", False)),
     )
+
+
+def _behind_masks(pipeline: Pipeline) -> set[str]:
+    """Stages that choose something by masks, and all whose numbers rest on that choice."""
+    return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.selects_by_masks))
 
 
 def _compute(
