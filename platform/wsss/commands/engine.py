@@ -8,7 +8,7 @@ import os
 
 from wsss.commands.arguments import Selection, locations
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
-from wsss.commands.screen import duration, print_plan, print_table
+from wsss.commands.screen import print_plan
 from wsss.execution.run import (
     PreparedRun,
     RunRequest,
@@ -19,7 +19,6 @@ from wsss.execution.run import (
     stage_resources,
 )
 from wsss.plan import PlannedStage
-from wsss.run_record import RunRecord, StageResult
 
 
 def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple[RunRequest, ...]:
@@ -73,24 +72,6 @@ def run_all(requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
     return tuple(results)
 
 
-def print_stages(record: RunRecord) -> None:
-    """The stages of a finished run: what ran, where, how long, and the numbers."""
-    columns = ["stage", "kind", "key", "status", "time", "workers", "numbers"]
-    rows = [
-        (
-            stage.name,
-            stage.kind,
-            stage.key[:12],
-            f"{stage.status} (imported)" if stage.imported else stage.status.replace("_", " "),
-            duration(stage.seconds) if stage.seconds else "",
-            f"{stage.workers} x {stage.device}" if stage.workers else "",
-            _numbers(stage),
-        )
-        for stage in record.stages
-    ]
-    print_table(f"run {record.run_id}", columns, rows, right="time")
-
-
 def _run(prepared: PreparedRun) -> RunResult:
     planned = prepared.plan.stages
     if wants_tree():
@@ -118,9 +99,3 @@ def _capacity() -> tuple[int, int, int, bool]:
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cpus, torch.cuda.device_count(), cpus, False
-
-
-def _numbers(stage: StageResult) -> str:
-    scores = {name: value for name, value in stage.metrics.items() if "miou" in name.rsplit("/", 1)[-1]}
-    text = ", ".join(f"{name} {100 * value:.2f} %" for name, value in list(scores.items())[:3])
-    return text + (" (chosen by masks)" if text and stage.selects_by_masks else "")

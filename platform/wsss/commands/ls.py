@@ -75,7 +75,7 @@ def list_method(name: str, recipe: str, home: Path) -> None:
             key,
             _value(info.default),
             info.describe(),
-            info.help if info.in_key else f"{info.help} (no effect on numbers)",
+            info.help if info.in_key else f"{info.help} (not part of stage keys)",
         )
         for key, info in settings_of(method.recipe_type).items()
     ]

@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -148,7 +148,7 @@ class TreeObserver:
             grid.add_row(branch, Text(progress.name, style=style), *self._cells(progress, now))
         return Group(Text(self._title, style="bold"), grid)
 
-    def _cells(self, progress: StageProgress, now: float) -> tuple[object, Text, Text]:
+    def _cells(self, progress: StageProgress, now: float) -> tuple[RenderableType, Text, Text]:
         if progress.state == "running":
             left = progress.remaining(now)
             bar = ProgressBar(total=progress.total or None, completed=progress.done, pulse=not progress.total, width=24)

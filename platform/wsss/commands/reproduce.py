@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run every seed, then show stages, verdict and report."""
-    from wsss.commands.engine import build_requests, print_stages, run_all, show_plan
-    from wsss.commands.verdict import conclude
+    from wsss.commands.conclusion import conclude
+    from wsss.commands.engine import build_requests, run_all, show_plan
 
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
     requests = build_requests(arguments, selection)
@@ -43,9 +43,5 @@ def run(arguments: argparse.Namespace) -> int:
         for request in requests:
             show_plan(request)
         return 0
-    results = run_all(requests)
-    for result in results:
-        print()
-        print_stages(result.record)
-    conclude(requests[0], results)
+    conclude(run_all(requests), requests[0].home, requests[0].tracking_uri, with_verdict=True)
     return 0

@@ -18,14 +18,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run every seed and print its stages."""
-    from wsss.commands.engine import build_requests, print_stages, run_all
+    """Run every seed, write the report, print stages and results."""
+    from wsss.commands.conclusion import conclude
+    from wsss.commands.engine import build_requests, run_all
 
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
-    for result in run_all(build_requests(arguments, selection)):
-        print()
-        print_stages(result.record)
-        print(f"\nrecord: {result.folder}")
-        if result.untracked:
-            print(result.untracked)
+    requests = build_requests(arguments, selection)
+    conclude(run_all(requests), requests[0].home, requests[0].tracking_uri, with_verdict=False)
     return 0

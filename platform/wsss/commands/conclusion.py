@@ -1,0 +1,88 @@
+"""The end of a run for people: stages, results, verdict, where the report lies and how to look at MLflow."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsss.claims import Verdict
+from wsss.commands.gather import gather_report
+from wsss.commands.screen import console
+from wsss.execution.run import RunResult
+from wsss.reporting.report import ReportFiles, write_report
+from wsss.reporting.run_report import RunReport
+from wsss.reporting.tables import Table, percent, result_table, stage_table, to_rich
+from wsss.run_record import RunRecord
+from wsss.tracking import open_tracker, ui_command
+
+SOURCES = {"released_weights": "released weights"}
+
+
+def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None, with_verdict: bool) -> None:
+    """Write the report, hand it to MLflow and print what matters of it."""
+    records = [result.record for result in results]
+    report = gather_report(records, home)
+    files = write_report(results[-1].folder, report)
+    untracked = [result.untracked for result in results if result.untracked]
+    untracked += _track_report(files, records[-1], home, tracking_uri)
+    print_report(report, with_verdict)
+    print(f"\nreport:  {files.html}")
+    print(f"run:     {results[-1].folder}")
+    print(f"MLflow:  {_ui(home, tracking_uri)}")
+    metric = next((name for name in (*report.headline, *records[-1].metrics) if name in records[-1].metrics), None)
+    if metric is not None:
+        print(f"explain: wsss explain {records[-1].run_id} {metric}")
+    for message in dict.fromkeys(untracked):
+        print(message)
+
+
+def print_report(report: RunReport, with_verdict: bool) -> None:
+    """Stages, results and, when there are numbers to judge, the verdict."""
+    tables = [stage_table(report)]
+    if any(stage.metrics for stage in report.stages):
+        tables.append(result_table(report))
+        tables += [short_verdicts(report.verdicts)] if with_verdict and report.verdicts else []
+    for table in tables:
+        if table.rows:
+            print()
+            console().print(to_rich(table))
+
+
+def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
+    """The verdict table without the columns that only the written report has room for."""
+    rows = [
+        (
+            verdict.claim.metric,
+            f"{verdict.claim.value:.2f} ({SOURCES.get(verdict.claim.source, verdict.claim.source)})",
+            percent(verdict.ours.mean) + _spread(verdict) if verdict.ours is not None else "-",
+            "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
+            verdict.outcome,
+            verdict.reason,
+        )
+        for verdict in verdicts
+    ]
+    columns = ("number", "claim", "ours", "difference", "verdict", "why")
+    return Table("Verdict", columns, tuple(rows), frozenset({"claim", "ours", "difference"}))
+
+
+def _spread(verdict: Verdict) -> str:
+    return f" ± {percent(verdict.ours.spread)}" if verdict.ours is not None and verdict.ours.spread is not None else ""
+
+
+def _track_report(files: ReportFiles, record: RunRecord, home: Path, tracking_uri: str | None) -> list[str]:
+    tracker = open_tracker(tracking_uri, home, f"{record.dataset}/{record.method}")
+    run = tracker.run(record.run_id, key=record.run_id)
+    run.artifact(files.folder)
+    run.finish("FINISHED")
+    message = tracker.close().message
+    return [message] if message else []
+
+
+def _ui(home: Path, tracking_uri: str | None) -> str:
+    command = ui_command(home, tracking_uri)
+    program = Path(sys.executable).parent / "mlflow"
+    if command.startswith("mlflow ") and program.is_file():
+        command = f"{shlex.quote(str(program))} {command.removeprefix('mlflow ')}"
+    return command

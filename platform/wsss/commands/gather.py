@@ -1,0 +1,166 @@
+"""Collects what the report of one or more runs shows from their records, the store and the data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsss.claims import OurProtocol, load_claims, verdicts
+from wsss.commands.artifacts import selection_of, store_at
+from wsss.commands.methods import UsageError
+from wsss.data.dataset import Dataset, load_dataset
+from wsss.execution.map_stage import TABLES_FILE
+from wsss.execution.train_stage import HISTORY_FILE
+from wsss.method import Method
+from wsss.pipeline import Pipeline, SampleGrid
+from wsss.recipe import flat_dict, load_recipe, settings_of
+from wsss.reporting.comparability import list_deviations
+from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
+from wsss.run_record import RunRecord, StageResult
+from wsss.store import Artifact, Store
+
+GRID_IMAGES = 6
+
+
+def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
+    """Everything that `wsss.reporting.report.write_report` shows of the runs of one recipe under several seeds.
+
+    Raises:
+        UsageError: the runs are not of one method, recipe and data set.
+        WsssError: the method, its data set or an artifact is no longer what it was.
+    """
+    first = records[0]
+    _require_alike(records)
+    selection = selection_of(first)
+    method, recipe = selection.method, selection.recipe
+    dataset = load_dataset(recipe.dataset, home)
+    pipeline = method.pipeline(recipe, dataset)
+    store = store_at(first.store_url, home)
+    changed = changed_settings(method, recipe, first.recipe_name)
+    imported = sorted({stage.name for record in records for stage in record.stages if stage.imported})
+    protocol = OurProtocol(
+        dataset=first.dataset,
+        recipe=first.recipe_name,
+        changed_settings=changed,
+        deviations=(*list_deviations(pipeline, dataset), *(f"stage {name} was imported" for name in imported)),
+        chosen_by_masks=choices_by_masks(pipeline, first),
+    )
+    return RunReport(
+        method=method.name,
+        title=method.title,
+        citation=method.citation,
+        dataset=first.dataset,
+        recipe=first.recipe_name,
+        classes=dataset.classes,
+        stages=tuple(_stage(record, stage, store) for record in records for stage in record.stages),
+        verdicts=verdicts(
+            load_claims(method.claims_path), {record.seed: record.metrics for record in records}, protocol
+        ),
+        headline=pipeline.headline,
+        grids=tuple(_grid(grid, dataset, first, store) for grid in pipeline.grids),
+        protocol={**first.protocol, **({"imported stages": ", ".join(imported)} if imported else {})},
+        settings={key: value for key, value in flat_dict(recipe).items() if key != "seed"},
+        changed_settings=changed,
+        provenance=_provenance(records),
+    )
+
+
+def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str, ...]:
+    """Dotted keys that determine results and differ from the shipped recipe of that name; none if there is no such."""
+    path = method.recipe_path(recipe_name)
+    if not path.is_file():
+        return ()
+    shipped, ours = flat_dict(load_recipe(method.recipe_type, path)), flat_dict(recipe)
+    known = settings_of(method.recipe_type)
+    # A switch outside of keys (may weights be random?) changes what is reproduced; paths and workers do not.
+    counts = {key for key, info in known.items() if (info.in_key or info.type is bool) and key != "seed"}
+    return tuple(key for key in known if key in counts and ours[key] != shipped[key])
+
+
+def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[str, ...]]:
+    """Metric name -> the stages behind it that chose something by looking at masks."""
+    before: dict[str, tuple[str, ...]] = {}
+    for stage in pipeline:
+        found = [name for upstream in stage.inputs.values() for name in before[upstream]]
+        found += [stage.name] if stage.selects_by_masks else []
+        before[stage.name] = tuple(dict.fromkeys(found))
+    return {metric: before[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in before}
+
+
+def _require_alike(records: Sequence[RunRecord]) -> None:
+    kinds = {
+        (record.method, record.recipe_name, record.dataset, json.dumps(_without_seed(record))) for record in records
+    }
+    if len(kinds) > 1 or len({record.seed for record in records}) < len(records):
+        raise UsageError(
+            "the runs are not one recipe under different seeds",
+            ", ".join(record.run_id for record in records),
+            "report them one by one",
+        )
+
+
+def _without_seed(record: RunRecord) -> dict[str, Any]:
+    return {key: value for key, value in sorted(record.recipe.items()) if key not in ("seed", "execution")}
+
+
+def _stage(record: RunRecord, stage: StageResult, store: Store) -> StageReport:
+    artifact = store.find(stage.name, stage.key) if stage.status != "not_needed" else None
+    notes = [*(["imported"] if stage.imported else []), *(["chosen by masks"] if stage.selects_by_masks else [])]
+    if artifact is None and stage.status != "not_needed":
+        notes.append("no longer in the store")
+    return StageReport(
+        name=stage.name,
+        kind=stage.kind,
+        status=stage.status,
+        seconds=stage.seconds,
+        key=stage.key,
+        seed=record.seed,
+        metrics=stage.metrics,
+        tables=_json(artifact, TABLES_FILE),
+        history=_json(artifact, HISTORY_FILE),
+        notes=tuple(notes),
+    )
+
+
+def _json(artifact: Artifact | None, file: str) -> Mapping[str, Any]:
+    return artifact.json(file) if artifact is not None and file in artifact.files else {}
+
+
+def _grid(grid: SampleGrid, dataset: Dataset, record: RunRecord, store: Store) -> SampleRows:
+    """A few images, spread evenly over those of the list that all shown stages hold."""
+    view = dataset.view(("images", "masks"), grid.image_list)
+    columns = {"CAM": grid.cam, "pseudo label": grid.pseudo_label, "prediction": grid.prediction}
+    found: dict[str, tuple[Artifact, str]] = {}
+    for title, source in columns.items():
+        if source is None or source[0] not in record.keys:
+            continue
+        artifact = store.find(source[0], record.keys[source[0]])
+        if artifact is not None:
+            found[title] = (artifact, source[1])
+    names = [name for name in view.names if all(name in set(artifact.images()) for artifact, _ in found.values())]
+    names = names[:: max(1, len(names) // GRID_IMAGES)][:GRID_IMAGES] if found else []
+    samples = []
+    for name in names:
+        arrays = {title: artifact.arrays(name)[array] for title, (artifact, array) in found.items()}
+        cam = arrays.pop("CAM", None)
+        labels = {**arrays, "truth": view.mask(name)}
+        samples.append(SampleImage(name=name, image=view.image(name), cam=cam, labels=labels))
+    return SampleRows(title=f"{', '.join([*found, 'truth'])} on {grid.image_list}", samples=tuple(samples))
+
+
+def _provenance(records: Sequence[RunRecord]) -> dict[str, str]:
+    first = records[0]
+    code = first.provenance
+    machine = code.get("machine", {})
+    commit = code.get("git_commit") or "unknown (not a git checkout)"
+    return {
+        "runs": ", ".join(record.run_id for record in records),
+        "commit": commit + (", with changes that are not committed" if code.get("git_dirty") else ""),
+        "machine": ", ".join(str(machine[name]) for name in ("hostname", "cpu") if machine.get(name))
+        + "".join(f", {gpu}" for gpu in machine.get("gpus", ())),
+        "libraries": ", ".join(f"{name} {version}" for name, version in code.get("libraries", {}).items()),
+        "data digest": first.data_digest,
+        "store": first.store_url,
+    }

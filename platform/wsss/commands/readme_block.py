@@ -1,0 +1,46 @@
+"""Tables in a README that come from a run: nobody types a number."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from wsss.commands.methods import UsageError
+from wsss.reporting.run_report import RunReport
+from wsss.reporting.tables import duration, miou_metrics, percent
+
+
+def summary_markdown(report: RunReport) -> str:
+    """Stage, time and numbers of a run as a Markdown table, with a line that says what was run where."""
+    scores = set(miou_metrics(report))
+    lines = ["| stage | time | mIoU |", "|---|---:|---|"]
+    for stage in report.stages:
+        if stage.status == "not_needed":
+            continue
+        numbers = ", ".join(f"{name} {percent(stage.metrics[name])}" for name in stage.metrics if name in scores)
+        notes = f" ({', '.join(stage.notes)})" if stage.notes else ""
+        lines.append(f"| {stage.name}{notes} | {duration(stage.seconds)} | {numbers} |")
+    facts = report.provenance
+    seeds = ", ".join(str(seed) for seed in report.seeds)
+    lines += [
+        "",
+        f"`{report.method}`, recipe `{report.recipe}`, data set {report.dataset}, seed {seeds}; commit "
+        f"{facts['commit'][:12]}; {facts['machine'].partition(', ')[2] or facts['machine']}.",
+    ]
+    return "\n".join(lines)
+
+
+def replace_block(path: Path, name: str, content: str) -> None:
+    """Put the content between `<!-- table:NAME -->` and the next `<!-- /table -->`.
+
+    Raises:
+        UsageError: the file has no such block, or more than one.
+    """
+    text = path.read_text(encoding="utf-8")
+    block = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", flags=re.DOTALL)
+    changed, count = block.subn(lambda match: f"{match[1]}{content}\n{match[2]}", text)
+    if count != 1:
+        raise UsageError(
+            f"{count} blocks are named {name!r}", str(path), f"write <!-- table:{name} --> and <!-- /table --> once"
+        )
+    path.write_text(changed, encoding="utf-8")

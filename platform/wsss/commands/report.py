@@ -1,0 +1,46 @@
+"""`wsss report RUN [RUN ...]`: write the report of finished runs again, from their records and the store.
+
+Several runs are the seeds of one recipe. With --readme the run's table replaces a marked block of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wsss.commands.arguments import add_locations, locations, run_folder
+from wsss.commands.methods import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(
+        prog="wsss report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("runs", nargs="+", metavar="RUN", help="run id, or its beginning; `wsss ls runs` lists them")
+    options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced")
+    options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report, or the block of a README."""
+    from wsss.commands.conclusion import print_report
+    from wsss.commands.gather import gather_report
+    from wsss.commands.readme_block import replace_block, summary_markdown
+    from wsss.reporting.report import write_report
+    from wsss.run_record import RunRecord
+
+    if (arguments.readme is None) != (arguments.block is None):
+        raise UsageError("--readme and --block belong together", "wsss report", "give both or none")
+    home = locations(arguments).home
+    folders = [run_folder(home, name) for name in arguments.runs]
+    report = gather_report([RunRecord.load(folder) for folder in folders], home)
+    files = write_report(folders[-1], report)
+    print_report(report, with_verdict=True)
+    print(f"\nreport: {files.html}")
+    if arguments.readme is not None:
+        replace_block(arguments.readme, arguments.block, summary_markdown(report))
+        print(f"block {arguments.block} of {arguments.readme} written")
+    return 0
