@@ -58,7 +58,7 @@ def test_long_values_are_cut_visibly() -> None:
 
 
 def test_tags_leave_none_out_and_redact() -> None:
-    assert tag_texts({"stage": "cam", "split": None, "seed": 0, "store": "https://me:pw@host/x"}) == {
+    assert tag_texts({"stage": "cam", "split": None, "kind": "", "seed": 0, "store": "https://me:pw@host/x"}) == {
         "stage": "cam",
         "seed": "0",
         "store": "https://[redacted]@host/x",

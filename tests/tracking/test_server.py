@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.tracking.conftest import MlflowServer, free_port
 from tests.tracking.reading import Tracked
+
 from wsss.tracking import TrackedRun, Tracker, open_tracker, sync
 from wsss.tracking.spool import read_cursor, read_events
 

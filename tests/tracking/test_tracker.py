@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.tracking.reading import Tracked
+
 from wsss.tracking import TrackingError, default_uri, open_tracker, sync
 from wsss.tracking.spool import read_events
 
@@ -53,6 +53,7 @@ def test_everything_of_a_run_arrives(home: Path, tracked: Tracked, tmp_path: Pat
     }
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
     assert "selection" not in run.data.tags
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, len(dataset.dataset.digest)) == ("voc2012", 36)
     assert child.data.tags["mlflow.parentRunId"] == run.info.run_id

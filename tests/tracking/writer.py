@@ -1,4 +1,4 @@
-"""A process that tracks a run and never ends by itself; the test kills it. Arguments: home, uri, first and last step."""
+"""A process that tracks a run and never ends by itself; the test kills it: home, uri, first and last step."""
 
 from __future__ import annotations
 

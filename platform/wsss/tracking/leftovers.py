@@ -44,7 +44,9 @@ def sync(home: Path, uri: str | None = None, wait_seconds: float = 60.0) -> Trac
             if outbox.cursor.offset >= spool.size:
                 spool.close()
             elif address is None:
-                outbox.reason = f"the credentials of {recorded} are not recorded: set MLFLOW_TRACKING_URI or pass --uri"
+                outbox.reason = (
+                    f"the credentials of {recorded} are not recorded: set MLFLOW_TRACKING_URI or pass --tracking"
+                )
                 needs_credentials.append(outbox)
             else:
                 outboxes.append(outbox)

@@ -40,11 +40,11 @@ def flatten_params(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tag_texts(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as texts, redacted and cut visibly at 8000 characters; None values are left out."""
+    """Tags as texts, redacted and cut visibly at 8000 characters; None and "" are left out."""
     return {
         clean_key(key): cut_text(redact_value(key, value), TAG_CHARACTERS)
         for key, value in tags.items()
-        if value is not None
+        if value is not None and value != ""
     }
 
 
