@@ -226,9 +226,10 @@ def check_dense_crf_test(fixture: Fixture) -> None:
         bilateral_srgb=settings["bilateral"]["srgb"],
         bilateral_compat=settings["bilateral"]["compat"],
     )
+    on_raw_image = bool(settings.get("crf_on_raw_image", False))
     probabilities = class_probabilities(scores, image.shape[:2])
-    refined = refined_probabilities(probabilities, image, crf)
-    expect(fixture, "crf_image", crf_image(image))
+    refined = refined_probabilities(probabilities, image, crf, on_raw_image)
+    expect(fixture, "crf_image", crf_image(image, on_raw_image))
     expect(fixture, "prob", probabilities)
     expect(fixture, "q", refined)
     expect(fixture, "label", predicted_label(refined))

@@ -1,0 +1,121 @@
+"""Samples of the segmentation stage and its final inference: crops, alignment, CRF image, multi-scale maximum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsss_methods.ssc.seg_inference import (
+    CRF_IMAGE_MEAN,
+    base_scores,
+    class_probabilities,
+    crf_image,
+    multiscale_scores,
+    predicted_label,
+)
+from wsss_methods.ssc.seg_transforms import (
+    CropBox,
+    draw_training_sample,
+    random_resized_crop_box,
+    resized_image,
+    resized_label,
+    training_sample,
+)
+
+
+def test_crops_keep_to_area_ratio_and_image() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [random_resized_crop_box(300, 400, rng) for _ in range(500)]
+    areas = np.array([box.height * box.width / (300 * 400) for box in boxes])
+    ratios = np.array([box.width / box.height for box in boxes])
+    assert areas.min() > 0.49
+    assert areas.max() < 0.76
+    assert areas.std() > 0.05
+    assert ratios.min() > 0.74
+    assert ratios.max() < 1.35
+    assert all(0 <= b.top <= 300 - b.height and 0 <= b.left <= 400 - b.width for b in boxes)
+    assert len({b.top for b in boxes}) > 50
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 100, CropBox(0, 43, 10, 13)), (100, 10, CropBox(43, 0, 13, 10)), (90, 100, CropBox(0, 0, 90, 100))],
+)
+def test_a_shape_without_a_fitting_crop_falls_back_to_the_center(height: int, width: int, expected: CropBox) -> None:
+    # Crops of more than the whole image never fit.
+    assert random_resized_crop_box(height, width, np.random.default_rng(0), area=(2.0, 3.0)) == expected
+
+
+def test_image_label_and_mask_stay_aligned() -> None:
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    image[:, :20] = 255
+    label = np.where(image[..., 0] > 0, 7, 255).astype(np.uint8)
+    mask = image[..., 0]
+    sample = training_sample(image, label, mask, CropBox(0, 10, 40, 40), (20, 20), mirror=True)
+    assert sample.image.shape == (3, 20, 20)
+    assert sample.label.tolist()[0] == [255] * 15 + [7] * 5
+    assert sample.mask.tolist()[0] == [0] * 15 + [1] * 5
+    assert (sample.image[0, :, 16:] > 2).all()
+    assert (sample.image[0, :, :14] < -2).all()
+
+
+def test_samples_depend_on_the_generator_alone() -> None:
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    label = rng.integers(0, 21, (50, 70)).astype(np.uint8)
+    draw = [draw_training_sample(image, label, label, np.random.default_rng(s), (32, 32)) for s in (1, 1, 2)]
+    assert np.array_equal(draw[0].image, draw[1].image)
+    assert np.array_equal(draw[0].label, draw[1].label)
+    assert not np.array_equal(draw[0].image, draw[2].image)
+
+
+def test_validation_input_is_squeezed() -> None:
+    image = np.full((30, 50, 3), 128, dtype=np.uint8)
+    label = np.arange(30, dtype=np.uint8)[:, None].repeat(50, axis=1)
+    assert resized_image(image, (16, 16)).shape == (3, 16, 16)
+    resized = resized_label(label, (16, 16))
+    assert resized.shape == (16, 16)
+    assert set(np.unique(resized)) <= set(range(30))
+
+
+def test_crf_image_wraps_around_unless_told_otherwise() -> None:
+    image = np.array([[[0, 116, 200], [123, 255, 104]]], dtype=np.uint8)
+    # -122.675 becomes -122 and wraps to 134; -0.669 becomes 0; 95.992 becomes 95.
+    assert crf_image(image).tolist() == [[[134, 0, 95], [0, 138, 0]]]
+    assert np.array_equal(crf_image(image, on_raw_image=True), image)
+    assert len(CRF_IMAGE_MEAN) == 3
+
+
+class _ScaleProbe(nn.Module):
+    """Scores that name the input's size, so that a maximum shows which passes were made."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = images.shape[2:]
+        scores = torch.zeros(len(images), 2, height // 8, width // 8)
+        scores[:, 0] = height
+        scores[:, 1] = -height
+        return scores, scores
+
+
+def test_multiscale_takes_the_maximum_of_all_passes() -> None:
+    images = torch.randn(1, 3, 32, 32)
+    scores = multiscale_scores([_ScaleProbe(), _ScaleProbe()], images, (0.5, 1.0, 1.5))
+    assert scores.shape == (1, 2, 4, 4)
+    assert scores[0, 0].unique().tolist() == [48.0]
+    assert scores[0, 1].unique().tolist() == [-16.0]
+    assert base_scores([_ScaleProbe()], images)[0, 0].unique().tolist() == [32.0]
+
+
+def test_probabilities_sum_to_one_and_give_labels() -> None:
+    scores = np.zeros((3, 2, 2), dtype=np.float32)
+    scores[1, :, 1] = 9
+    scores[2, :, 0] = 9
+    probabilities = class_probabilities(scores, (8, 10))
+    assert probabilities.shape == (3, 8, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, rtol=1e-5)
+    label = predicted_label(probabilities)
+    assert label.dtype == np.uint8
+    assert set(label[:, :4].ravel()) == {2}
+    assert set(label[:, 6:].ravel()) == {1}
