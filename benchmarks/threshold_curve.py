@@ -46,8 +46,8 @@ def main() -> None:
         truth = np.repeat(np.repeat(rng.integers(0, NUM_CLASSES, (25, 25)), 15, axis=0), 20, axis=1)
         keys = rng.choice(np.arange(1, NUM_CLASSES), CLASSES_PER_IMAGE, replace=False)
         cam = rng.random((CLASSES_PER_IMAGE, HEIGHT, WIDTH), dtype=np.float32)
-        results = [_timed(way, seconds, cam, keys, truth, thresholds) for way in seconds]
-        if not np.array_equal(*results):
+        expected, result = (_timed(way, seconds, cam, keys, truth, thresholds) for way in seconds)
+        if not np.array_equal(expected, result):
             raise SystemExit("the two ways differ: the one-pass curve is wrong")
     slow, fast = seconds[separately], seconds[in_one_pass]
     print(f"{arguments.images} images of {HEIGHT}x{WIDTH}, {arguments.thresholds} thresholds")

@@ -143,7 +143,7 @@ def load_claims(path: Path) -> tuple[Claim, ...]:
         found = _problems(entry, index)
         problems.extend(found)
         if not found:
-            values = {key: float(value) if key in _NUMBERS else value for key, value in entry.items()}
+            values: dict[str, Any] = {key: float(value) if key in _NUMBERS else value for key, value in entry.items()}
             claims.append(Claim(**values))
     ids = [claim.id for claim in claims]
     problems.extend(f"id {name!r} is used {ids.count(name)} times" for name in sorted(set(ids)) if ids.count(name) > 1)

@@ -23,11 +23,7 @@ def cases(draw):
     ).reshape(number, height, width)
     keys = np.array(draw(st.permutations(range(1, NUM_CLASSES)))[:number], dtype=np.int64)
     truth = np.array(
-        draw(
-            st.lists(
-                st.sampled_from([0, 1, 2, 3, 4, 255, -1, 9]), min_size=height * width, max_size=height * width
-            )
-        ),
+        draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 255, -1, 9]), min_size=height * width, max_size=height * width)),
         dtype=np.int16,
     ).reshape(height, width)
     thresholds = draw(st.lists(st.one_of(st.sampled_from(LEVELS), st.floats(-1, 2)), min_size=1, max_size=6))
@@ -103,10 +99,10 @@ def test_best_threshold_takes_the_lowest_of_equals():
 def test_cam_scores_agree_with_the_reference():
     values = fixture("eval_cam")
     keys = [np.array([3, 8]), np.array([15]), np.array([3, 15, 20])]
-    total = sum(
-        threshold_confusions(values[f"in_cam{i}"], keys[i], values[f"in_gt{i}"], [0.1, 0.2], 21)[1]
-        for i in range(3)
-    )
+    matrices = [
+        threshold_confusions(values[f"in_cam{i}"], keys[i], values[f"in_gt{i}"], [0.1, 0.2], 21)[1] for i in range(3)
+    ]
+    total = np.sum(matrices, axis=0)
     expected = values["iou"]
     np.testing.assert_allclose(np.nan_to_num(iou(total), nan=-1.0), expected, rtol=1e-6)
     assert miou(total) == pytest.approx(float(values["miou"]), rel=1e-6)

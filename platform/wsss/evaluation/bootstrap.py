@@ -90,10 +90,7 @@ def bootstrap_interval_from_counts(
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "bootstrap", "check that the masks are not all ignored")
     resampled = np.concatenate(
-        [
-            np.atleast_1d(_miou(_resample(counts, weights), mean_over))
-            for weights in _weights(counts, samples, seed)
-        ]
+        [np.atleast_1d(_miou(_resample(counts, weights), mean_over)) for weights in _weights(counts, samples, seed)]
     )
     low, high = _percentiles(resampled, confidence)
     return Interval(float(value), low, high)
@@ -127,8 +124,7 @@ def paired_comparison(
     differences = np.concatenate(
         [
             np.atleast_1d(
-                _miou(_resample(counts_first, weights), mean_over)
-                - _miou(_resample(counts_second, weights), mean_over)
+                _miou(_resample(counts_first, weights), mean_over) - _miou(_resample(counts_second, weights), mean_over)
             )
             for weights in _weights(counts_first, samples, seed)
         ]

@@ -121,10 +121,7 @@ def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float |
             "class_iou",
             "give the dataset's classes, background first",
         )
-    return {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(class_names, values, strict=True)
-    }
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}
 
 
 def pixel_accuracy(confusion: Array) -> Any:

@@ -98,9 +98,7 @@ def best_threshold(confusions: Array, thresholds: Sequence[float] | Array) -> in
     """Index of the threshold with the highest mIoU of (T, C, C); the lowest threshold among equals."""
     scores = np.asarray(miou(np.asarray(confusions)), dtype=np.float64)
     if np.isnan(scores).all():
-        raise EvaluationError(
-            "no pixel was scored", "best_threshold", "check that the masks are not all ignored"
-        )
+        raise EvaluationError("no pixel was scored", "best_threshold", "check that the masks are not all ignored")
     order = np.lexsort((np.asarray(thresholds, dtype=np.float64), -np.nan_to_num(scores, nan=-1.0)))
     return int(order[0])
 
@@ -115,9 +113,7 @@ def _checked(maps: Array, keys: Array) -> tuple[Array, Array]:
             "maps are (K, H, W) and keys (K,), one class id for each map",
         )
     if not np.issubdtype(maps.dtype, np.floating):
-        raise EvaluationError(
-            f"class maps have dtype {maps.dtype}", "threshold curve", "give floating point scores"
-        )
+        raise EvaluationError(f"class maps have dtype {maps.dtype}", "threshold curve", "give floating point scores")
     if keys.size and not np.issubdtype(keys.dtype, np.integer):
         raise EvaluationError(f"keys have dtype {keys.dtype}", "threshold curve", "give integer class ids")
     return maps.astype(np.promote_types(maps.dtype, np.float32), copy=False), keys.astype(np.int64)

@@ -100,7 +100,7 @@ def _present(samples: Sequence[SampleImage]) -> list[int]:
 def _caption(sample: SampleImage, classes: Sequence[str]) -> str:
     shown_labels = [sample.labels["truth"]] if "truth" in sample.labels else list(sample.labels.values())
     ids = sorted({index for labels in shown_labels for index in np.unique(labels).tolist()})
-    names = [classes[index] for index in ids if 0 < index < len(classes)]
+    names = [classes[int(index)] for index in ids if 0 < index < len(classes)]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{sample.name}  {shown}".rstrip()
 
