@@ -1,0 +1,370 @@
+"""The typed recipe of SSC: every setting with its range. Defaults are the published configuration.
+
+Names follow the specification's hyperparameter table (SSC, section 11) with the stage's prefix turned into
+a section. A stage's configuration is built from whole sections, so that a setting enters the keys of the
+stages that use it and of nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsss.data.dataset import DatasetConfig
+from wsss.method import ExecutionSettings
+from wsss.recipe import setting
+
+CAM_BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
+AFFINITY_BACKBONES = CAM_BACKBONES
+PERCEPTUAL_NETWORKS = ("vgg19", "mobilenet_v2", "pixel_pyramid")
+SEGMENTATION_ARCHITECTURES = (
+    "deeplabv2_r101",
+    "deeplabv3plus_r101",
+    "segformer_b2",
+    "deeplabv2_r18",
+    "deeplabv2_mobilenet_v2",
+)
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """ImageNet weight files; `none` starts from random weights. Their content enters the keys, their path does not.
+
+    A path may begin with ${dataset.root}.
+    """
+
+    resnet50: Path | None = setting(
+        None, in_key=False, help="torchvision ResNet50_Weights.IMAGENET1K_V1 (resnet50-19c8e357.pth)"
+    )
+    resnet101: Path | None = setting(
+        None, in_key=False, help="torchvision ResNet101_Weights.IMAGENET1K_V1 (resnet101-cd907fc2.pth)"
+    )
+    resnet18: Path | None = setting(
+        None, in_key=False, help="torchvision ResNet18_Weights.IMAGENET1K_V1 (resnet18-f37072fd.pth)"
+    )
+    vgg19: Path | None = setting(
+        None, in_key=False, help="torchvision VGG19_Weights.IMAGENET1K_V1 (vgg19-dcbb9e9d.pth)"
+    )
+    mobilenet_v2: Path | None = setting(
+        None, in_key=False, help="torchvision names, e.g. MobileNet_V2_Weights.IMAGENET1K_V1"
+    )
+    resnetv1d101: Path | None = setting(
+        None, in_key=False, help="mmcls resnetv1d101 checkpoint, for deeplabv3plus_r101"
+    )
+    mit_b2: Path | None = setting(None, in_key=False, help="SegFormer mit_b2.pth, for segformer_b2")
+    allow_random: bool = setting(
+        True, in_key=False, help="false: refuse to run when a weight file that the networks need is not given"
+    )
+
+
+@dataclass(frozen=True)
+class SuperpixelSettings:
+    """S0. The official superpixels are only a download; SLIC stands in for them (SSC, section 3)."""
+
+    source: str = setting("slic", choices=("slic", "folder"), help="slic: computed; folder: PNG files")
+    segments: int = setting(300, minimum=4, maximum=1000, help="SLIC superpixels of an image, about")
+    compactness: float = setting(10.0, above=0, maximum=100, help="SLIC weight of place against color")
+    max_side: int = setting(
+        0,
+        minimum=0,
+        maximum=4096,
+        help="SLIC runs on the image reduced to this longer side, ids are brought back by nearest; 0: full size",
+    )
+    folder: Path | None = setting(
+        None, in_key=False, help="folder of <name>.png with id = R + 256 G + 65536 B, for source: folder"
+    )
+
+
+@dataclass(frozen=True)
+class CamSettings:
+    """S1, CAM training: network, augmentation, the two constraints, optimization (SSC, sections 3.1, 4.1, 5, 7)."""
+
+    backbone: str = setting("resnet50", choices=CAM_BACKBONES, help="ImageNet classifier that gives the maps")
+    width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
+    normalization: str = setting(
+        "frozen",
+        choices=("frozen", "batch"),
+        help="frozen: ImageNet statistics, never updated; batch: trained, for networks without weights",
+    )
+    gradient_stop: bool = setting(
+        True, help="stop the gradient after layer2, which freezes everything before it; false to train from scratch"
+    )
+    drs_delta: float = setting(0.55, minimum=0.3, maximum=1, help="discriminative region suppression bound; 1: off")
+    drs_after_stage2: bool = setting(True, help="suppression after layer2, in training only")
+    crop_size: int = setting(512, minimum=32, maximum=1024, multiple_of=16, help="side of a training crop")
+    resize_long_min: int = setting(320, minimum=32, maximum=1024, help="smallest longer side before the crop")
+    resize_long_max: int = setting(640, minimum=32, maximum=2048, help="largest longer side before the crop")
+    batch_size: int = setting(6, minimum=1, maximum=256, help="images in a step, over all workers")
+    num_epochs: int = setting(10, minimum=1, maximum=200, help="passes over the training images")
+    learning_rate: float = setting(0.1, above=0, maximum=1, help="SGD rate of the backbone")
+    classifier_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for the classifier")
+    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    # 1e-4, not 0.9: the official optimizer is handed its weight decay in the place of the momentum.
+    momentum: float = setting(1e-4, minimum=0, maximum=0.99, help="SGD momentum; with 0.9 use a lower learning rate")
+    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
+    loss_weight_perceptual: float = setting(
+        1.0, minimum=0, maximum=10, help="weight of the reconstruction constraint; 0: off"
+    )
+    loss_weight_alignment: float = setting(
+        1.0, minimum=0, maximum=10, help="weight of the self-modulation constraint; 0: off"
+    )
+    alignment_warmup_epochs: int = setting(2, minimum=0, maximum=50, help="epochs without self-modulation")
+    alignment_threshold: float = setting(0.3, minimum=0.05, maximum=0.9, help="reliable activation, above")
+    alignment_erosion_kernel: int = setting(
+        8, minimum=0, maximum=64, help="side of the erosion of the reliable region at the reduced size; 0: none"
+    )
+    alignment_downscale: float = setting(
+        0.5, choices=(0.25, 0.5, 1.0), help="size of superpixels and maps in the constraint, of the crop"
+    )
+    perceptual_network: str = setting(
+        "vgg19", choices=PERCEPTUAL_NETWORKS, help="features that the reconstruction is compared in"
+    )
+    perceptual_layer_weights: tuple[float, ...] = setting(
+        (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        minimum=0,
+        maximum=10,
+        length=5,
+        help="weights of the five levels, fine to coarse",
+    )
+    rescale_reconstruction: bool = setting(
+        False, help="bring the tanh image to the range of the normalized image before comparing"
+    )
+    decoder_width: float = setting(1.0, minimum=0.0625, maximum=2, help="width of the reconstruction decoder")
+    rec_learning_rate: float = setting(5e-4, above=0, maximum=0.1, help="Adam rate of the decoder")
+    rec_adam_beta1: float = setting(0.5, minimum=0, below=1, help="Adam beta1 of the decoder")
+    precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = []
+        if self.resize_long_min > self.resize_long_max:
+            problems.append(
+                f"resize_long_min = {self.resize_long_min} is above resize_long_max = {self.resize_long_max}"
+            )
+        return problems
+
+
+@dataclass(frozen=True)
+class CamInferenceSettings:
+    """S2 and its score."""
+
+    scales: tuple[float, ...] = setting(
+        (1.0, 0.5, 1.5, 2.0), minimum=0.25, maximum=4, help="input scales whose maps are added"
+    )
+    cam_eval_thres: float = setting(
+        0.20, minimum=0.05, maximum=0.5, help="background constant of the headline score, in steps of 0.01"
+    )
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = _on_curve("cam_eval_thres", self.cam_eval_thres)
+        if not self.scales:
+            problems.append("scales is empty; [1.0] runs at the image's own size")
+        return problems
+
+
+@dataclass(frozen=True)
+class IrLabelSettings:
+    """S3: labels for the affinity network, from two thresholds and a dense CRF each (SSC, section 6.2)."""
+
+    conf_fg_thres: float = setting(0.30, minimum=0.02, maximum=0.9, help="background constant for sure objects")
+    conf_bg_thres: float = setting(0.10, minimum=0.005, maximum=0.5, help="background constant for sure background")
+    crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
+    crf_gt_prob: float = setting(0.7, minimum=0.5, below=1, help="trust in the labels that enter the CRF")
+    crf_gaussian_sxy: float = setting(3.0, above=0, maximum=20, help="pixels")
+    crf_gaussian_compat: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
+    crf_bilateral_sxy: float = setting(50.0, above=0, maximum=300, help="pixels")
+    crf_bilateral_srgb: float = setting(5.0, above=0, maximum=100, help="grey levels")
+    crf_bilateral_compat: float = setting(10.0, minimum=0, maximum=50, help="weight of the appearance term")
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        if self.conf_bg_thres >= self.conf_fg_thres:
+            return [f"conf_bg_thres = {self.conf_bg_thres} must lie below conf_fg_thres = {self.conf_fg_thres}"]
+        return []
+
+
+@dataclass(frozen=True)
+class AffinitySettings:
+    """S4: training of the affinity network, IRN (SSC, sections 3.2, 4.4, 5.4, 7)."""
+
+    backbone: str = setting("resnet50", choices=AFFINITY_BACKBONES, help="frozen ImageNet network of the features")
+    width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
+    head_width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the edge and displacement heads")
+    train_backbone: bool = setting(
+        False, help="train the backbone too, with batch statistics: for networks without ImageNet weights"
+    )
+    crop_size: int = setting(512, minimum=64, maximum=1024, multiple_of=16, help="side of a training crop")
+    batch_size: int = setting(16, minimum=1, maximum=256, help="images in a step, over all workers")
+    num_epochs: int = setting(3, minimum=1, maximum=100, help="passes over the training images")
+    learning_rate: float = setting(0.1, above=0, maximum=1, help="SGD rate of the edge layers")
+    dp_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for the displacement layers")
+    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    # 1e-4, not 0.9: the same accident as in the CAM stage.
+    momentum: float = setting(1e-4, minimum=0, maximum=0.99, help="SGD momentum; lower the rate with 0.9")
+    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
+    rescale_min: float = setting(0.5, minimum=0.1, maximum=2, help="smallest scale of a training image")
+    rescale_max: float = setting(1.5, minimum=0.1, maximum=4, help="largest scale of a training image")
+    path_radius: int = setting(10, minimum=2, maximum=20, help="radius of the pairs, in positions of stride 4")
+    displacement_mean: bool = setting(
+        False, help="also measure the mean displacement, which only the official checkpoint layout needs"
+    )
+    precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = []
+        if self.rescale_min > self.rescale_max:
+            problems.append(f"rescale_min = {self.rescale_min} is above rescale_max = {self.rescale_max}")
+        if self.crop_size // 4 < 2 * self.path_radius:
+            problems.append(
+                f"path_radius = {self.path_radius} does not fit a crop of {self.crop_size}"
+                f" ({self.crop_size // 4} positions)"
+            )
+        return problems
+
+
+@dataclass(frozen=True)
+class RandomWalkSettings:
+    """S5: random walk of the CAM on the learned affinities (SSC, section 6.2)."""
+
+    input_size: int = setting(
+        512, minimum=64, maximum=2048, multiple_of=16, help="the image is zero-padded to this square"
+    )
+    radius: int = setting(5, minimum=2, maximum=12, help="radius of the transitions, in positions of stride 4")
+    beta: int = setting(10, minimum=1, maximum=50, help="power of the affinities")
+    exp_times: int = setting(8, minimum=1, maximum=12, help="2 to this power steps of the walk")
+
+
+@dataclass(frozen=True)
+class PseudoLabelSettings:
+    """Threshold of S5 and the confidence mask S6 (SSC, section 6.2)."""
+
+    sem_seg_bg_thres: float = setting(
+        0.25, minimum=0.05, maximum=0.5, help="background constant of the pseudo label, in steps of 0.01"
+    )
+    mask_keep_ratio: float = setting(
+        0.5, minimum=0, maximum=1, help="share of each class's pixels, by margin, that training trusts at first"
+    )
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        return _on_curve("sem_seg_bg_thres", self.sem_seg_bg_thres)
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """S7: co-training of two segmentation networks (SSC, sections 3.3, 4.5 to 4.7, 5.5, 6.3, 7)."""
+
+    architecture: str = setting(
+        "deeplabv2_r101", choices=SEGMENTATION_ARCHITECTURES, help="of both networks; default: published"
+    )
+    width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
+    crop_size: int = setting(512, minimum=32, maximum=1024, multiple_of=16, help="side of a training crop")
+    crop_area_min: float = setting(0.5, above=0, maximum=1, help="smallest share of the image in a crop")
+    crop_area_max: float = setting(0.75, above=0, maximum=1, help="largest share of the image in a crop")
+    batch_size: int = setting(16, minimum=2, maximum=256, multiple_of=2, help="images in a step, over all workers")
+    num_epochs: int = setting(100, minimum=1, maximum=500, help="passes over the training images")
+    learning_rate: float = setting(0.01, above=0, maximum=1, help="SGD rate of both networks")
+    head_lr_mult: float = setting(1.0, minimum=1, maximum=100, help="factor for the classifiers")
+    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="SGD momentum")
+    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
+    min_lr: float = setting(1e-5, minimum=0, maximum=0.01, help="smallest learning rate of the schedule")
+    warmup_epochs: int = setting(2, minimum=0, maximum=100, help="epochs on offline labels only")
+    mix_prob: float = setting(0.5, minimum=0, maximum=1, help="chance that an image is class-mixed")
+    mix_ignore_bg: bool = setting(True, help="never paste the background")
+    online_conf_thres: float = setting(0.95, minimum=0, below=1, help="on-line labels above it are trusted")
+    bdry_size: int = setting(1, minimum=1, maximum=10, help="half width of the band around pasted objects, pixels")
+    bdry_weight_sup: tuple[float, ...] = setting(
+        (0.2, 0.2), minimum=0, maximum=5, length=2, help="extra weight of the band, networks 1 and 2"
+    )
+    bdry_weight_cotrain: tuple[float, ...] = setting(
+        (0.0, 0.0), minimum=0, maximum=5, length=2, help="the same in the co-training losses"
+    )
+    photometric_prob: float = setting(0.8, minimum=0, maximum=1, help="chance of brightness and color changes")
+    grey_prob: float = setting(0.2, minimum=0, maximum=1, help="chance of grey")
+    blur_prob: float = setting(0.5, minimum=0, maximum=1, help="chance of blur")
+    selection: str = setting(
+        "best_val", choices=("best_val", "last"), help="best_val: epoch chosen by val masks, as published"
+    )
+    candidate_every: int = setting(
+        1, minimum=1, maximum=100, help="epochs between the weights that best_val chooses from"
+    )
+    # The official script trains S7 in mixed precision.
+    precision: str = setting("amp", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = []
+        if self.crop_area_min > self.crop_area_max:
+            problems.append(f"crop_area_min = {self.crop_area_min} is above crop_area_max = {self.crop_area_max}")
+        if self.min_lr > self.learning_rate:
+            problems.append(f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}")
+        return problems
+
+
+@dataclass(frozen=True)
+class SegmentationInferenceSettings:
+    """S8: scores of the trained networks."""
+
+    input_size: int = setting(512, minimum=32, maximum=2048, multiple_of=16, help="images are squeezed to this square")
+    multi_scale: bool = setting(True, help="maximum over the scales below; false: the image once")
+    scales: tuple[float, ...] = setting(
+        (0.5, 0.75, 1.0, 1.25, 1.5), minimum=0.25, maximum=4, help="scales of the maximum"
+    )
+
+
+@dataclass(frozen=True)
+class CrfSettings:
+    """Dense CRF of S9."""
+
+    enabled: bool = setting(True, help="score predictions with the CRF as well")
+    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
+    pos_xy_std: float = setting(1.0, above=0, maximum=20, help="pixels")
+    pos_w: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
+    bi_xy_std: float = setting(67.0, above=0, maximum=300, help="pixels")
+    bi_rgb_std: float = setting(3.0, above=0, maximum=100, help="grey levels")
+    bi_w: float = setting(4.0, minimum=0, maximum=20, help="weight of the appearance term")
+    image: str = setting(
+        "wrapped",
+        choices=("wrapped", "raw", "both"),
+        help="wrapped: mean subtracted with wrap-around bytes, as published; raw: the image; both: two numbers",
+    )
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What SSC is compared with."""
+
+    plain_cam: bool = setting(
+        False, help="also train the same classifier without suppression and without the two constraints"
+    )
+
+
+@dataclass(frozen=True)
+class SscRecipe:
+    """A full configuration of SSC."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of all training stages")
+    weights: WeightSettings = field(default_factory=WeightSettings)
+    superpixels: SuperpixelSettings = field(default_factory=SuperpixelSettings)
+    cam: CamSettings = field(default_factory=CamSettings)
+    cam_inference: CamInferenceSettings = field(default_factory=CamInferenceSettings)
+    ir_label: IrLabelSettings = field(default_factory=IrLabelSettings)
+    affinity: AffinitySettings = field(default_factory=AffinitySettings)
+    random_walk: RandomWalkSettings = field(default_factory=RandomWalkSettings)
+    pseudo_label: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    segmentation_inference: SegmentationInferenceSettings = field(default_factory=SegmentationInferenceSettings)
+    crf: CrfSettings = field(default_factory=CrfSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+
+
+def _on_curve(key: str, value: float) -> list[str]:
+    # The score of every threshold comes from one pass over a grid; the headline is one of its points.
+    if abs(value * 100 - round(value * 100)) > 1e-9:
+        return [f"{key} = {value} is not a multiple of 0.01, the grid of the scored curve"]
+    return []

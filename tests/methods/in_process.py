@@ -1,0 +1,162 @@
+"""Runs a pipeline in this process, without Ray: the same stage functions, training loop, store and keys."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wsss.data.dataset import Dataset
+from wsss.data.firewall import forbid_mask_reading
+from wsss.data.manifest import file_digest
+from wsss.execution.stage_job import StageJob
+from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
+from wsss.pipeline import MapStage, Pipeline, ReduceStage, TrainStage, stage_keys
+from wsss.store import Artifact, Store
+
+
+@dataclass
+class InProcessRun:
+    """What a run computed. `executed` lists the stages that were not in the store, `seconds` their time."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    histories: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    dataset: Dataset,
+    store: Store,
+    stages: Sequence[str] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> InProcessRun:
+    """Compute what the store lacks of the pipeline (or of the named stages and all before them)."""
+    keys = stage_keys(pipeline, dataset, file_digest)
+    wanted = _with_upstream(pipeline, stages)
+    run = InProcessRun()
+    for stage in pipeline:
+        if stage.name not in wanted:
+            continue
+        artifact = store.find(stage.name, keys[stage.name])
+        if artifact is None:
+            job = StageJob(
+                stage=stage,
+                key=keys[stage.name],
+                view=dataset.view(stage.reads, stage.image_list),
+                inputs={role: run.artifacts[upstream] for role, upstream in stage.inputs.items()},
+                store=store,
+            )
+            started = time.monotonic()
+            artifact = _compute(job, dataset)
+            run.executed.append(stage.name)
+            run.seconds[stage.name] = time.monotonic() - started
+            tell(f"{stage.name}: {run.seconds[stage.name]:.1f} s, {artifact.size / 1e6:.2f} MB")
+        run.artifacts[stage.name] = artifact
+        if isinstance(stage, ReduceStage):
+            found = artifact.json("metrics.json")
+            run.metrics.update(found)
+            tell(f"{stage.name}: " + ", ".join(f"{name}={value:.4f}" for name, value in found.items()))
+        if isinstance(stage, TrainStage):
+            history = artifact.json("history.json")
+            run.histories[stage.name] = history
+            for name, values in history.items():
+                if name.startswith("loss"):
+                    tell(f"  {name}: {_thinned(values)}")
+    return run
+
+
+def _compute(job: StageJob, dataset: Dataset) -> Artifact:
+    stage, writer = job.stage, job.writer()
+    if isinstance(stage, TrainStage):
+        with forbid_mask_reading(dataset.mask_folders):
+            _train(job, stage)
+    elif isinstance(stage, MapStage):
+        torch.manual_seed(0)
+        per_image = stage.build(job.context("cpu"))
+        with torch.inference_mode():
+            writer.add_shard(0, {name: per_image(name) for name in job.view.names})
+    else:
+        assert isinstance(stage, ReduceStage)
+        result = stage.compute(job.context("cpu"))
+        writer.add_file("metrics.json", json.dumps(result.metrics).encode())
+        writer.add_file("tables.json", json.dumps(result.tables).encode())
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **result.arrays)
+        writer.add_file("arrays.npz", buffer.getvalue())
+    return writer.publish(
+        {"inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()}}
+    )
+
+
+def _train(job: StageJob, stage: TrainStage) -> None:
+    writer = job.writer()
+    torch.manual_seed(stage.seed)
+    task = stage.build(job.context("cpu"))
+
+    def candidate(epoch: int, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+        for stem, values in weights.items():
+            writer.add_file(f"epoch_{epoch:04d}/{stem}.pt", _encoded(values))
+
+    events = LoopEvents(
+        save=lambda state, step: None, step=lambda done, total, losses, rates: None, candidate=candidate
+    )
+    history = run_training(task, stage.seed, LoopSettings(), events, None)
+    for stem, values in task.trained_weights().items():
+        writer.add_file(f"{stem}.pt", _encoded(values))
+    writer.add_file("history.json", json.dumps(history).encode())
+
+
+def _encoded(values: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({name: value.detach().cpu().contiguous() for name, value in values.items()}, buffer)
+    return buffer.getvalue()
+
+
+def _with_upstream(pipeline: Pipeline, stages: Sequence[str] | None) -> set[str]:
+    if stages is None:
+        return {stage.name for stage in pipeline}
+    wanted = set(stages)
+    for stage in reversed(pipeline.stages):
+        if stage.name in wanted:
+            wanted.update(stage.inputs.values())
+    return wanted
+
+
+def _thinned(values: Sequence[float]) -> str:
+    series = np.array(values, dtype=np.float64)
+    parts = np.array_split(series, min(8, len(series)))
+    return " ".join(f"{np.nanmean(part):.3f}" if not np.isnan(part).all() else "-" for part in parts)
+
+
+def main() -> None:
+    """`python -m tests.methods.in_process METHOD RECIPE HOME [key=value ...]`, for tuning a recipe by hand."""
+    import sys
+
+    from wsss.commands.methods import find_method, recipe_file
+    from wsss.data.dataset import load_dataset
+    from wsss.recipe import load_recipe
+    from wsss.store import open_store
+
+    name, recipe_name, home, *words = sys.argv[1:]
+    stages = [word.removeprefix("until=") for word in words if word.startswith("until=")] or None
+    overrides = [word for word in words if not word.startswith("until=")]
+    method = find_method(name)
+    recipe = load_recipe(method.recipe_type, recipe_file(method, recipe_name)[1], overrides)
+    dataset = load_dataset(recipe.dataset, Path(home))
+    store = open_store(str(Path(home) / "store"))
+    started = time.monotonic()
+    run_pipeline(method.pipeline(recipe, dataset), dataset, store, stages, tell=lambda text: print(text, flush=True))
+    print(f"total {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
