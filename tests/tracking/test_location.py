@@ -51,4 +51,6 @@ def test_ui_command_serves_the_default_or_names_the_server(tmp_path: Path) -> No
     assert command.startswith("mlflow ui --backend-store-uri")
     assert f"'sqlite:///{home}/mlflow.db'" in command
     assert f"'{home}/mlartifacts'" in command
-    assert ui_command(home, "http://me:pw@host:5000") == "http://[redacted]@host:5000"
+    assert command.endswith("# then open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning")
+    page = ui_command(home, "http://me:pw@host:5000")
+    assert page == "http://[redacted]@host:5000/#/experiments?workflowType=machine_learning"

@@ -12,6 +12,10 @@ from wsss.tracking.spool import TrackingError
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
+_UI_PORT = 5000
+# MLflow 3 opens on language model traces; this argument opens it on training runs, and the browser remembers it.
+_TRAINING_RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
+
 
 def default_uri(home: Path) -> str:
     """`sqlite:////<home>/mlflow.db`; absolute, because Ray changes the working folder."""
@@ -71,13 +75,14 @@ def uri_with_credentials(recorded: str) -> str | None:
 
 
 def ui_command(home: Path, uri: str | None = None) -> str:
-    """What to do to see the runs: the command that serves the local database, or the server's address."""
+    """How to see the runs: the command that serves the local database with the page to open behind a `#`, or the
+    page of the server."""
     address = check_uri(uri or default_uri(home))
     if address.lower().startswith(("http://", "https://")):
-        return redact_text(address)
+        return redact_text(address).rstrip("/") + _TRAINING_RUNS_PAGE
     words = ["mlflow", "ui", "--backend-store-uri", redact_text(address)]
-    words += ["--artifacts-destination", str(artifact_root(home)), "--workers", "1", "--port", "5000"]
-    return shlex.join(words)
+    words += ["--artifacts-destination", str(artifact_root(home)), "--workers", "1", "--port", str(_UI_PORT)]
+    return f"{shlex.join(words)}  # then open http://127.0.0.1:{_UI_PORT}{_TRAINING_RUNS_PAGE}"
 
 
 def bound_requests() -> None:

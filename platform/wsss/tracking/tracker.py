@@ -233,7 +233,7 @@ class TrackedRun:
 
         Args:
             name: dataset name.
-            digest: content hash; MLflow keeps 36 characters of it, so put the whole one into the tag data_manifest.
+            digest: content hash; MLflow shows 12 characters of it, so put the whole one into the tag data_manifest.
             source: folder or address.
             split: list or split that is read, MLflow's context.
             profile: small JSON facts such as {"images": 1464}.
