@@ -2,6 +2,8 @@
 
     pytest tests/parity --fixtures DIR [--parity-module FILE]
 
+(written with a space, not `--fixtures=DIR`)
+
 DIR is one method's folder or a folder that holds several. Without the option it is `parity` in the shared
 folder (environment variable WSSS_SHARED).
 """
@@ -20,9 +22,26 @@ _NO_FIXTURE_PREFIXES = ("index", "state_dict.", "param_groups.")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    _free_option_name(parser, "--fixtures")
     group = parser.getgroup("parity")
     group.addoption("--fixtures", metavar="DIR", help="folder of parity fixtures")
     group.addoption("--parity-module", metavar="FILE", help="parity.py that made them (default: beside DIR)")
+
+
+def _free_option_name(parser: pytest.Parser, name: str) -> None:
+    """Take `--fixtures` from pytest, whose listing of fixtures keeps its other name `--funcargs`.
+
+    Pytest has no public way to do so; where its structure differs, adding the option fails with its own message.
+    """
+    for group in getattr(parser, "_groups", []):
+        for option in group.options:
+            if name not in option.names():
+                continue
+            if hasattr(group, "_arggroup"):
+                option.names().remove(name)
+                group._arggroup._option_string_actions.pop(name, None)
+            else:
+                option._long_opts.remove(name)
 
 
 def method_of(folder: Path) -> str:

@@ -204,8 +204,9 @@ class Fixture:
     def expect(self, name: str, value: Any, atol: float | None = None) -> None:
         """Compare an output with its reference and count it as compared.
 
-        Floats: ||out - ref|| / ||ref|| over the whole array, or with `atol` the largest absolute difference. Integers: equal, or equal on the share of elements
-        given by `agreement`; by one at most where the description allows a grey level. Raises ParityError.
+        Floats: ||out - ref|| / ||ref|| over the whole array, or with `atol` the largest absolute difference.
+        Integers: equal, or equal on the share of elements given by `agreement`; by one at most where the
+        description allows a grey level. Raises ParityError.
         """
         if name not in self.arrays or name.startswith("in_"):
             raise ParityError(f"{self.name} has no reference output {name}; it has {self.outputs()}")

@@ -1,0 +1,130 @@
+"""Samples of the CAM and affinity stages, and the inputs of CAM inference (SSC, sections 3.1, 3.2, 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsss.data.superpixels import rgb_to_ids
+from wsss.data.transforms import (
+    CropBox,
+    apply_crop_box,
+    channels_first,
+    mirror,
+    normalize,
+    rescale,
+    rescale_pair,
+    resize,
+    sample_crop_box,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+UNSURE = 255
+
+
+@dataclass(frozen=True)
+class CamSample:
+    """image: float32 (3, S, S) normalized, 0 where padded. superpixels: int32 (S, S), 0..k-1."""
+
+    image: Array
+    superpixels: Array
+
+
+@dataclass(frozen=True)
+class AffinitySample:
+    """image: float32 (3, S, S) normalized. label: uint8 (S / 4, S / 4), class ids, 255 unsure or padded."""
+
+    image: Array
+    label: Array
+
+
+def padded_superpixel_ids(rgb: Array) -> Array:
+    """Ids of a superpixel picture plus 1, so that 0 is free for padding: uint8 (H, W, 3) -> int32 (H, W)."""
+    return rgb_to_ids(rgb) + np.int32(1)
+
+
+def cam_training_sample(
+    image: Array,
+    superpixels: Array,
+    rng: np.random.Generator,
+    *,
+    crop_size: int = 512,
+    resize_long_min: int = 320,
+    resize_long_max: int = 640,
+) -> CamSample:
+    """Random rescale, mirror and crop of an image and its superpixels.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        superpixels: integer ids (H, W), at least 0. The padding of the crop becomes one more superpixel.
+        resize_long_min, resize_long_max: the longer side becomes a uniform random integer of this closed range.
+    """
+    if superpixels.shape != image.shape[:2]:
+        raise ValueError(f"superpixels {superpixels.shape} and image {image.shape} differ in size")
+    scale = int(rng.integers(resize_long_min, resize_long_max + 1)) / max(image.shape[:2])
+    # Plus 1 leaves 0 to the padding.
+    image, ids = rescale_pair(image, superpixels.astype(np.int32) + np.int32(1), scale)
+    mirrored = bool(rng.random() < 0.5)
+    box = sample_crop_box(rng, image.shape[0], image.shape[1], crop_size)
+    cropped = cropped_map(ids, mirrored, box, fill=0)
+    _, compact = np.unique(cropped, return_inverse=True)
+    return CamSample(
+        channels_first(cropped_image(image, mirrored, box)), compact.reshape(cropped.shape).astype(np.int32)
+    )
+
+
+def affinity_training_sample(
+    image: Array,
+    label: Array,
+    rng: np.random.Generator,
+    *,
+    crop_size: int = 512,
+    rescale_min: float = 0.5,
+    rescale_max: float = 1.5,
+) -> AffinitySample:
+    """Random rescale, mirror and crop of an image and its three-state label, which is then quartered.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        label: uint8 (H, W), class ids, 255 unsure.
+        crop_size: a multiple of 4.
+        rescale_min, rescale_max: bounds of the uniform random scale.
+    """
+    image, label = rescale_pair(image, label, float(rng.uniform(rescale_min, rescale_max)))
+    mirrored = bool(rng.random() < 0.5)
+    box = sample_crop_box(rng, image.shape[0], image.shape[1], crop_size)
+    reduced = quartered_label(cropped_map(label, mirrored, box, fill=UNSURE))
+    return AffinitySample(channels_first(cropped_image(image, mirrored, box)), reduced)
+
+
+def quartered_label(label: Array) -> Array:
+    """A label map at a quarter of its size, by Pillow nearest: uint8 (H, W) -> uint8 (H // 4, W // 4)."""
+    return resize(label, (label.shape[0] // 4, label.shape[1] // 4), "nearest")
+
+
+def cropped_image(image: Array, mirrored: bool, box: CropBox) -> Array:
+    """Normalize, mirror and cut: uint8 (H, W, 3) -> float32 (S, S, 3), padded with 0, the mean color."""
+    normalized = normalize(image)
+    return apply_crop_box(mirror(normalized) if mirrored else normalized, box, 0)
+
+
+def cropped_map(labels: Array, mirrored: bool, box: CropBox, fill: int) -> Array:
+    """Mirror and cut a map by the image's box: (H, W) -> (S, S), padded with `fill`."""
+    return apply_crop_box(mirror(labels) if mirrored else labels, box, fill)
+
+
+def cam_inputs(image: Array, scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0)) -> list[Array]:
+    """For each scale the image and its mirror: uint8 (H, W, 3) -> float32 (2, 3, h, w), normalized.
+
+    (h, w) is (H, W) times the scale, rounded half to even; Pillow bicubic on the uint8 image.
+    """
+    pairs = []
+    for scale in scales:
+        resized = image if scale == 1 else rescale(image, scale, "bicubic")
+        planes = channels_first(normalize(resized))
+        pairs.append(np.stack([planes, planes[..., ::-1]]))
+    return pairs

@@ -1,0 +1,84 @@
+"""Batch normalization over the batch of all workers, on any process group (gloo on CPUs too)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks; the gradient of the summed losses of all ranks is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` whose training statistics run over the batches of all workers.
+
+    With one process, and in evaluation mode, it is `BatchNorm2d`. State-dict names are the same. Forward passes
+    in training mode must happen on all workers alike, as with any collective. Batches may differ in size.
+
+    Source of the need: SSC, section 7, "Under DDP": ordinary statistics of the whole batch, on any number of
+    workers.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        local = x.new_tensor([x.numel() / x.shape[1]])
+        sums = _AllReduceSum.apply(torch.cat([x.sum(dim=(0, 2, 3)), local]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centered = x - mean[None, :, None, None]
+        # Two passes: the variance from a sum of squares would lose digits where the mean is large.
+        variance = _AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3))) / count
+        if self.track_running_stats:
+            self._update_running(mean.detach(), variance.detach(), count)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        out = centered * scale[None, :, None, None]
+        if self.affine:
+            out = out + self.bias[None, :, None, None]
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, factor)
+        self.running_var.lerp_(variance * (count / (count - 1)), factor)
+
+
+def synchronize_batch_norm(module: nn.Module, *, cuda: bool = False) -> nn.Module:
+    """Replace every plain `BatchNorm2d` in `module` by one over all workers; returns the module.
+
+    On CUDA the replacement is torch's `SyncBatchNorm`, else `SynchronizedBatchNorm2d`. Parameters and buffers are
+    the same tensors. Layers of a subclass (frozen statistics) stay as they are.
+    """
+    if type(module) is nn.BatchNorm2d:
+        kind = nn.SyncBatchNorm if cuda else SynchronizedBatchNorm2d
+        replacement = kind(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        replacement._parameters = module._parameters
+        replacement._buffers = module._buffers
+        replacement.train(module.training)
+        return replacement
+    for name, child in module.named_children():
+        setattr(module, name, synchronize_batch_norm(child, cuda=cuda))
+    return module

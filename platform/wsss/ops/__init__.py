@@ -1,0 +1,1 @@
+"""Array operations that methods share: class maps, affinities, dense CRF, superpixels."""
