@@ -14,6 +14,8 @@ def main() -> int:
     sys.path[:0] = [str(root / name) for name in ("platform", "methods") if (root / name).is_dir()]
     try:
         from wsss.commands.reproduce import main as reproduce
+
+        return reproduce()
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("wsss"):
             raise
@@ -23,7 +25,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    return reproduce()
 
 
 if __name__ == "__main__":

@@ -53,12 +53,15 @@ def explain(record: RunRecord, metric: str, store: Store, home: Path) -> list[st
         f"  commit    {_commit(code)}",
         f"  machine   {_machine(code)}",
         f"  store     {record.store_url}",
-        f"  selection {'chosen by looking at masks' if stage.selects_by_masks else 'no choice by masks in this stage'}",
     ]
     lines += [f"  protocol  {name}: {text}" for name, text in sorted(record.protocol.items())]
-    lines += ["", "how it came to be, backwards:"]
-    lines += _walk(store, record, stage.name, stage.key, depth=0, seen=set())
-    return lines
+    seen: dict[str, Artifact | None] = {}
+    way = _walk(store, stage.name, stage.key, depth=0, seen=seen)
+    behind = [artifact for artifact in seen.values() if artifact is not None]
+    for title, fact in (("by masks ", "selects_by_masks"), ("imported ", "imported")):
+        names = [artifact.stage for artifact in behind if artifact.provenance.get(fact)]
+        lines.append(f"  {title} {', '.join(names) or 'nothing'}")
+    return [*lines, "", "how it came to be, backwards:", *way]
 
 
 def _stage_of(record: RunRecord, metric: str) -> StageResult:
@@ -73,20 +76,19 @@ def _stage_of(record: RunRecord, metric: str) -> StageResult:
     )
 
 
-def _walk(store: Store, record: RunRecord, name: str, key: str, depth: int, seen: set[str]) -> list[str]:
+def _walk(store: Store, name: str, key: str, depth: int, seen: dict[str, Artifact | None]) -> list[str]:
     indent = "  " * depth
     title = f"{indent}- {name}/{key}"
     if key in seen:
         return [f"{title} (see above)"]
-    seen.add(key)
-    artifact = store.find(name, key)
+    artifact = seen[key] = store.find(name, key)
     if artifact is None:
         return [title, f"{indent}    no longer in the store"]
     lines = [title, *(f"{indent}    {line}" for line in _facts(artifact))]
     for role, upstream in sorted(artifact.provenance.get("inputs", {}).items()):
         lines.append(f"{indent}    reads {role}:")
         upstream_name, _, upstream_key = upstream.partition("/")
-        lines += _walk(store, record, upstream_name, upstream_key, depth + 2, seen)
+        lines += _walk(store, upstream_name, upstream_key, depth + 2, seen)
     return lines
 
 

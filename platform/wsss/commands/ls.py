@@ -89,9 +89,10 @@ def list_runs(home: Path) -> None:
     rows = []
     for record in find_runs(home):
         took = duration(record.ended - record.started) if record.ended else ""
-        mious = {name: value for name, value in record.metrics.items() if "miou" in name.rsplit("/", 1)[-1]}
-        last = next(reversed(mious.items()), None)
-        number = f"{last[0]} {100 * last[1]:.2f} %" if last else ""
+        scores = [name for name in record.metrics if "/miou_" in name]
+        # miou_train, not miou_train_low or miou_train_oracle, which say more about it
+        main = [name for name in scores if not any(name.startswith(f"{other}_") for other in scores)]
+        number = f"{main[-1]} {100 * record.metrics[main[-1]]:.2f} %" if main else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
         rows.append((record.run_id, record.status, began, took, record.executed, number))
     print_table(f"runs in {home}", ["run", "status", "began", "took", "executed", "last number"], rows, "took executed")

@@ -1,0 +1,120 @@
+"""`python reproduce.py` from outside: what it prints, what it leaves, how it ends."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from tests.commands.conftest import SMALL, Checkout
+from tests.contributing import EXAMPLE
+
+from wsss.commands import engine
+from wsss.commands.failures import exit_code_of
+from wsss.commands.reproduce import main
+from wsss.run_record import find_runs
+
+
+def test_ends_with_a_verdict_and_a_report(checkout: Checkout, finished: subprocess.CompletedProcess[str]) -> None:
+    assert "not comparable" in finished.stdout and "ours is on shapes" in finished.stdout
+    (record,) = find_runs(checkout.home)
+    assert record.status == "finished" and record.executed == 3
+    folder = checkout.home / "runs" / record.run_id
+    assert str(folder / "report" / "index.html") in finished.stdout
+    assert (folder / "report" / "index.html").is_file() and (folder / "report" / "results.csv").is_file()
+    assert list((folder / "report" / "figures").glob("grid_*.png")), "no image grid"
+    assert "mlflow ui --backend-store-uri" in finished.stdout
+    assert f"wsss explain {record.run_id} cam/miou_train" in finished.stdout
+
+
+def test_job_log_has_plain_lines(finished: subprocess.CompletedProcess[str]) -> None:
+    assert re.search(r"^\d\d:\d\d:\d\d cam: started, 12 images$", finished.stdout, flags=re.MULTILINE)
+    assert "\x1b" not in finished.stdout
+
+
+@pytest.mark.usefixtures("finished")
+def test_second_time_computes_nothing_and_other_seeds_stand_beside(checkout: Checkout) -> None:
+    before = {record.run_id for record in find_runs(checkout.home)}
+    done = checkout.reproduce("--method", EXAMPLE, "--seeds", "3,4", *SMALL)
+    assert done.returncode == 0, done.stderr
+    new = [record for record in find_runs(checkout.home) if record.run_id not in before]
+    assert sorted(record.seed for record in new) == [3, 4]
+    assert [record.executed for record in new] == [0, 0]
+    assert "seed 3" in done.stdout and "seed 4" in done.stdout and "spread" in done.stdout
+
+
+@pytest.mark.usefixtures("finished")
+def test_dry_run_shows_the_plan_and_runs_nothing(
+    checkout: Checkout, example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(find_runs(checkout.home))
+    assert main(["--method", example, "--dry-run", "evaluation.threshold=0.4", *SMALL]) == 0
+    text = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert " cached " in lines["cam"] and " cached " in lines["cam_score"]
+    assert "to compute" in lines["cam_evaluation"]
+    assert "1 of 3 stages to compute" in text
+    assert len(find_runs(checkout.home)) == before
+
+
+def test_dry_run_refuses_what_can_never_run(
+    example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--method", example, "--dry-run", "--until", "cam_evalution", *SMALL]) == 1
+    assert "there is no stage 'cam_evalution'" in capsys.readouterr().err
+    monkeypatch.setattr(engine, "_capacity", lambda: (0, 0, 0, False))
+    assert main(["--method", example, "--dry-run", "cam.width=0.7", *SMALL]) == 1
+    assert "the cluster has 0 CPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (("--method", "center_prio"), ("there is no method 'center_prio'", "did you mean 'center_prior'?")),
+        (("--method", EXAMPLE, "--recipe", "dmo"), ("no recipe 'dmo'", "did you mean 'demo'?")),
+        (("--method", EXAMPLE, "--recipe", "nowhere/mine.yaml"), ("the recipe file does not exist",)),
+        (
+            ("cam.widht=1", "--method", EXAMPLE, "seed=-1", "demo"),
+            ("3 problems", "did you mean 'cam.width'?", "seed = -1", "'demo' is not of the form key=value"),
+        ),
+        (("--method", EXAMPLE, "--seeds", "0,0"), ("seeds are distinct",)),
+    ],
+)
+def test_wrong_usage_is_told_at_once(
+    example: str, arguments: tuple[str, ...], messages: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # how argparse refuses
+        code = stop.code
+    assert code == 2
+    told = capsys.readouterr().err
+    assert [message for message in messages if message not in told] == []
+
+
+def test_a_failed_run_says_what_where_and_what_to_do(
+    example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", example, "dataset.name=voc2012", "dataset.root=nowhere"]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.count("the folder of the data set is missing") == 1
+    assert "where:" in told and "do:" in told and "Traceback" not in told
+    monkeypatch.setenv("WSSS_DEBUG", "1")
+    assert main(arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interruption_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code_of(stopped) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_an_environment_without_the_packages_is_told_what_to_do(checkout: Checkout) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "reproduce.py", "--method", EXAMPLE], cwd=checkout.root, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "is not installed" in done.stderr and "make reproduce" in done.stderr and "Traceback" not in done.stderr

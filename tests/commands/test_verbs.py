@@ -1,0 +1,168 @@
+"""The verbs of `wsss`, called in this process on a finished run."""
+
+import dataclasses
+import importlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.commands.conftest import SMALL, Checkout
+
+from wsss.commands.import_artifact import source_digest
+from wsss.commands.main import VERBS, main, usage
+from wsss.data.dataset import Dataset
+from wsss.method import Exporter
+from wsss.run_record import find_runs
+from wsss.store import Artifact, ArtifactWriter
+
+
+def wsss(*words: str) -> int:
+    return main(list(words))
+
+
+def test_usage_lists_every_verb_and_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss() == 2 and wsss("--help") == 0
+    for verb in VERBS:
+        assert f"  {verb} " in usage()
+        with pytest.raises(SystemExit) as stop:
+            wsss(verb, "--help")
+        assert stop.value.code == 0
+        assert f"wsss {verb}" in capsys.readouterr().out
+    assert wsss("tnue") == 2
+
+
+def test_ls_methods(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("ls") == 0
+    assert f"{example}  A centered blob" in capsys.readouterr().out
+
+
+def test_ls_method_shows_stages_and_every_key(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("ls", example) == 0
+    text = capsys.readouterr().out
+    assert "cam_evaluation" in text and "image_labels, images" in text
+    assert "cam.width" in text and "number in (0, 1]" in text and "standard deviation of the blob" in text
+
+
+@pytest.mark.usefixtures("finished")
+def test_ls_runs_and_store(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("ls", "runs") == 0 and wsss("ls", "store") == 0
+    text = capsys.readouterr().out
+    assert f"{example}-demo-s0" in text and "finished" in text and "cam/miou_train " in text
+    assert "cam_score" in text and "3 artifacts" in text
+
+
+@pytest.mark.usefixtures("finished")
+def test_plan(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("plan", example, *SMALL) == 0
+    assert "Everything is there already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("finished", "example")
+def test_explain_walks_back_to_the_first_stage(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
+    record = find_runs(checkout.home)[0]
+    assert wsss("explain", record.run_id, "cam/miou_train") == 0
+    text = capsys.readouterr().out
+    assert f"cam/miou_train = {record.metrics['cam/miou_train']:.6g}" in text
+    for stage, key in record.keys.items():
+        assert f"{stage}/{key}" in text
+    assert record.data_digest in text and "commit" in text and "seed 0" in text
+    assert wsss("explain", record.run_id, "cam/miou_trian") == 2
+    assert "did you mean 'cam/miou_train'?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("finished", "example")
+def test_report_is_written_again_and_into_a_readme(
+    checkout: Checkout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = find_runs(checkout.home)[0]
+    report = checkout.home / "runs" / record.run_id / "report"
+    shutil.rmtree(report)
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before\n<!-- table:mini -->\nold\n<!-- /table -->\nafter\n<!-- table:other -->\n<!-- /table -->\n"
+    )
+    assert wsss("report", record.run_id, "--readme", str(readme), "--block", "mini") == 0
+    assert (report / "index.html").is_file()
+    text = readme.read_text()
+    percent = f"{100 * record.metrics['cam/miou_train']:.2f}"
+    assert f"cam/miou_train {percent}" in text and "old" not in text
+    assert text.startswith("before\n<!-- table:mini -->\n") and text.endswith("<!-- /table -->\n")
+    assert wsss("report", record.run_id, "--readme", str(readme), "--block", "paper") == 2
+    assert "0 blocks are named 'paper'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("finished", "example")
+def test_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("report", "19990101") == 2
+    assert "there is no run '19990101'" in capsys.readouterr().err
+
+
+def write_cams(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in artifact.images():
+        np.savez(folder / f"{name}.npz", **artifact.arrays(name))
+    return len(artifact.images())
+
+
+def read_cams(source: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+    writer.add_shard(0, {name: dict(np.load(source / f"{name}.npz", allow_pickle=False)) for name in names})
+
+
+@pytest.fixture
+def with_layout(example: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The example method with an official layout of its CAMs."""
+    module = importlib.import_module(f"wsss_methods.{example}")
+    exporter = Exporter("cam", "one .npz an image", write_cams, read_cams)
+    monkeypatch.setattr(module, "METHOD", dataclasses.replace(module.METHOD, exporters={"cam_folder": exporter}))
+    return example
+
+
+@pytest.mark.usefixtures("finished")
+def test_export_and_import_round_trip(
+    with_layout: str, checkout: Checkout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, store = tmp_path / "cams", str(tmp_path / "store")
+    record = find_runs(checkout.home)[0]
+    assert wsss("export", record.run_id, "cam", str(folder)) == 0
+    assert wsss("export", with_layout, "cam_folder", str(tmp_path / "again"), *SMALL) == 0
+    assert source_digest(folder) == source_digest(tmp_path / "again")
+    assert len(list(folder.glob("*.npz"))) == 12
+
+    assert wsss("import", with_layout, "cam", str(folder), *SMALL, "--store", store, "--note", "from a friend") == 0
+    assert wsss("plan", with_layout, *SMALL, "--store", store) == 0
+    text = capsys.readouterr().out
+    assert "cached (imported)" in text and "2 of 3 stages to compute" in text
+    assert wsss("import", with_layout, "cam", str(folder), *SMALL, "--store", store) == 2
+    assert "in the store already (imported)" in capsys.readouterr().err
+    assert wsss("rm", "cam/", "--store", store) == 2
+    assert wsss("rm", f"cam/{record.keys['cam'][:8]}", "--store", store) == 0
+    assert wsss("ls", "store", "--store", store) == 0
+    assert "0 artifacts" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("finished")
+def test_export_of_what_was_never_computed(
+    with_layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wsss("export", with_layout, "cam", str(tmp_path / "out"), "cam.width=0.9", *SMALL) == 2
+    assert "has not been computed" in capsys.readouterr().err
+    assert wsss("export", with_layout, "cam_score", str(tmp_path / "out"), *SMALL) == 2
+    assert "no official layout" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("home")
+def test_data_check_counts_and_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert wsss("data", "check", "shapes", *SMALL) == 0
+    assert "0 errors" in capsys.readouterr().out
+    next(home.glob("data/*/SegmentationClass/*.png")).unlink()
+    assert wsss("data", "check", "shapes", *SMALL) == 1
+    assert "error: " in capsys.readouterr().out
+    assert wsss("data", "check", "shapes", "dataset.shapes.trian=1") == 2
+    assert wsss("data", "fetch", "coco") == 2
+
+
+@pytest.mark.usefixtures("home")
+def test_track_sync_without_leftovers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("track", "sync") == 0
+    assert "everything has arrived" in capsys.readouterr().out
