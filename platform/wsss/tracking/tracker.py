@@ -75,7 +75,7 @@ class Tracker:
             params: a recipe as nested mappings; flattened to dotted keys.
             parent: the run this one is nested in, or its key.
             key: identity of the run. Its first part is the run id, the folder of the record, which one process at a
-                time may write: "20260101-120000" is a run, "20260101-120000/seed-0/cam" one nested in its record. A trial
+                time may write: "20260101-1" is a run, "20260101-1/seed-0/cam" one nested in its record. A trial
                 of another process has a run id of its own and names its `parent`. Made from `name` by default.
             dataset: (name, source, digest) of the data it reads, see `TrackedRun.dataset`.
 
