@@ -58,7 +58,8 @@ def measure(stage: str, size: int, device: str) -> Measurement:
 def table(rows: list[Measurement]) -> str:
     """Markdown table of measurements."""
     lines = [
-        "| stage | batch | parameters of the trained module (million) | seconds for one step | peak memory (GiB) | CUDA memory (GiB) |",
+        "| stage | batch | parameters of the trained module (million) | seconds for one step "
+        "| peak memory (GiB) | CUDA memory (GiB) |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
