@@ -30,7 +30,11 @@ def test_git_state_tells_commit_and_changes(tmp_path: Path) -> None:
 
 def test_no_git_and_no_repository_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("WSSS_GIT_COMMIT", raising=False)
     assert git_state(tmp_path) == ("", None)
+    monkeypatch.setenv("WSSS_GIT_COMMIT", "abc")
+    assert git_state(tmp_path) == ("abc", None)
+    monkeypatch.delenv("WSSS_GIT_COMMIT")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = collect_provenance(tmp_path)
     assert found.git_commit == ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "ray", "mlflow", "optuna", "pydensecrf2", "pillow")
+COMMIT_VARIABLE = "WSSS_GIT_COMMIT"
 _TIMEOUT_SECONDS = 5.0
 # `ray job submit` starts the driver with its job config in this variable (Ray 2.60, job_supervisor); the submission
 # id is in its metadata. Ray offers no plainer variable.
@@ -62,10 +63,13 @@ def collect_provenance(code: Path | None = None, libraries: Iterable[str] = _LIB
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:
-    """(commit, dirty) of the repository around `folder`; ("", None) without git or outside a repository."""
+    """(commit, dirty) of the repository around `folder`; outside one (WSSS_GIT_COMMIT or "", None).
+
+    A submitted job and an image hold the code without its repository: whoever starts them says the commit.
+    """
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if not commit:
-        return "", None
+        return os.environ.get(COMMIT_VARIABLE, ""), None
     # --no-optional-locks: reading the state must not take the index lock from someone who commits.
     status = _output(["git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
     return commit, None if status is None else bool(status)
