@@ -158,7 +158,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     tracker = open_tracker(request.tracking_uri, home, experiment)
     parent = tracker.run(
         key=record.run_id,
-        name=record.run_id,
+        name=f"{request.recipe_name}, seed {record.seed}",
         tags=_run_tags(prepared, record),
         params=flat_dict(request.recipe),
         dataset=(prepared.dataset.name, str(prepared.dataset.root), record.data_digest),
@@ -182,7 +182,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         tracker.close(wait_seconds=5)
         raise
-    return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=60).message)
+    return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=20).message)
 
 
 def _settle_stage(
@@ -297,7 +297,9 @@ def _compute(
             "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
             "selects_by_masks": stage.selects_by_masks,
             "code": record.provenance,
-        }
+        },
+        # Named, because the listing of an object store may not show yet what a worker has just written.
+        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
     )
     if not facts.get("resumed_images"):
         CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)

@@ -2,6 +2,9 @@
 
 Downloaded files are kept in a cache folder under their sha256, so that a file is fetched once for all
 processes, stages and stores, and a stale copy can not be taken for another content.
+
+Listings decide only which files belong to an artifact when it is published without naming its shards; a store whose
+listings lag (a Swift cluster under load) needs the shards named, as the execution of map stages does.
 """
 
 from __future__ import annotations
