@@ -26,6 +26,7 @@ from wsss.errors import WsssError
 from wsss.execution.board import create_board
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, run_training, split_batch
+from wsss.nn.sync_norm import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 from wsss.store import Artifact
 from wsss.train_task import TrainTask
@@ -159,6 +160,8 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     # Initial weights come from the seed alone, on every worker.
     torch.manual_seed(stage.seed)
     task = stage.build(job.context(device, rank, world_size))
+    if world_size > 1:
+        synchronize_batch_norm(task.module, cuda=plan.gpu)
     settings = replace(plan.settings, device=device, rank=rank, world_size=world_size)
     writer = job.writer()
     teller = _Teller(board, rank)
