@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import pickle
@@ -24,7 +25,8 @@ from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settin
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("demo", "mini", "paper")
-CARD_HEADINGS = ("Idea", "Claims", "Verdict", "Protocol", "Known gaps", "License of the original")
+# A heading may say more ("Claims and verdict"); each of these words must be in one.
+CARD_HEADINGS = ("Idea", "Claims", "Verdict", "Protocol", "Known gaps", "of the original")
 
 # The generated data set at a size that is made in a second.
 SMALL = (
@@ -89,6 +91,16 @@ def other_values(info: SettingInfo, value: Any) -> Iterator[Any]:
         yield from (1, 0.5)
     elif isinstance(value, str):
         yield f"{value}x"
+
+
+def switches_of(known: dict[str, SettingInfo], values: dict[str, Any]) -> list[str]:
+    """Overrides that make another choice or turn something on or off, one at a time."""
+    return [
+        as_override(key, other)
+        for key, info in known.items()
+        if isinstance(values[key], bool) or info.choices is not None
+        for other in other_values(info, values[key])
+    ]
 
 
 def test_method_says_what_it_is(method: Method) -> None:
@@ -216,24 +228,19 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
     def keys_under(*overrides: str) -> dict[str, str] | None:
         try:
             return keys_of(method, demo(method, *overrides), shapes_home)
-        except WsssError:  # refused: the combination is invalid or needs a file
+        except RecipeError:
             return None
+        except WsssError as error:  # the choice asks for a file: it matters
+            return {"refused": str(error)}
 
     def matters(key: str, under: tuple[str, ...] = ()) -> bool:
         base = keys_under(*under)
-        tried = (as_override(key, other) for other in other_values(known[key], values[key]))
-        return base is not None and any(
-            (keys := keys_under(*under, text)) is not None and keys != base for text in tried
-        )
+        tried = (keys_under(*under, as_override(key, other)) for other in other_values(known[key], values[key]))
+        return base is not None and any(keys is not None and keys != base for keys in tried)
 
     plain = [key for key, info in known.items() if info.in_key]
     silent = [key for key in plain if not matters(key)]
-    switches = [
-        as_override(key, other)
-        for key, info in known.items()
-        if isinstance(values[key], bool) or info.choices is not None
-        for other in other_values(info, values[key])
-    ]
+    switches = switches_of(known, values)
     sections = {key: key.split(".")[0] for key in silent}
     dead = [
         key
@@ -249,26 +256,37 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
     for key, info in known.items():
         if not info.in_key and not isinstance(values[key], str) and values[key] is not None:
             for other in other_values(info, values[key]):
-                assert keys_under(as_override(key, other)) in (base, None), f"{key} is in_key=False but changes keys"
+                changed = keys_under(as_override(key, other))
+                assert changed in (base, None) or (changed and "refused" in changed), f"{key} changes keys"
 
 
 def test_claims_load(method: Method) -> None:
     claims = load_claims(method.claims_path)
-    assert claims
-    assert {claim.recipe for claim in claims} <= set(recipe_names(method))
+    assert {claim.recipe for claim in claims} & set(recipe_names(method)), "no claim belongs to a shipped recipe"
 
 
 def test_method_card_has_every_heading(method: Method) -> None:
     text = (method.folder / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
-    assert [heading for heading in CARD_HEADINGS if heading not in headings] == []
+    missing = [part for part in CARD_HEADINGS if not any(part.lower() in heading.lower() for heading in headings)]
+    assert missing == []
 
 
 def test_exporters_belong_to_stages(method: Method, shapes_home: Path) -> None:
-    pipeline, _ = build(method, demo(method), shapes_home)
+    """Some stages exist only under another choice than the demo's."""
+    known = {
+        key: info
+        for key, info in settings_of(method.recipe_type).items()
+        if not key.startswith(("dataset.", "execution."))
+    }
+    stages: set[str] = set()
+    for switch in ([], *([text] for text in switches_of(known, flat_dict(demo(method))))):
+        with contextlib.suppress(WsssError):  # a choice that asks for a file
+            stages.update(stage.name for stage in build(method, demo(method, *switch), shapes_home)[0])
+    assert stages
     for name, exporter in method.exporters.items():
         assert exporter.description.strip(), name
-        assert exporter.stage in {stage.name for stage in pipeline}, name
+        assert exporter.stage in stages, name
 
 
 def test_search_space_names_recipe_keys(method: Method) -> None:
