@@ -156,9 +156,10 @@ def walked_cam(
     beta: float = 10,
     exp_times: int = 8,
     method: Method = "chebyshev",
+    device: str = "cpu",
 ) -> Array:
     """Class maps after the random walk, before any threshold: cam (K, h, w), edge (1, h, w) -> float32 (K, h, w)."""
-    return random_walk(cam, edge[0], radius, beta, exp_times, method)
+    return random_walk(cam, edge[0], radius, beta, exp_times, method, device)
 
 
 def upsampled_walk(walk: Array, size: tuple[int, int]) -> Array:

@@ -1,79 +1,36 @@
-"""Random walk of class maps over pairwise affinities (SSC, section 6.2, S5)."""
+"""Random walk of class maps over pairwise affinities (SSC, section 6.2, S5).
+
+One step reaches the same few offsets from every position, so the transition matrix is kept as diagonals: one
+for each direction, no indices, contiguous reads.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from wsss.ops.affinity import pair_affinity
-from wsss.ops.affinity_path import path_index
+from wsss.ops.affinity_path import PathIndex, path_index
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Literal["chebyshev", "sparse", "dense"]
-
-
-def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
-    """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal.
-
-    edge: probabilities, float32 (h, w). The map is padded with edges (1.0) left, right and below, so that every
-    position has all its neighbors; pairs with the padding are dropped.
-    """
-    height, width = edge.shape
-    rows, columns, values = _pairs(edge, radius)
-    count = height * width
-    diagonal = np.arange(count)
-    return sparse.csr_array(
-        (
-            np.concatenate([values, values, np.ones(count, dtype=np.float32)]),
-            (np.concatenate([rows, columns, diagonal]), np.concatenate([columns, rows, diagonal])),
-        ),
-        shape=(count, count),
-    )
-
-
-def padded_pair_affinity(edge: Array, radius: int) -> Array:
-    """Affinities on the padded grid, float32 (directions, sources); see `grid_affinity`."""
-    padded = np.pad(edge.astype(np.float32, copy=False), ((0, radius), (radius, radius)), constant_values=1.0)
-    index = path_index(radius, (padded.shape[0], padded.shape[1]))
-    with torch.no_grad():
-        return pair_affinity(torch.from_numpy(padded)[None, None], index)[0].numpy()
-
-
-def _pairs(edge: Array, radius: int) -> tuple[Array, Array, Array]:
-    """Row, column and affinity of every pair whose two ends lie on the un-padded grid."""
-    height, width = edge.shape
-    affinity = padded_pair_affinity(edge, radius)
-    index = path_index(radius, (height + radius, width + 2 * radius))
-    shape = index.source_shape
-    y, x = np.mgrid[0 : shape[0], radius - 1 : radius - 1 + shape[1]].reshape(2, -1)
-    x = x - radius
-    end_y = y[None] + index.directions[:, :1]
-    end_x = x[None] + index.directions[:, 1:]
-    inside = (y < height) & (x >= 0) & (x < width)
-    kept = inside[None] & (end_y < height) & (end_x >= 0) & (end_x < width)
-    start = np.broadcast_to(y * width + x, kept.shape)[kept]
-    return start.astype(np.int32), (end_y * width + end_x)[kept].astype(np.int32), affinity[kept]
-
-
-def transition_transposed(affinity: sparse.csr_array, beta: float) -> sparse.csr_array:
-    """Transposed transition matrix: affinities to the power `beta`, each column divided by its sum, transposed.
-
-    The affinity is symmetric, so this is each row divided by its sum; rows are what a product reads.
-    """
-    powered = affinity.copy()
-    powered.data = powered.data**beta
-    powered.eliminate_zeros()
-    sums = np.asarray(powered.sum(axis=1)).reshape(-1)
-    powered.data /= np.repeat(sums, np.diff(powered.indptr))
-    return powered
+Step = Callable[[Tensor], Tensor]
 
 
 def random_walk(
-    x: Array, edge: Array, radius: int = 5, beta: float = 10, exp_times: int = 8, method: Method = "chebyshev"
+    x: Array,
+    edge: Array,
+    radius: int = 5,
+    beta: float = 10,
+    exp_times: int = 8,
+    method: Method = "chebyshev",
+    device: str = "cpu",
 ) -> Array:
     """Spread class maps along affinities for 2 ** exp_times steps.
 
@@ -86,6 +43,7 @@ def random_walk(
         method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to 1e-6;
             "sparse": one product for each step; "dense": the published form, repeated squaring of the full
             matrix (gigabytes for a full-size image).
+        device: where the sparse methods compute.
 
     Returns:
         float32 (K, h, w).
@@ -95,57 +53,144 @@ def random_walk(
         raise ValueError(f"edge map {edge.shape} and class maps {x.shape} differ in size")
     if classes == 0:
         return np.zeros(x.shape, dtype=np.float32)
-    start = np.ascontiguousarray((x * (1.0 - edge)).reshape(classes, -1).T.astype(np.float32))
-    affinity = grid_affinity(edge, radius)
-    steps = 2**exp_times
+    start = (x * (1.0 - edge)).reshape(classes, -1).astype(np.float32)
     if method == "dense":
-        result = walk_dense(start, affinity, beta, exp_times)
-    else:
-        matrix = transition_transposed(affinity, beta)
-        result = walk_chebyshev(start, matrix, steps) if method == "chebyshev" else walk(start, matrix, steps)
-    return np.ascontiguousarray(result.T).reshape(classes, height, width)
+        result = walk_dense(start, grid_affinity(edge, radius), beta, exp_times)
+        return result.reshape(x.shape)
+    step = walk_step(edge, radius, beta, device)
+    walking = walk_chebyshev if method == "chebyshev" else walk
+    result = walking(torch.from_numpy(start).to(device), step, 2**exp_times)
+    return result.cpu().numpy().reshape(x.shape)
 
 
-def walk(start: Array, matrix: sparse.csr_array, steps: int) -> Array:
-    """`steps` products of the transposed transition matrix with (positions, K) maps."""
+def walk(start: Tensor, step: Step, steps: int) -> Tensor:
+    """`steps` steps from (K, positions) maps, one by one."""
     for _ in range(steps):
-        start = matrix @ start
+        start = step(start)
     return start
 
 
-def walk_chebyshev(start: Array, matrix: sparse.csr_array, steps: int, tolerance: float = 1e-7) -> Array:
-    """`walk` as a sum of Chebyshev polynomials of the matrix, cut where the rest is below `tolerance`.
+def walk_chebyshev(start: Tensor, step: Step, steps: int, tolerance: float = 1e-7) -> Tensor:
+    """`walk` as a sum of Chebyshev polynomials of the transition, cut where the rest is below `tolerance`.
 
-    z ** n is the mean of T_|n - 2k|(z) over k binomial (n, 1/2). The transition matrix is similar to a symmetric
-    one with spectrum in [-1, 1], where every T is bounded by 1; so leaving out the degrees beyond d costs at most
+    z ** n is the mean of T_|n - 2k|(z) over k binomial (n, 1/2). The transition is similar to a symmetric matrix
+    with spectrum in [-1, 1], where every T is bounded by 1; so leaving out the degrees beyond d costs at most
     the binomial tail, 2 exp(-d ** 2 / 2n): 256 steps take some 90 products. (Sachdeva and Vishnoi, "Faster
     Algorithms via Approximation Theory", 2014, theorem 3.3.)
     """
     degree = math.ceil(math.sqrt(2 * steps * math.log(2 / tolerance)))
     if degree >= steps:
-        return walk(start, matrix, steps)
+        return walk(start, step, steps)
     weights = _binomial_weights(steps, degree)
-    previous, current = start, matrix @ start
+    previous, current = start, step(start)
     total = weights[0] * previous + weights[1] * current
     for number in range(2, degree + 1):
-        following = matrix @ current
-        following *= 2.0
-        following -= previous
-        previous, current = current, following
+        previous, current = current, 2.0 * step(current) - previous
         if weights[number]:
             total += weights[number] * current
-    # The cut series may fall below zero by its tolerance; the exact walk never does.
-    return np.maximum(total, 0.0, out=total) if start.min() >= 0 else total
+    # The cut series may fall below zero by its tolerance; the exact walk of such maps never does.
+    return total.clamp_min_(0.0) if bool((start >= 0).all()) else total
 
 
-def _binomial_weights(steps: int, degree: int) -> Array:
-    """Weight of T_0..T_degree in z ** steps, float32: probability that |n - 2k| is that degree."""
-    weights = np.zeros(degree + 1)
+def _binomial_weights(steps: int, degree: int) -> list[float]:
+    """Weight of T_0..T_degree in z ** steps: the probability that |n - 2k| is that degree."""
+    weights = [0.0] * (degree + 1)
     for number in range(steps % 2, degree + 1, 2):
         k = (steps - number) // 2
         log_probability = math.lgamma(steps + 1) - math.lgamma(k + 1) - math.lgamma(steps - k + 1) - steps * math.log(2)
         weights[number] = (1 if number == 0 else 2) * math.exp(log_probability)
-    return weights.astype(np.float32)
+    return weights
+
+
+def walk_step(edge: Array, radius: int, beta: float, device: str = "cpu") -> Step:
+    """One step of the walk: (K, positions) maps -> (K, positions), on `device`.
+
+    Affinities to the power `beta`, each column of the transition divided by its sum.
+    """
+    on_device = torch.from_numpy(np.ascontiguousarray(edge, dtype=np.float32)).to(device)
+    offsets, weights = _direction_weights(on_device, radius, beta)
+    if torch.device(device).type == "cpu":
+        return _diagonal_step(offsets, weights.numpy())
+    return _gather_step(offsets, weights)
+
+
+def _direction_weights(edge: Tensor, radius: int, beta: float) -> tuple[list[int], Tensor]:
+    """Flat offset of every direction, and its affinities ** beta: (directions, positions), by source.
+
+    The map is padded with edges (1.0) left, right and below, so that every position is a source; a path that
+    leaves the map then has affinity 0. Directions that cannot fit on the map are left out.
+    """
+    height, width = edge.shape
+    affinity, index = _padded_affinity(edge, radius)
+    affinity = affinity.reshape(-1, *index.source_shape)[:, :height, 1 : width + 1].reshape(-1, height * width)
+    fits = (index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width)
+    kept = torch.from_numpy(np.flatnonzero(fits)).to(edge.device)
+    offsets = index.directions[fits] @ np.array([width, 1])
+    return offsets.tolist(), affinity[kept] ** beta
+
+
+def _padded_affinity(edge: Tensor, radius: int) -> tuple[Tensor, PathIndex]:
+    padded = torch.nn.functional.pad(edge[None, None], (radius, radius, 0, radius), value=1.0)
+    index = path_index(radius, (padded.shape[2], padded.shape[3]))
+    with torch.no_grad():
+        return pair_affinity(padded, index)[0], index
+
+
+def _diagonal_step(offsets: list[int], weights: Array) -> Step:
+    """The step by the stored diagonals of the transposed transition, each row divided by its sum."""
+    matrix = _symmetric_diagonals(offsets, weights)
+    # Sums in double precision: an error of the normalization would grow with the number of steps.
+    inverse = 1.0 / (matrix @ np.ones(matrix.shape[1]))
+    for row, offset in zip(matrix.data, matrix.offsets, strict=True):
+        columns = slice(max(0, offset), min(len(inverse), len(inverse) + offset))
+        row[columns] *= inverse[columns.start - offset : columns.stop - offset]
+
+    def step(x: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack([matrix @ row for row in x.numpy()]))
+
+    return step
+
+
+def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array:
+    """Symmetric float32 matrix with `weights[d][i]` at (i, i + offsets[d]) and its mirror, and 1 on the diagonal."""
+    count = weights.shape[1]
+    diagonals: dict[int, Array] = {0: np.ones(count, dtype=np.float32)}
+    for offset, weight in zip(offsets, weights, strict=True):
+        # On a narrow map two directions can share a flat offset; they never share a source.
+        above = diagonals.setdefault(offset, np.zeros(count, dtype=np.float32))
+        above[offset:] += weight[: count - offset]
+        below = diagonals.setdefault(-offset, np.zeros(count, dtype=np.float32))
+        below += weight
+    return sparse.dia_array((np.stack(list(diagonals.values())), list(diagonals)), shape=(count, count))
+
+
+def _gather_step(offsets: list[int], weights: Tensor) -> Step:
+    """The same step by gathering all neighbors at once, for a GPU."""
+    count = weights.shape[1]
+    position = torch.arange(count, device=weights.device)
+    shifts = torch.tensor(offsets, device=weights.device)[:, None]
+    ahead, behind = position[None] + shifts, position[None] - shifts
+    behind_weights = weights.gather(1, behind.clamp_min(0)) * (behind >= 0)
+    self_weight = weights.new_ones((1, count))
+    neighbors = torch.cat([ahead.clamp_max(count - 1), behind.clamp_min(0), position[None]])
+    values = torch.cat([weights * (ahead < count), behind_weights, self_weight])
+    values = (values / values.double().sum(dim=0)).to(weights.dtype)
+
+    def step(x: Tensor) -> Tensor:
+        return torch.stack([(row[neighbors] * values).sum(dim=0) for row in x])
+
+    return step
+
+
+def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
+    """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
+    offsets, weights = _direction_weights(torch.from_numpy(np.array(edge, dtype=np.float32)), radius, 1.0)
+    return sparse.csr_array(_symmetric_diagonals(offsets, weights.numpy()))
+
+
+def padded_pair_affinity(edge: Array, radius: int) -> Array:
+    """Affinities of all pairs on the padded grid, float32 (directions, sources); edge float32 (h, w)."""
+    return _padded_affinity(torch.from_numpy(np.array(edge, dtype=np.float32)), radius)[0].numpy()
 
 
 def dense_transition(affinity: sparse.csr_array, beta: float, exp_times: int = 0) -> Array:
@@ -161,5 +206,5 @@ def dense_transition(affinity: sparse.csr_array, beta: float, exp_times: int = 0
 
 
 def walk_dense(start: Array, affinity: sparse.csr_array, beta: float, exp_times: int) -> Array:
-    """Reference: the walk by repeated squaring of the dense transition matrix."""
-    return (start.T @ dense_transition(affinity, beta, exp_times)).T
+    """Reference: (K, positions) maps times the repeatedly squared dense transition matrix."""
+    return start @ dense_transition(affinity, beta, exp_times)
