@@ -40,8 +40,8 @@ def random_walk(
         radius: reach of one step, in positions.
         beta: power of the affinities.
         exp_times: doublings of the number of steps.
-        method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to 1e-6;
-            "sparse": one product for each step; "dense": the published form, repeated squaring of the full
+        method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
+            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring of the full
             matrix (gigabytes for a full-size image).
         device: where the sparse methods compute.
 

@@ -1,0 +1,97 @@
+"""Batch norm over two gloo processes equals batch norm of the whole batch in one."""
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
+from wsss.nn.sync_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
+
+SPLIT = (0, 2, 5)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5))
+
+
+def _batch() -> torch.Tensor:
+    # Far from zero: a variance from sums of squares would show.
+    return torch.randn(5, 3, 8, 9, generator=torch.Generator().manual_seed(1)) * 3 + 20
+
+
+def _step(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    out = network(x)
+    (out.square() * torch.linspace(0.5, 2, out.shape[-1])).sum().backward()
+    assert x.grad is not None
+    return out.detach(), x.grad
+
+
+def _worker(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.set_num_threads(1)
+    network = synchronize_batch_norm(_network())
+    out, gradient = _step(network, _batch()[SPLIT[rank] : SPLIT[rank + 1]])
+    gradients = []
+    for parameter in network.parameters():
+        dist.all_reduce(parameter.grad)
+        gradients.append(parameter.grad)
+    result = {"out": out, "gradient": gradient, "parameters": gradients, "state": network.state_dict()}
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one():
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_worker, args=(folder,), nprocs=2)
+        parts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    network = _network()
+    out, gradient = _step(network, _batch())
+    torch.testing.assert_close(torch.cat([part["out"] for part in parts]), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat([part["gradient"] for part in parts]), gradient, rtol=1e-3, atol=1e-4)
+    for part in parts:
+        for own, parameter in zip(part["parameters"], network.parameters(), strict=True):
+            torch.testing.assert_close(own, parameter.grad, rtol=1e-3, atol=2e-3)
+        assert list(part["state"]) == list(network.state_dict())
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(part["state"][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_one_process_is_plain_batch_norm():
+    plain = _network()
+    synchronized = synchronize_batch_norm(_network())
+    for a, b in zip(_step(plain, _batch()), _step(synchronized, _batch()), strict=True):
+        assert torch.equal(a, b)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, synchronized.state_dict()[name])
+
+
+def test_conversion_keeps_tensors_mode_and_other_norms():
+    network = nn.Sequential(nn.BatchNorm2d(3), FrozenStatisticsBatchNorm2d(3)).eval()
+    weight = network[0].weight
+    synchronize_batch_norm(network)
+    assert type(network[0]) is SynchronizedBatchNorm2d and network[0].weight is weight
+    assert not network[0].training
+    assert type(network[1]) is FrozenStatisticsBatchNorm2d
+    assert type(synchronize_batch_norm(nn.BatchNorm2d(2), cuda=True)) is nn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_statistics_are_used_and_kept(training):
+    norm = FrozenStatisticsBatchNorm2d(3).train(training)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    norm.running_var.fill_(4.0)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    out = norm(torch.ones(2, 3, 4, 4) * 5)
+    torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([2.0, 1.5, 1.0]), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
