@@ -20,6 +20,8 @@ _DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    # Threads that wait by spinning starve each other where cores are shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 # Credentials are not among them: Ray logs runtime environments. Workers of a local Ray inherit them; those of a
 # cluster have them from their image, instance role or job.
