@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _DRIVER_ENVIRONMENT = {
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# `ray job submit` hands the job's settings to the driver in this variable (Ray 2.60, job_supervisor).
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Credentials are not among them: Ray logs runtime environments. Workers of a local Ray inherit them; those of a
 # cluster have them from their image, instance role or job.
 _WORKER_VARIABLES = (
@@ -115,4 +118,14 @@ def _code_folders() -> list[str]:
 
 def _worker_environment() -> dict[str, str]:
     names = [*_WORKER_VARIABLES, "WSSS_DEBUG", *_DRIVER_ENVIRONMENT]
-    return {name: os.environ[name] for name in names if name in os.environ}
+    by_job = _variables_of_job()
+    return {name: os.environ[name] for name in names if name in os.environ and name not in by_job}
+
+
+def _variables_of_job() -> frozenset[str]:
+    """What a submitted job sets for its workers already; Ray refuses a variable that is named twice."""
+    try:
+        config = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}"))
+        return frozenset(config["runtime_env"]["env_vars"])
+    except (ValueError, KeyError, TypeError):
+        return frozenset()
