@@ -52,7 +52,7 @@ class Capacity:
 
 
 def connect(cpus: int | None = None) -> Capacity:
-    """Join the cluster of RAY_ADDRESS (set inside a submitted job), or start Ray on this machine.
+    """Join the cluster of RAY_ADDRESS (set inside a submitted job; "auto" finds one here), or start an own Ray.
 
     The code of the platform and of the methods travels with the connection, so workers need no installation.
     Token authentication is left as RAY_AUTH_MODE says; a Ray started here listens on this machine alone and
@@ -69,7 +69,8 @@ def connect(cpus: int | None = None) -> Capacity:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         try:
             ray.init(
-                address=address,
+                # Without "local" Ray would join whatever else runs on this machine, another run's for example.
+                address=address or "local",
                 num_cpus=None if address else cpus,
                 include_dashboard=None if address else True,
                 dashboard_host="127.0.0.1",

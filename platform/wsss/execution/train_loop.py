@@ -104,7 +104,7 @@ def run_training(
                 total = _weighted_total(task, losses, counts) * settings.world_size
                 scaler.scale(total).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.detach().double()
         for plan in task.optimizers:
             scaler.step(plan.optimizer)
         scaler.update()
@@ -261,7 +261,8 @@ def _sum_over_workers(values: list[Tensor], settings: LoopSettings, device: torc
 def _weighted_total(task: TrainTask, losses: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
     total: Tensor | None = None
     for name, value in losses.items():
-        term = _ratio(value.float(), counts[name]) * task.loss_weights[name]
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        term = _ratio(value, counts[name]) * task.loss_weights[name]
         total = term if total is None else total + term
     if total is None:
         raise TrainingError("the module returned no loss", "training stage", "return at least one named loss")

@@ -38,7 +38,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         local = x.new_tensor([x.numel() / x.shape[1]])
         sums = _AllReduceSum.apply(torch.cat([x.sum(dim=(0, 2, 3)), local]))
         count = sums[-1].detach()
