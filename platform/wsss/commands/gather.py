@@ -139,7 +139,8 @@ def _grid(grid: SampleGrid, dataset: Dataset, record: RunRecord, store: Store) -
         artifact = store.find(source[0], record.keys[source[0]])
         if artifact is not None:
             found[title] = (artifact, source[1])
-    names = [name for name in view.names if all(name in set(artifact.images()) for artifact, _ in found.values())]
+    held = [set(artifact.images()) for artifact, _ in found.values()]
+    names = [name for name in view.names if all(name in images for images in held)]
     names = names[:: max(1, len(names) // GRID_IMAGES)][:GRID_IMAGES] if found else []
     samples = []
     for name in names:
