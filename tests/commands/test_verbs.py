@@ -101,7 +101,7 @@ def test_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def write_cams(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name in artifact.images():
-        np.savez(folder / f"{name}.npz", **artifact.arrays(name))
+        np.savez(folder / f"{name}.npz", allow_pickle=False, **artifact.arrays(name))
     return len(artifact.images())
 
 
