@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.nn.sync_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
@@ -52,7 +52,7 @@ def _worker(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one():
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_worker, args=(folder,), nprocs=2)
+        spawn(_worker, args=(folder,), nprocs=2)
         parts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
     network = _network()
     out, gradient = _step(network, _batch())

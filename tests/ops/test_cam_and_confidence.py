@@ -41,7 +41,7 @@ def test_an_image_without_classes_has_empty_maps():
 
 def test_background_wins_ties():
     maps = np.array([[[0.1, 0.3, 0.5]], [[0.2, 0.9, 0.3]]], dtype=np.float32)
-    label = thresholded_argmax(maps, np.array([4, 20]), np.float32(0.3))
+    label = thresholded_argmax(maps, np.array([4, 20]), 0.3)
     assert label.tolist() == [[0, 20, 4]] and label.dtype == np.uint8
 
 

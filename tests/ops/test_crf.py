@@ -32,9 +32,10 @@ def unary(image: np.ndarray) -> np.ndarray:
 
 
 def test_every_step_equals_a_run_of_that_length(image, unary):
-    for count, marginals in enumerate(dense_crf_steps(image, unary, iterations=4, **KERNELS), 1):
+    steps = list(dense_crf_steps(image, unary, iterations=4, **KERNELS))
+    assert len(steps) == 4
+    for count, marginals in enumerate(steps, 1):
         assert np.array_equal(marginals, dense_crf(image, unary, iterations=count, **KERNELS))
-    assert count == 4
 
 
 def test_one_lattice_serves_every_weight(image, unary):

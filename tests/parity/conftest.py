@@ -45,12 +45,22 @@ def _free_option_name(parser: pytest.Parser, name: str) -> None:
 
 
 def method_of(folder: Path) -> str:
-    """The method a folder of fixtures belongs to: what its index says, or its name."""
+    """The method a folder of fixtures belongs to: what its index says, else what its inputs are named after.
+
+    Inputs are called `<method>.<fixture>.<argument>`; without any, the folder's name decides.
+    """
     index = folder / "index.json"
     if index.is_file():
         method = json.loads(index.read_text(encoding="utf-8")).get("method")
         if isinstance(method, str):
             return method.lower()
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith(_NO_FIXTURE_PREFIXES):
+            continue
+        inputs = json.loads(path.read_text(encoding="utf-8")).get("inputs")
+        names = [entry.get("name", "") for entry in inputs or [] if isinstance(entry, dict)]
+        if names and names[0].count(".") >= 2:
+            return names[0].split(".")[0].lower()
     return folder.name.lower()
 
 

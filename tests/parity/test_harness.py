@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,9 +10,8 @@ import torch
 from tests.parity.conftest import fixture_files, method_of
 from tests.parity.fixtures import Fixture, ParityError, kind_of, relative_error
 
-PARITY = SimpleNamespace(
-    tensor=lambda name, shape, low, high, salt: torch.full(shape, low + salt / 10, dtype=torch.float32)
-)
+PARITY = ModuleType("parity")
+PARITY.tensor = lambda name, shape, low, high, salt: torch.full(shape, low + salt / 10, dtype=torch.float32)  # pyright: ignore
 
 
 def _fixture(folder: Path, outputs: dict[str, np.ndarray], **meta) -> Fixture:
@@ -21,7 +20,7 @@ def _fixture(folder: Path, outputs: dict[str, np.ndarray], **meta) -> Fixture:
         for name, value in outputs.items()
         if not name.startswith("in_")
     }
-    np.savez(folder / "thing_a.npz", **outputs)
+    np.savez(folder / "thing_a.npz", allow_pickle=False, **outputs)
     content = {"outputs": described, "rtol": 1e-3, **meta}
     (folder / "thing_a.json").write_text(json.dumps(content))
     return Fixture(folder / "thing_a.json", PARITY)

@@ -41,7 +41,7 @@ def perceptual_levels(features: Features, reconstruction: Tensor, image: Tensor)
     with torch.no_grad():
         targets = features(image)
     return [
-        (own - target).abs().flatten(1).mean(dim=1)
+        (own - target.detach()).abs().flatten(1).mean(dim=1)
         for own, target in zip(features(reconstruction), targets, strict=True)
     ]
 

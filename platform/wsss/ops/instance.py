@@ -43,10 +43,17 @@ def centroid_clusters(centroids: Array, displacement: Array, threshold: float = 
     component that holds its centroid. Positions that end in none share a cluster of their own, the first.
     """
     weak = np.hypot(displacement[0], displacement[1]) < threshold
-    components, _ = ndimage.label(weak)
+    components, _ = _components(weak)
     belongs = components[centroids[0], centroids[1]]
     present = np.unique(belongs)
     return (belongs[None] == present[:, None, None]).astype(np.uint8)
+
+
+def _components(region: Array) -> tuple[Array, int]:
+    """4-connected components of a bool map, numbered from 1, and how many there are."""
+    numbered = np.zeros(region.shape, dtype=np.int32)
+    count = ndimage.label(region, output=numbered)
+    return numbered, int(np.asarray(count))
 
 
 def split_by_clusters(cam: Array, keys: Array, clusters: Array) -> tuple[Array, Array]:
@@ -62,7 +69,7 @@ def suppress_fragments(label: Array, score: Array, min_share: float = 0.01) -> A
     """
     kept = score.copy()
     for value in np.unique(label[label > 0]):
-        fragments, count = ndimage.label(label == value)
+        fragments, count = _components(label == value)
         sizes = np.bincount(fragments.reshape(-1), minlength=count + 1)
         small = np.flatnonzero(sizes < min_share * label.size)
         kept[np.isin(fragments, small[small > 0])] = 0

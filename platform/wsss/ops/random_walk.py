@@ -41,8 +41,8 @@ def random_walk(
         beta: power of the affinities.
         exp_times: doublings of the number of steps.
         method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
-            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring of the full
-            matrix (gigabytes for a full-size image).
+            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
+            of the full matrix (gigabytes for a full-size image).
         device: where the sparse methods compute.
 
     Returns:
@@ -140,7 +140,7 @@ def _diagonal_step(offsets: list[int], weights: Array) -> Step:
     """The step by the stored diagonals of the transposed transition, each row divided by its sum."""
     matrix = _symmetric_diagonals(offsets, weights)
     # Sums in double precision: an error of the normalization would grow with the number of steps.
-    inverse = 1.0 / (matrix @ np.ones(matrix.shape[1]))
+    inverse: Array = np.reciprocal(np.asarray(matrix @ np.ones(weights.shape[1])))
     for row, offset in zip(matrix.data, matrix.offsets, strict=True):
         columns = slice(max(0, offset), min(len(inverse), len(inverse) + offset))
         row[columns] *= inverse[columns.start - offset : columns.stop - offset]

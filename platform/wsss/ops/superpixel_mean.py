@@ -20,7 +20,7 @@ def superpixel_mean(values: Tensor, ids: Tensor) -> Tensor:
     number = values.shape[0]
     if ids.shape != values.shape:
         raise ValueError(f"values {tuple(values.shape)} and ids {tuple(ids.shape)} differ in shape")
-    flat = ids.reshape(number, -1).long()
+    flat = ids.flatten(1).long()
     if flat.numel() == 0:
         return values.clone()
     count = int(flat.max()) + 1
