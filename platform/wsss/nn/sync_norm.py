@@ -19,7 +19,8 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pydensecrf import densecrf
+from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
