@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.parity import ssc_cam_checks, ssc_segmentation_checks
+from tests.parity import ssc_affinity_checks, ssc_cam_checks, ssc_segmentation_checks
 from tests.parity.conftest import method_of
 from tests.parity.fixtures import Fixture, kind_of
 
@@ -16,11 +16,11 @@ Check = Callable[[Fixture], None]
 ManifestCheck = Callable[[], Mapping[str, list[int]]]
 
 CHECKS: dict[str, dict[str, Check]] = {
-    "ssc": {**ssc_cam_checks.CHECKS, **ssc_segmentation_checks.CHECKS},
+    "ssc": {**ssc_cam_checks.CHECKS, **ssc_affinity_checks.CHECKS, **ssc_segmentation_checks.CHECKS},
 }
 # Manifest name -> the state dict that this repository writes for it, as name -> shape.
 MANIFESTS: dict[str, dict[str, ManifestCheck]] = {
-    "ssc": {**ssc_cam_checks.MANIFESTS, **ssc_segmentation_checks.MANIFESTS},
+    "ssc": {**ssc_cam_checks.MANIFESTS, **ssc_affinity_checks.MANIFESTS, **ssc_segmentation_checks.MANIFESTS},
 }
 
 

@@ -1,0 +1,40 @@
+"""What the check modules of several stages share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from tests.parity.fixtures import ParityError
+from torch import Tensor, nn
+
+
+def prose_number(text: str, pattern: str, default: float) -> float:
+    """A number in a fixture's prose, for settings that it states nowhere else."""
+    match = re.search(pattern, text)
+    return float(match[1]) if match else default
+
+
+def gradient_norms(module: nn.Module, names: list[str]) -> Tensor:
+    """L2 norms of the gradients of named parameters, (names,). Raises ParityError for one without a gradient."""
+    parameters = dict(module.named_parameters())
+    norms = []
+    for name in names:
+        gradient = parameters[name].grad
+        if gradient is None:
+            raise ParityError(f"{name} has no gradient")
+        norms.append(gradient.norm())
+    return torch.stack(norms)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> list[float]:
+    """What the training loop does before every step; the rates of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Name -> shape of a state dict."""
+    return {name: list(value.shape) for name, value in state.items()}
