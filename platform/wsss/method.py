@@ -70,9 +70,7 @@ class ExecutionSettings:
         in_key=False,
         help="optimizer steps between checkpoints inside an epoch",
     )
-    max_failures: int = setting(
-        3, minimum=0, maximum=100, in_key=False, help="lost workers that a stage survives"
-    )
+    max_failures: int = setting(3, minimum=0, maximum=100, in_key=False, help="lost workers that a stage survives")
 
 
 class MethodRecipe(Protocol):

@@ -165,9 +165,7 @@ class Pipeline:
         seen: dict[str, Stage] = {}
         for stage in self.stages:
             if stage.name in seen:
-                raise PipelineError(
-                    f"two stages are named {stage.name!r}", "pipeline", "give each its own name"
-                )
+                raise PipelineError(f"two stages are named {stage.name!r}", "pipeline", "give each its own name")
             for role, upstream in stage.inputs.items():
                 if upstream not in seen:
                     raise PipelineError(

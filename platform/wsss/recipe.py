@@ -61,19 +61,9 @@ class SettingInfo:
         if self.choices is not None:
             return "one of " + ", ".join(repr(choice) for choice in self.choices)
         text = _type_name(self.type)
-        low = (
-            f"[{self.minimum:g}"
-            if self.minimum is not None
-            else f"({self.above:g}"
-            if self.above is not None
-            else ""
-        )
+        low = f"[{self.minimum:g}" if self.minimum is not None else f"({self.above:g}" if self.above is not None else ""
         high = (
-            f"{self.maximum:g}]"
-            if self.maximum is not None
-            else f"{self.below:g})"
-            if self.below is not None
-            else ""
+            f"{self.maximum:g}]" if self.maximum is not None else f"{self.below:g})" if self.below is not None else ""
         )
         if low or high:
             text += f" in {low or '(-inf'}, {high or 'inf)'}"
@@ -127,15 +117,11 @@ def settings_of(recipe_type: type, prefix: str = "") -> dict[str, SettingInfo]:
             continue
         if "wsss" not in field.metadata:
             raise TypeError(f"{recipe_type.__name__}.{field.name} is not declared with setting()")
-        found[key] = SettingInfo(
-            key=key, type=hints[field.name], default=field.default, **field.metadata["wsss"]
-        )
+        found[key] = SettingInfo(key=key, type=hints[field.name], default=field.default, **field.metadata["wsss"])
     return found
 
 
-def load_recipe(
-    recipe_type: type[RecipeType], path: Path | None = None, overrides: Sequence[str] = ()
-) -> RecipeType:
+def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrides: Sequence[str] = ()) -> RecipeType:
     """Read a recipe: the defaults of the type, then the YAML file, then `key=value` overrides.
 
     Raises:
@@ -306,9 +292,7 @@ def _type_name(wanted: Any) -> str:
     origin = typing.get_origin(wanted)
     arguments = typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(
-            "none" if argument is type(None) else _type_name(argument) for argument in arguments
-        )
+        return " or ".join("none" if argument is type(None) else _type_name(argument) for argument in arguments)
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
     names = {str: "text", Path: "path", bool: "true or false", int: "integer", float: "number"}
