@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from wsss.execution import cluster
 from wsss.execution.cluster import _worker_environment
 
 
@@ -15,3 +16,13 @@ def test_variables_that_the_job_sets_are_not_named_twice(monkeypatch: pytest.Mon
     assert "AWS_DEFAULT_REGION" not in _worker_environment() and "WSSS_DEBUG" in _worker_environment()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "no json")
     assert "AWS_DEFAULT_REGION" in _worker_environment()
+
+
+def test_a_ray_that_does_not_come_up_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(cluster.ClusterError, match="could not be started: The current node timed out"):
+        cluster.connect()

@@ -78,13 +78,13 @@ def connect(cpus: int | None = None) -> Capacity:
                 log_to_driver=bool(os.environ.get("WSSS_DEBUG")),
                 runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment()},
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
                 f"Ray could not be {'joined' if address else 'started'}: {error}",
                 address or "this machine",
                 "check RAY_ADDRESS and RAY_AUTH_MODE"
                 if address
-                else "see the message above; `WSSS_DEBUG=1` shows more",
+                else "run the same command again when the machine is less busy; `WSSS_DEBUG=1` shows more",
             ) from error
     return capacity()
 
