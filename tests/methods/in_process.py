@@ -23,7 +23,7 @@ from wsss.store import Artifact, Store
 
 @dataclass
 class InProcessRun:
-    """What a run computed. `executed` lists the stages that were not in the store, `seconds` their time."""
+    """What a run computed. `executed` lists the stages that were not in the store, `seconds` their CPU time."""
 
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
@@ -55,11 +55,11 @@ def run_pipeline(
                 inputs={role: run.artifacts[upstream] for role, upstream in stage.inputs.items()},
                 store=store,
             )
-            started = time.monotonic()
+            started = time.process_time()
             artifact = _compute(job, dataset)
             run.executed.append(stage.name)
-            run.seconds[stage.name] = time.monotonic() - started
-            tell(f"{stage.name}: {run.seconds[stage.name]:.1f} s, {artifact.size / 1e6:.2f} MB")
+            run.seconds[stage.name] = time.process_time() - started
+            tell(f"{stage.name}: {run.seconds[stage.name]:.1f} CPU s, {artifact.size / 1e6:.2f} MB")
         run.artifacts[stage.name] = artifact
         if isinstance(stage, ReduceStage):
             found = artifact.json("metrics.json")
@@ -153,9 +153,8 @@ def main() -> None:
     recipe = load_recipe(method.recipe_type, recipe_file(method, recipe_name)[1], overrides)
     dataset = load_dataset(recipe.dataset, Path(home))
     store = open_store(str(Path(home) / "store"))
-    started = time.monotonic()
     run_pipeline(method.pipeline(recipe, dataset), dataset, store, stages, tell=lambda text: print(text, flush=True))
-    print(f"total {time.monotonic() - started:.1f} s")
+    print(f"total {time.process_time():.1f} CPU s")
 
 
 if __name__ == "__main__":
