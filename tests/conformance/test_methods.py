@@ -241,15 +241,15 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
     plain = [key for key, info in known.items() if info.in_key]
     silent = [key for key in plain if not matters(key)]
     switches = switches_of(known, values)
-    sections = {key: key.split(".")[0] for key in silent}
-    dead = [
-        key
-        for key in silent
-        if not any(
-            matters(key, (switch,))
-            for switch in sorted(switches, key=lambda text, key=key: not text.startswith(sections[key]))
-        )
-    ]
+
+    def conditions(key: str) -> list[str]:
+        """Other settings under which a key may matter: its own section's first, then every choice."""
+        section = key.partition(".")[0]
+        own = [other for other in known if other != key and other.partition(".")[0] == section]
+        changed = [as_override(other, value) for other in own for value in other_values(known[other], values[other])]
+        return [*changed, *(text for text in switches if not text.startswith(f"{section}."))]
+
+    dead = [key for key in silent if not any(matters(key, (condition,)) for condition in conditions(key))]
     assert dead == [], "these keys change no stage under any choice"
 
     base = keys_under()
