@@ -50,7 +50,9 @@ def test_values_come_from_defaults_then_file_then_overrides(tmp_path: Path) -> N
 
 def test_every_problem_is_reported_at_once_with_the_nearest_key(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("train:\n  learning_rte: 0.1\n  crop_size: 50\n  backbone: resnet5\nseed: -1\ncrf:\n  iterations: ten\n")
+    path.write_text(
+        "train:\n  learning_rte: 0.1\n  crop_size: 50\n  backbone: resnet5\nseed: -1\ncrf:\n  iterations: ten\n"
+    )
     with pytest.raises(RecipeError) as caught:
         load_recipe(Recipe, path, ["crf.bilateral_rgb_std=0", "iterations=3", "nonsense"])
     text = str(caught.value)

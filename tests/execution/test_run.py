@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.execution import toy_method
+
 from wsss.data.view import LabelFirewallError
 from wsss.errors import WsssError
 from wsss.execution.run import SchedulingError, check_schedulable, prepare_run
@@ -23,7 +23,12 @@ from wsss.execution.train_stage import HISTORY_FILE
 from wsss.run_record import find_runs
 from wsss.store import open_store
 
-SMALL = ["dataset.shapes.train=24", "dataset.shapes.train_aug_extra=2", "dataset.shapes.val=2", "dataset.shapes.size=48"]
+SMALL = [
+    "dataset.shapes.train=24",
+    "dataset.shapes.train_aug_extra=2",
+    "dataset.shapes.val=2",
+    "dataset.shapes.size=48",
+]
 
 
 ROOT = Path(__file__).parents[2]

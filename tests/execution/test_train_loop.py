@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-
 from tests.execution import toy_training
+
 from wsss.execution.train_loop import LoopSettings, TrainingError, epoch_order, run_training, split_batch
 
 
@@ -27,7 +27,7 @@ def train_with_workers(world_size: int, micro_batch: int = 0, batch: int = 12, g
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     queue = context.SimpleQueue()
-    multiprocessing.spawn(
+    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
         toy_training.worker, args=(world_size, port, batch, micro_batch, group_size, queue), nprocs=world_size
     )
     return queue.get()
@@ -63,7 +63,9 @@ def test_a_resumed_run_equals_an_undisturbed_one() -> None:
     states: list[Any] = []
     whole = toy_training.task()
     events = toy_training.events()
-    keep = type(events)(save=lambda s, step: states.append(copy.deepcopy(s)), step=events.step, candidate=events.candidate)
+    keep = type(events)(
+        save=lambda s, step: states.append(copy.deepcopy(s)), step=events.step, candidate=events.candidate
+    )
     expected = run_training(whole, 3, LoopSettings(checkpoint_steps=3), keep, None)
     assert [state["step"] for state in states] == [3, 4, 6, 8, 9]
     for state in states:
@@ -106,7 +108,9 @@ def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch() -> None:
 @pytest.mark.parametrize("group_size", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro_batch", [0, 1, 3])
-def test_a_split_keeps_every_sample_and_every_group(batch: int, group_size: int, world_size: int, micro_batch: int) -> None:
+def test_a_split_keeps_every_sample_and_every_group(
+    batch: int, group_size: int, world_size: int, micro_batch: int
+) -> None:
     indices = list(range(100, 100 + batch))
     if batch // group_size < world_size:
         with pytest.raises(TrainingError, match="cannot feed"):

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class ToyRecipe:
-    dataset: DatasetConfig = DatasetConfig()
-    execution: ExecutionSettings = ExecutionSettings()
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     seed: int = setting(0, minimum=0, in_key=False)
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()

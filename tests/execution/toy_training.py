@@ -44,7 +44,9 @@ class Module(nn.Module):
         return losses
 
 
-def task(samples: int = 48, epochs: int = 3, batch: int = 12, group_size: int = 1, candidate_every: int = 0) -> TrainTask:
+def task(
+    samples: int = 48, epochs: int = 3, batch: int = 12, group_size: int = 1, candidate_every: int = 0
+) -> TrainTask:
     torch.manual_seed(0)
     module = Module()
     sgd = torch.optim.SGD(module.network.parameters(), lr=0.1, momentum=0.9)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from wsss.errors import WsssError
 from wsss.execution.cluster import ClusterError
@@ -103,11 +104,11 @@ def load_reduction(artifact: Any) -> Reduction:
 def _get(reference: Any, job: StageJob) -> Any:
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, WsssError):
             raise error.cause from None
         raise
-    except ray.exceptions.WorkerCrashedError as error:
+    except WorkerCrashedError as error:
         raise ClusterError(
             f"a worker died {_RETRIES + 1} times in a row",
             f"stage {job.stage.name}",

@@ -104,7 +104,9 @@ def run_training(
                 total = _weighted_total(task, losses, counts) * settings.world_size
                 scaler.scale(total).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.detach().double()
+                sums[name] = (
+                    sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.detach().double()
+                )
         for plan in task.optimizers:
             scaler.step(plan.optimizer)
         scaler.update()

@@ -18,12 +18,13 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from wsss.data.view import forbid_mask_reading
 from wsss.errors import WsssError
-from wsss.execution.board import create_board
+from wsss.execution.board import Told, create_board
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, run_training, split_batch
 from wsss.nn.sync_norm import synchronize_batch_norm
@@ -105,7 +106,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        failure = ray.get(board.failure.remote())
+        failure: WsssError | None = _answer(board.failure.remote())
         if failure is not None:
             raise failure from None
         raise TrainingError(
@@ -138,7 +139,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: StageJob = config["job"]
     plan: TrainPlan = config["plan"]
     board = config["board"]
-    known = ray.get(board.failure.remote())
+    known: WsssError | None = _answer(board.failure.remote())
     if known is not None:
         raise known
     try:
@@ -241,11 +242,15 @@ def _watch(board: Any, stop: threading.Event, on_progress: OnSteps) -> None:
     while not ended:
         ended = stop.wait(0.5)  # one more look after the end
         try:
-            told = ray.get(board.news.remote(), timeout=5)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
+            told: Told = _answer(board.news.remote(), timeout=5)
+        except (GetTimeoutError, RayError):
             continue
         if told.steps:
             on_progress(told.total, told.steps)
+
+
+def _answer(reference: Any, timeout: float | None = None) -> Any:
+    return ray.get(reference, timeout=timeout)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.execution.toy_method import Silent
 from tests.methods.ssc.test_workers import SMALL
+
 from wsss.execution.run import RunRequest, RunResult, execute_run, prepare_run
 from wsss.recipe import load_recipe
 from wsss_methods.ssc import METHOD
 
-SIZES = [*SMALL, "cam.num_epochs=2", "segmentation.num_epochs=2", "segmentation.candidate_every=1", "dataset.shapes.val=8"]
+SIZES = [
+    *SMALL,
+    "cam.num_epochs=2",
+    "segmentation.num_epochs=2",
+    "segmentation.candidate_every=1",
+    "dataset.shapes.val=8",
+]
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-
 from tests.methods.in_process import InProcessRun, run_pipeline
+
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
@@ -86,9 +85,7 @@ def train(rank: int, world_size: int, port: int, job: StageJob, out: Any) -> Non
     task.samples = DoubleSamples(task.samples)
     if world_size > 1:
         synchronize_batch_norm(task.module)
-    silent = LoopEvents(
-        save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None
-    )
+    silent = LoopEvents(save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None)
     history = run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
     if rank == 0:
         out.put(history)
@@ -107,7 +104,9 @@ def history_with(world_size: int, job: StageJob) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_two_workers_give_the_losses_of_one(name: str, one_worker: tuple[Pipeline, Dataset, Store, InProcessRun]) -> None:
+def test_two_workers_give_the_losses_of_one(
+    name: str, one_worker: tuple[Pipeline, Dataset, Store, InProcessRun]
+) -> None:
     pipeline, dataset, store, run = one_worker
     stage = pipeline.stage(name)
     job = StageJob(
