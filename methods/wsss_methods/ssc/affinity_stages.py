@@ -209,6 +209,7 @@ def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
             radius=config.walk.radius,
             beta=config.walk.beta,
             exp_times=config.walk.exp_times,
+            device=context.device,
         )
         largest = walked.max(initial=0.0)
         if largest > 0:

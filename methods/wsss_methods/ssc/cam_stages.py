@@ -16,7 +16,7 @@ from wsss.data.superpixels import rgb_to_ids, slic_superpixels
 from wsss.data.transforms import resize, resize_long
 from wsss.evaluation.score_stages import curve_scorer
 from wsss.nn.checkpoint import load_weights, read_checkpoint
-from wsss.ops.cam import merge_scales
+from wsss.ops.cam import merged_cam, merged_high_res
 from wsss.pipeline import Arrays, StageContext
 from wsss.recipe import setting
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
@@ -32,7 +32,6 @@ from wsss_methods.ssc.losses import (
 from wsss_methods.ssc.networks import CamNetwork, Normalization, ReconstructionDecoder, class_scores
 from wsss_methods.ssc.optimizers import cam_optimizer, decoder_optimizer, polynomial_schedule
 from wsss_methods.ssc.perceptual import build_perceptual_features
-from wsss_methods.ssc.pseudo_label import merged_class_maps
 from wsss_methods.ssc.recipe import CamSettings, SuperpixelSettings
 
 _SCALE = "scale_"
@@ -288,12 +287,12 @@ def build_cam(context: StageContext) -> Callable[[str], Arrays]:
             network.infer(torch.from_numpy(pair).to(context.device)).float().cpu()
             for pair in cam_inputs(image, config.scales)
         ]
-        merged = merged_class_maps(outputs, context.data.image_labels(name), size)
-        arrays = {f"{_SCALE}{i}": maps[merged.keys - 1].numpy().astype(np.float16) for i, maps in enumerate(outputs)}
+        present = np.flatnonzero(context.data.image_labels(name))
+        arrays = {f"{_SCALE}{i}": maps[present].numpy().astype(np.float16) for i, maps in enumerate(outputs)}
         return {
             **arrays,
-            "keys": merged.keys.astype(np.int64),
-            "cam": merged.cam.astype(np.float16),
+            "keys": (present + 1).astype(np.int64),
+            "cam": merged_cam(outputs, present, size).astype(np.float16),
             "size": np.array(size, dtype=np.int64),
         }
 
@@ -313,7 +312,7 @@ def read_high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         if name.startswith(_SCALE)
     ]
     height, width = (int(length) for length in arrays["size"])
-    return merge_scales(scales, np.arange(len(arrays["keys"])), (height, width))[1]
+    return merged_high_res(scales, np.arange(len(arrays["keys"])), (height, width))
 
 
 def build_cam_score(context: StageContext) -> Callable[[str], Arrays]:
