@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from torch import nn
 
@@ -36,14 +36,16 @@ def build_segmentation_network(settings: SegmentationSettings, num_classes: int)
     if settings.architecture == "deeplabv3plus_r101":
         return DeepLabV3Plus(num_classes, replace(RESNET101_D, width=width))
     if settings.architecture == "segformer_b2":
-        # Every width stays a multiple of the most attention heads of its stage.
+        # A stage's width stays a multiple of 8 for each of its attention heads.
         heads = (1, 2, 5, 8)
         widths = [
-            max(8, round(full * width / (8 * count))) * 8 * count if width != 1 else full
+            max(1, round(full * width / (8 * count))) * 8 * count
             for full, count in zip(MIT_B2_WIDTHS, heads, strict=True)
         ]
         return SegFormer(num_classes, widths=widths)
-    backbone = SegmentationBackbone(_DEEPLABV2[settings.architecture], output_stride=8, width=width)
+    # The small one is for CPUs, where output stride 8 would cost four times as much.
+    stride: Literal[8, 16] = 16 if settings.architecture == "deeplabv2_mobilenet_v2" else 8
+    backbone = SegmentationBackbone(_DEEPLABV2[settings.architecture], output_stride=stride, width=width)
     return DeepLabV2(num_classes, backbone)
 
 
