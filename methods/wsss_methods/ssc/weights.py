@@ -38,10 +38,9 @@ class WeightsError(WsssError):
 
 @dataclass(frozen=True)
 class _Need:
-    """One use of a weight file: role in the pipeline, key below `weights`, whether the network has its shape."""
+    """One use of a weight file: role in the pipeline, and the width of the network that it must have."""
 
     role: str
-    key: str
     width_key: str = ""
     width: float = 1.0
 
@@ -56,21 +55,24 @@ def required_files(recipe: SscRecipe, dataset_root: Path) -> dict[str, Path]:
     """
     problems: list[str] = []
     found: dict[str, Path] = {}
-    for need in _needs(recipe):
-        given: Path | None = getattr(recipe.weights, need.key)
+    for key, needs in _needs(recipe).items():
+        given: Path | None = getattr(recipe.weights, key)
+        roles = " and ".join(need.role for need in needs)
         if given is None:
             if not recipe.weights.allow_random:
-                problems.append(f"weights.{need.key} is none (for {need.role}): get {_SOURCES[need.key]}")
+                problems.append(f"weights.{key} is none (for {roles}): get {_SOURCES[key]}")
             continue
         path = _substituted(given, dataset_root)
-        if need.width != 1:
-            problems.append(
-                f"weights.{need.key} does not fit {need.width_key} = {need.width:g}: set one of them to none or 1"
-            )
-        elif not path.is_file():
-            problems.append(f"weights.{need.key} = {path} does not exist: get {_SOURCES[need.key]}")
-        else:
-            found[need.role] = path
+        if not path.is_file():
+            problems.append(f"weights.{key} = {path} does not exist (for {roles}): get {_SOURCES[key]}")
+            continue
+        for need in needs:
+            if need.width == 1:
+                found[need.role] = path
+            else:
+                problems.append(
+                    f"weights.{key} does not fit {need.width_key} = {need.width:g}: set one of them to none or 1"
+                )
     if recipe.superpixels.source == "folder" and recipe.cam.loss_weight_alignment:
         folder = recipe.superpixels.folder
         if folder is None or not _substituted(folder, dataset_root).is_dir():
@@ -120,19 +122,18 @@ def weight_sources() -> Mapping[str, str]:
     return dict(_SOURCES)
 
 
-def _needs(recipe: SscRecipe) -> list[_Need]:
-    needs = [_Need("cam", recipe.cam.backbone, "cam.width", recipe.cam.width)]
-    if recipe.cam.loss_weight_perceptual and recipe.cam.perceptual_network != "pixel_pyramid":
-        needs.append(_Need("perceptual", recipe.cam.perceptual_network))
-    needs.append(_Need("affinity", recipe.affinity.backbone, "affinity.width", recipe.affinity.width))
-    needs.append(
-        _Need(
-            "segmentation",
-            _SEGMENTATION_WEIGHTS[recipe.segmentation.architecture],
-            "segmentation.width",
-            recipe.segmentation.width,
-        )
-    )
+def _needs(recipe: SscRecipe) -> dict[str, list[_Need]]:
+    """Key below `weights` -> who needs it."""
+    cam, affinity, segmentation = recipe.cam, recipe.affinity, recipe.segmentation
+    uses = [(cam.backbone, _Need("cam", "cam.width", cam.width))]
+    if cam.loss_weight_perceptual and cam.perceptual_network != "pixel_pyramid":
+        uses.append((cam.perceptual_network, _Need("perceptual")))
+    uses.append((affinity.backbone, _Need("affinity", "affinity.width", affinity.width)))
+    key = _SEGMENTATION_WEIGHTS[segmentation.architecture]
+    uses.append((key, _Need("segmentation", "segmentation.width", segmentation.width)))
+    needs: dict[str, list[_Need]] = {}
+    for name, need in uses:
+        needs.setdefault(name, []).append(need)
     return needs
 
 
