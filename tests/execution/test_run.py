@@ -195,3 +195,16 @@ def test_a_killed_driver_continues_with_the_same_command(undisturbed: Any, tmp_p
     assert artifact is not None
     assert artifact.json(HISTORY_FILE) == history_of(undisturbed)
     artifact.verify()
+
+
+def test_a_stopped_driver_ends_in_order(cluster: None, tmp_path: Path) -> None:
+    process = start(tmp_path, "pause=0.3")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("UPDATE toy_train"):
+            break
+    process.terminate()  # what `ray job stop` sends
+    process.communicate(timeout=60)
+    assert process.returncode == 1, "KeyboardInterrupt, not a signal's death"
+    (record,) = find_runs(tmp_path)
+    assert record.status == "failed" and record.error == "KeyboardInterrupt"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,6 +88,9 @@ def connect(cpus: int | None = None) -> Capacity:
                 if address
                 else "run the same command again when the machine is less busy; `WSSS_DEBUG=1` shows more",
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray would end the process at once on SIGTERM, which `ray job stop` sends; like Ctrl-C it ends in order.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
     return capacity()
 
 
