@@ -150,8 +150,9 @@ def affinity_loss_sums(
 
     edge_logits (N, 1, h, w), displacement (N, 2, h, w), on the grid of `index`.
     """
-    affinity = pair_affinity(torch.sigmoid(edge_logits.float()), index)
-    difference = pair_displacement(displacement.float(), index)
+    precision = torch.promote_types(edge_logits.dtype, torch.float32)  # half precision cannot hold the logarithms
+    affinity = pair_affinity(torch.sigmoid(edge_logits.to(precision)), index)
+    difference = pair_displacement(displacement.to(precision), index)
     target = torch.from_numpy(displacement_target(index)).to(difference.device)[None, :, :, None]
     alike = -torch.log(affinity + EPSILON)
     unlike = -torch.log(1.0 + EPSILON - affinity)
