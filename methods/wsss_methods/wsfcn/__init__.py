@@ -1,0 +1,1 @@
+METHOD = None
