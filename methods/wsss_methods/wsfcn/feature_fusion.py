@@ -32,11 +32,12 @@ class FlowAlignment(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, L, H, W), high (N, C, h, w) -> high at (N, C, H, W), zero where the flow leaves the map."""
         flow = self.flow(low, high)
+        flow = flow.to(torch.promote_types(flow.dtype, torch.float32))  # half precision would move the sampling points
         height, width = low.shape[2:]
         x = torch.linspace(-1.0, 1.0, width, dtype=flow.dtype, device=flow.device).expand(height, width)
         y = torch.linspace(-1.0, 1.0, height, dtype=flow.dtype, device=flow.device)[:, None].expand(height, width)
         grid = torch.stack([x + flow[:, 0] / width, y + flow[:, 1] / height], dim=-1)
-        return F.grid_sample(high, grid.to(high.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
+        return F.grid_sample(high.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 class FeatureFusion(nn.Module):

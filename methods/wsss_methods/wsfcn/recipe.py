@@ -158,7 +158,9 @@ class InferenceSettings:
     keep_score: float = setting(
         0.01, minimum=0, maximum=0.5, help="classes below this score and below keep_mask are not stored"
     )
-    keep_mask: float = setting(0.05, minimum=0, maximum=0.5, help="see keep_score")
+    keep_mask: float = setting(
+        0.05, minimum=0, maximum=0.05, help="see keep_score; at most the smallest background constant"
+    )
 
     def check(self) -> list[str]:
         """Relations between settings."""
