@@ -69,7 +69,7 @@ def run_pipeline(
             history = artifact.json("history.json")
             run.histories[stage.name] = history
             for name, values in history.items():
-                if name.startswith("loss"):
+                if name.startswith(("loss", "statistic")):
                     tell(f"  {name}: {_thinned(values)}")
     return run
 

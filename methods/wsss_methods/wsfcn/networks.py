@@ -142,7 +142,7 @@ def official_name(name: str) -> str:
 def own_name(name: str) -> str:
     """Our name of a published one."""
     head = name.split(".", 1)[0]
-    return name if head in ("align1", "sf2", "fca", "last_conv", "fc8") else _BODY + name
+    return name if head in ("align1", "sf2", "fca", "last_conv", "fc8", "_aff") else _BODY + name
 
 
 def official_state_dict(network: WsFcn) -> dict[str, Tensor]:
