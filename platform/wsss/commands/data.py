@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from wsss.commands.arguments import add_locations, locations
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import file_size, print_table
 from wsss.data.dataset import DatasetConfig
+from wsss.data.errors import DataError
 from wsss.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         prog="wsss data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("action", choices=("check", "fetch"))
-    options.add_argument("name", help="data set: voc2012, shapes")
+    options.add_argument("name", help="data set: voc2012, coco2014, shapes")
     options.add_argument(
         "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
     )
@@ -62,6 +64,8 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
 
     dataset, _ = assemble_dataset(config, home)
     if dataset is not None:
+        with contextlib.suppress(DataError):  # check_dataset says what is wrong
+            dataset.prepare_masks(None, Ticker("masks made"))
         _print_summary(summarize_dataset(dataset))
     problems = check_dataset(config, home, quick=quick, progress=Ticker("files"))
     errors = sum(problem.severity == "error" for problem in problems)
@@ -114,4 +118,5 @@ def _print_summary(summary: DatasetSummary) -> None:
     ]
     columns = ["list", "images", "masks", "labeled", "images with the class"]
     print_table(f"{summary.name} in {summary.root}", columns, rows, right="images masks labeled")
-    print(f"image-level labels: {summary.label_provenance}\n")
+    print(f"image-level labels: {summary.label_provenance}")
+    print(f"masks: {summary.mask_provenance}\n")

@@ -384,7 +384,7 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         dataset=prepared.dataset.name,
         store_url=prepared.store.url,
         keys=keys,
-        protocol=dict(prepared.pipeline.protocol),
+        protocol={**prepared.pipeline.protocol, "masks": prepared.dataset.files.mask_provenance},
         provenance=collect_provenance().as_dict(),
         data_digest=_data_digest(prepared),
     )
