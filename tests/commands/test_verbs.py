@@ -159,7 +159,7 @@ def test_data_check_counts_and_finds_what_is_wrong(capsys: pytest.CaptureFixture
     assert wsss("data", "check", "shapes", *SMALL) == 1
     assert "error: " in capsys.readouterr().out
     assert wsss("data", "check", "shapes", "dataset.shapes.trian=1") == 2
-    assert wsss("data", "fetch", "coco") == 2
+    assert wsss("data", "fetch", "coco2015") == 2
 
 
 @pytest.mark.usefixtures("home")

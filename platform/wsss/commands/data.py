@@ -1,5 +1,5 @@
 """`wsss data check NAME [dataset.key=value ...]`: look at every file, report everything that is wrong at once.
-`wsss data fetch voc2012`: download, verify and unpack PASCAL VOC 2012; interrupted, it continues.
+`wsss data fetch NAME`: download, verify and unpack voc2012 or coco2014; interrupted, it continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wsss.recipe import load_recipe
 if TYPE_CHECKING:
     from wsss.data.check import DatasetSummary
 
-FETCHABLE = ("voc2012",)
+FETCHABLE = ("voc2012", "coco2014")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
-    options.add_argument("--url", help="fetch: another place of the same archive")
+    options.add_argument("--url", help="fetch: another place of the same archive (coco2014: of all archives)")
     add_locations(options)
     return options
 
@@ -78,10 +78,14 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
 def fetch(name: str, url: str | None, home: Path) -> int:
     """Fetch a data set and say where it lies."""
     from wsss.data.fetch import VOC2012_URL, fetch_voc2012
+    from wsss.data.fetch_coco import COCO2014_URL, fetch_coco2014
 
     if name not in FETCHABLE:
         raise UsageError(f"{name!r} can not be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")
-    folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
+    if name == "coco2014":
+        folder = fetch_coco2014(home, url or COCO2014_URL, progress=Ticker("bytes"))
+    else:
+        folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
     print(f"{name} is in {folder}; the recipes find it there, or say dataset.root={folder}")
     return 0
 
