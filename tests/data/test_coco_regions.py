@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wsss.data.coco_regions import decode_runs, polygon_mask, region_mask, region_problem, runs_mask
+from wsss.data.coco_regions import decode_runs, region_mask, region_problem
 from wsss.data.errors import DataError
 
 
@@ -24,6 +24,10 @@ def random_runs(rng: np.random.Generator, pixels: int) -> list[int]:
     return np.diff([0, *cuts, pixels]).tolist()
 
 
+def polygon_mask(polygon: list[float], height: int, width: int) -> np.ndarray:
+    return region_mask([polygon], height, width)
+
+
 def test_compressed_runs_are_decoded():
     rng = np.random.default_rng(0)
     for pixels in (40, 700, 300_000):
@@ -41,7 +45,7 @@ def test_compressed_runs_are_decoded():
 def test_runs_go_down_the_columns():
     expected = np.zeros((3, 4), bool)
     expected[1:, 0] = expected[0, 1] = True
-    np.testing.assert_array_equal(runs_mask([1, 3, 8], 3, 4), expected)
+    np.testing.assert_array_equal(region_mask({"size": [3, 4], "counts": [1, 3, 8]}, 3, 4), expected)
     entry = {"size": [3, 4], "counts": encode_runs([1, 3, 8])}
     np.testing.assert_array_equal(region_mask(entry, 3, 4), expected)
 
@@ -63,6 +67,7 @@ def test_polygons_move_with_whole_pixels_and_are_cut_at_the_border():
         moved = polygon_mask((corners + np.array([5, 2])).ravel().tolist(), 30, 40)
         np.testing.assert_array_equal(moved[2:26, 5:31], mask)
         assert moved.sum() == mask.sum()
+        assert not polygon_mask((corners + np.array([100, 0])).ravel().tolist(), 24, 26).any()
         np.testing.assert_array_equal(polygon_mask(corners.ravel().tolist(), 12, 11), mask[:12, :11])
 
 

@@ -7,7 +7,7 @@ fill differs along borders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ _FINER = 5
 _FIRST_CHARACTER = 48
 
 
-def region_mask(segmentation: Any, height: int, width: int) -> Array:
-    """A `segmentation` entry as (height, width) bool: a list of polygons (their union), or run lengths.
+def region_columns(segmentation: Any, height: int, width: int) -> Iterator[tuple[int, Array]]:
+    """A `segmentation` entry in pieces whose union it is: (first column, bool (columns, height) from there on).
 
-    Run lengths are {"size": [height, width], "counts": list of lengths, or their compressed text}.
+    The entry is a list of polygons, or run lengths {"size": [height, width], "counts": list of lengths, or their
+    compressed text}. Polygons of fewer than three points cover nothing.
 
     Raises:
         DataError: `region_problem` says what is wrong with the entry.
@@ -32,12 +33,19 @@ def region_mask(segmentation: Any, height: int, width: int) -> Array:
     if problem:
         raise DataError(problem, "segmentation of a COCO annotation", "use the original annotation file")
     if isinstance(segmentation, Mapping):
-        return runs_mask(_lengths(segmentation["counts"]), height, width)
-    mask = np.zeros((height, width), dtype=bool)
+        yield 0, _runs(_lengths(segmentation["counts"])).reshape(width, height)
+        return
     for polygon in segmentation:
         if len(polygon) >= 6:
-            mask |= polygon_mask(polygon, height, width)
-    return mask
+            yield _polygon(polygon, height, width)
+
+
+def region_mask(segmentation: Any, height: int, width: int) -> Array:
+    """`region_columns` as one mask, (height, width) bool."""
+    mask = np.zeros((width, height), dtype=bool)
+    for first, inside in region_columns(segmentation, height, width):
+        mask[first : first + len(inside)] |= inside
+    return mask.T
 
 
 def region_problem(segmentation: Any, height: int, width: int) -> str:
@@ -62,33 +70,36 @@ def region_problem(segmentation: Any, height: int, width: int) -> str:
     return ""
 
 
-def polygon_mask(polygon: Sequence[float], height: int, width: int) -> Array:
-    """Pixels that the COCO mask API gives a polygon: (height, width) bool.
+def _polygon(polygon: Sequence[float], height: int, width: int) -> tuple[int, Array]:
+    """The columns that a polygon (x0, y0, x1, y1, ... in pixels, closed by itself) touches, and its pixels there.
 
-    polygon: x0, y0, x1, y1, ... in pixels, closed by itself. On a grid five times as fine every edge is walked in
-    steps of its longer axis, always from the lower to the higher end. Where the walk enters a new fine column that
-    lies in the middle of a pixel column, the border crosses that column at the walk's height; between the first and
-    the second crossing of a column is inside, and so on.
+    On a grid five times as fine every edge is walked in steps of its longer axis, always from the lower to the
+    higher end. Where the walk enters a new fine column that lies in the middle of a pixel column, the border
+    crosses that column at the walk's height; between the first and the second crossing is inside, and so on.
     """
     corners = np.trunc(_FINER * np.asarray(polygon, dtype=np.float64).reshape(-1, 2) + 0.5).astype(np.int64)
     walks = [_walk(start, end) for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
     x, y = (np.concatenate(axis) for axis in zip(*walks, strict=True))
     enters = np.flatnonzero(x[1:] != x[:-1]) + 1
-    fine_column = np.minimum(x[enters], x[enters - 1])
-    column = (fine_column + 0.5) / _FINER - 0.5
+    column = (np.minimum(x[enters], x[enters - 1]) + 0.5) / _FINER - 0.5
     row = np.ceil(np.clip((np.minimum(y[enters], y[enters - 1]) + 0.5) / _FINER - 0.5, 0, height))
     counts = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
-    crossings = (column[counts] * height + row[counts]).astype(np.int64)
-    # A crossing below the last row is one at the top of the next column, and past the last pixel it is none.
-    toggles = np.bincount(crossings, minlength=height * width + 1)[: height * width]
-    return (np.cumsum(toggles) % 2 == 1).reshape(width, height).T
+    if not counts.any():
+        return 0, np.zeros((0, height), dtype=bool)
+    columns, rows = column[counts].astype(np.int64), row[counts].astype(np.int64)
+    first, number = int(columns.min()), int(columns.max() - columns.min()) + 1
+    # A closed border crosses a column an even number of times, so that columns do not influence each other; a
+    # crossing below the last row has a place of its own.
+    places = (columns - first) * (height + 1) + rows
+    toggles = np.bincount(places, minlength=number * (height + 1)).reshape(number, height + 1)
+    return first, np.cumsum(toggles, axis=1)[:, :height] % 2 == 1
 
 
-def runs_mask(lengths: Sequence[int], height: int, width: int) -> Array:
-    """Run lengths, outside first, as (height, width) bool. They must add up to all pixels."""
+def _runs(lengths: Sequence[int]) -> Array:
+    """Run lengths, outside first, as bool (pixels,)."""
     inside = np.zeros(len(lengths), dtype=bool)
     inside[1::2] = True
-    return np.repeat(inside, lengths).reshape(width, height).T
+    return np.repeat(inside, lengths)
 
 
 def decode_runs(text: str) -> list[int]:
