@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.commands.conftest import SMALL, Checkout
 
-from wsss.commands.import_artifact import source_digest
 from wsss.commands.main import VERBS, main, usage
 from wsss.data.dataset import Dataset
+from wsss.execution.import_stage import source_digest
 from wsss.method import Exporter
 from wsss.run_record import find_runs
 from wsss.store import Artifact, ArtifactWriter
