@@ -62,8 +62,10 @@ class VocLayout:
     @property
     def mask_provenance(self) -> str:
         """Masks are always given."""
-        folders = [name for name in (MASKS, AUG_MASKS) if (self.root / name).is_dir()]
-        return f"given: {' and '.join(folders) or MASKS}"
+        official, aug = (self.root / MASKS).is_dir(), (self.root / AUG_MASKS).is_dir()
+        if official and aug:
+            return f"given: {MASKS}; of train_aug {AUG_MASKS}"
+        return f"given: {AUG_MASKS if aug else MASKS}"
 
     def images(self) -> Place:
         """JPEGImages/<name>.jpg."""
