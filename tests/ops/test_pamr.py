@@ -32,10 +32,11 @@ def plain_pamr(image: np.ndarray, masks: np.ndarray, iterations: int) -> np.ndar
                 center = image[:, y, x]
                 window = [center] * len(DILATIONS) + [at(image, y + dy, x + dx) for dy, dx in offsets]
                 scale = 1e-8 + 0.1 * np.std(window, axis=0, ddof=1)
-                likeness = np.array([-(np.abs(center - at(image, y + dy, x + dx)) / scale).mean() for dy, dx in offsets])
+                others = [(y + dy, x + dx) for dy, dx in offsets]
+                likeness = np.array([-(np.abs(center - at(image, *place)) / scale).mean() for place in others])
                 weights = np.exp(likeness - likeness.max())
                 weights /= weights.sum()
-                refined[:, y, x] = sum(w * at(masks, y + dy, x + dx) for w, (dy, dx) in zip(weights, offsets, strict=True))
+                refined[:, y, x] = sum(w * at(masks, *place) for w, place in zip(weights, others, strict=True))
         masks = refined
     return masks
 

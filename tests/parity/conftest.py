@@ -46,7 +46,7 @@ def _free_option_name(parser: pytest.Parser, name: str) -> None:
 
 
 def method_of(folder: Path) -> str:
-    """The method a folder of fixtures belongs to: what its index or a fixture says, else what its inputs are named after.
+    """The method a folder of fixtures belongs to: what its index or a fixture says, else what inputs are named after.
 
     Inputs are called `<method>.<fixture>.<argument>`; without any, the folder's name decides.
     """

@@ -42,7 +42,15 @@ def test_subscripts():
 def test_inputs_by_kind(tmp_path):
     inputs = {
         "drawn": {"kind": "tensor", "name": "a", "shape": [2], "low": 1, "high": 2, "salt": 3},
-        "smooth": {"kind": "smooth", "name": "a", "small_shape": [1, 1, 2, 2], "low": 0, "high": 1, "salt": 3, "size": [4, 5]},
+        "smooth": {
+            "kind": "smooth",
+            "name": "a",
+            "small_shape": [1, 1, 2, 2],
+            "size": [4, 5],
+            "low": 0,
+            "high": 1,
+            "salt": 3,
+        },
         "labels": {"kind": "multi_hot", "shape": [2, 3], "positive_indices": [[0, 2], []], "dtype": "float32"},
         "image": {"kind": "stored", "npz_key": "in_image", "shape": [1]},
         "made": {"kind": "derived", "recipe": "by hand"},

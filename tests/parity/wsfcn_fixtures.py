@@ -189,7 +189,8 @@ def parse_subscript(text: str) -> tuple[Any, ...]:
 
 def _subscript_part(part: ast.expr) -> Any:
     if isinstance(part, ast.Slice):
-        return slice(*(None if bound is None else ast.literal_eval(bound) for bound in (part.lower, part.upper, part.step)))
+        bounds = (part.lower, part.upper, part.step)
+        return slice(*(None if bound is None else ast.literal_eval(bound) for bound in bounds))
     return ast.literal_eval(part)
 
 

@@ -152,19 +152,23 @@ def check_evaluation(fixture: DescribedFixture) -> None:
 def _drawn_truth(fixture: DescribedFixture, name: str) -> np.ndarray:
     text = fixture.recipe(name)
     rule = re.fullmatch(
-        r"floor\((\d+) \* parity\.uniform\('([\w.]+)', \((\d+),\s?(\d+)\), salt=(\d+)\)\), value (\d+) becomes (\d+)", text
+        r"floor\((\d+) \* parity\.uniform\('([\w.]+)', \((\d+),\s?(\d+)\), salt=(\d+)\)\), "
+        r"value (\d+) becomes (\d+)",
+        text,
     )
     if rule is None:
         raise ParityError(f"{fixture.name}: no rule for {name}: {text!r}")
     levels, tensor, height, width, salt, marked, value = rule.groups()
-    drawn = np.floor(int(levels) * fixture.parity.uniform(tensor, (int(height), int(width)), int(salt))).astype(np.int64)
+    uniform = fixture.parity.uniform(tensor, (int(height), int(width)), int(salt))
+    drawn = np.floor(int(levels) * uniform).astype(np.int64)
     return np.where(drawn == int(marked), int(value), drawn)
 
 
 def _drawn_prediction(fixture: DescribedFixture, name: str, truth: np.ndarray) -> np.ndarray:
     text = fixture.recipe(name)
     rule = re.match(
-        r"floor\((\d+) \* parity\.uniform\('([\w.]+)', \.\.\.\)\); where parity\.uniform\('([\w.]+)', \.\.\.\) < ([\d.]+) "
+        r"floor\((\d+) \* parity\.uniform\('([\w.]+)', \.\.\.\)\); "
+        r"where parity\.uniform\('([\w.]+)', \.\.\.\) < ([\d.]+) "
         r"and gt < (\d+) it is replaced by gt \(same shape and salt\)",
         text,
     )

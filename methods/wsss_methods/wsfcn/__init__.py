@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsss.method import Method
+from wsss.method import Method, ReleasedCheckpoint
 from wsss_methods.wsfcn.official_layout import exporters
 from wsss_methods.wsfcn.pipeline import build_pipeline
 from wsss_methods.wsfcn.recipe import WsFcnRecipe
+from wsss_methods.wsfcn.released import build_released_pipeline, check_released_network
 
 METHOD = Method(
     name="wsfcn",
@@ -20,4 +21,5 @@ METHOD = Method(
     pipeline=build_pipeline,
     folder=Path(__file__).resolve().parent,
     exporters=exporters(),
+    released=ReleasedCheckpoint("segmentation_train", check_released_network, build_released_pipeline),
 )

@@ -1,4 +1,4 @@
-"""The bodies that WS-FCN stands on: each gives a shallow map of stride 4 and a deep one (WS-FCN, sections 3.1 to 3.3)."""
+"""The bodies that WS-FCN stands on: each gives a shallow map of stride 4 and a deep one (WS-FCN, 3.1 to 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flexible context aggregation (FCA): large separable kernels of growing dilation with attention (WS-FCN, section 3.4)."""
+"""Flexible context aggregation (FCA): large separable kernels of growing dilation, attention (WS-FCN, section 3.4)."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def official_state_dict(network: WsFcn) -> dict[str, Tensor]:
 
 
 def pamr_kernels() -> dict[str, Tensor]:
-    """The constant buffers of the published state dict: shifts of PAMR written as 3x3 kernels (WS-FCN, section 3.10)."""
+    """The constant buffers of the published state dict: shifts of PAMR as 3x3 kernels (WS-FCN, section 3.10)."""
     others = [position for position in range(9) if position != 4]
     shift = torch.zeros(8, 1, 3, 3)
     difference = torch.zeros(8, 1, 3, 3)

@@ -67,7 +67,9 @@ def load_official(network: WsFcn, path: Path) -> None:
     found, wanted = backbone_of(state), network.structure.backbone
     if found != wanted:
         raise CheckpointError(
-            f"the checkpoint is of backbone {found}, the recipe's is {wanted}", str(path), f"set network.backbone={found}"
+            f"the checkpoint is of backbone {found}, the recipe's is {wanted}",
+            str(path),
+            f"set network.backbone={found}",
         )
     if classes_of(state) != network.structure.num_classes:
         raise CheckpointError(

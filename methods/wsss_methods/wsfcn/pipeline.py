@@ -239,12 +239,12 @@ def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) 
     return {
         "image labels": dataset.label_provenance,
         "network": f"{recipe.network.backbone} from {'ImageNet' if files else 'random weights'}",
-        "normalization": f"body {recipe.network.normalization}; fusion and decoder over {group}, on any number of workers",
+        "normalization": f"body {recipe.network.normalization}; the rest over {group}, on any number of workers",
         "checkpoint": f"epoch with the lowest loss on val, by its image labels; every {recipe.selection.every} epochs"
         if recipe.selection.rule == "val_loss"
         else "last epoch",
         "inference": f"canvas {inference.infer_canvas}, scales {scales}, each mirrored, mean",
-        "presence": f"scores above {prediction.fp_cut_score:g}; numbers ending in {BY_LABELS}: classes of the image label",
+        "presence": f"scores above {prediction.fp_cut_score:g}; numbers ending in {BY_LABELS}: classes of the label",
         "background": f"constant {prediction.bg_score:g}",
         "CRF": f"background (1 - largest class)^{crf.alpha:g}, {crf.iters} iterations, appearance kernel "
         f"{crf.bi_sxy:g} px, {crf.bi_srgb:g} levels, weight {crf.bi_compat:g}"

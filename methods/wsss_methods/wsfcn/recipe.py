@@ -33,7 +33,7 @@ class WeightSettings:
         None, in_key=False, help="torchvision ResNet50_Weights.IMAGENET1K_V1 (resnet50-19c8e357.pth)"
     )
     resnet101: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet-101 (resnet101-5d3b4d8f.pth; resnet101-cd907fc2.pth has its layout)"
+        None, in_key=False, help="torchvision ResNet-101 (resnet101-5d3b4d8f.pth or resnet101-cd907fc2.pth)"
     )
     vgg16: Path | None = setting(None, in_key=False, help="VGG-16 with fc6 and fc7 as convolutions (vgg16_20M.pth)")
     resnet18: Path | None = setting(
@@ -142,7 +142,7 @@ class SelectionSettings:
     rule: str = setting(
         "val_loss",
         choices=("val_loss", "last"),
-        help="val_loss: as published, by the losses on val, which look at its image labels and at no mask; last: no choice",
+        help="val_loss: as published, by the losses on val, which use its image labels and no mask; last: no choice",
     )
     every: int = setting(2, minimum=1, maximum=100, help="epochs between candidates")
 

@@ -71,8 +71,7 @@ def build_candidate_losses(context: StageContext) -> Callable[[str], Arrays]:
     epochs = candidate_epochs(artifact)
     focal, rule = focal_of(config.network), rule_of(config.pseudo_label)
     candidates = [
-        WsFcnTraining(load_network(context, config.network, artifact, epoch), focal, rule, 0).eval()
-        for epoch in epochs
+        WsFcnTraining(load_network(context, config.network, artifact, epoch), focal, rule, 0).eval() for epoch in epochs
     ]
     samples = ImageSamples(context, config.train)
     index_of = {name: index for index, name in enumerate(context.data.names)}

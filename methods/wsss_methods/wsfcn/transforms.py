@@ -71,7 +71,7 @@ def on_canvas(image: np.ndarray, size: int, mirrored: bool) -> CanvasInput:
         raise CanvasError(
             f"an image of {height} x {width} does not fit a canvas of {size} x {size}",
             "multi-scale inference",
-            f"set inference.infer_canvas to {max(height, width)} or more, or drop the largest of inference.infer_scales",
+            f"set inference.infer_canvas to {max(height, width)} or more, or drop the largest infer_scales",
         )
     top, left = (size - height) // 2, (size - width) // 2
     canvas = np.zeros((3, size, size), dtype=np.float32)

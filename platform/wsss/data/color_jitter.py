@@ -1,4 +1,4 @@
-"""Random brightness, contrast, saturation and hue on 8-bit images, as torchvision's ColorJitter does it on PIL images."""
+"""Random brightness, contrast, saturation and hue on 8-bit images, by the rule of torchvision's ColorJitter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Ranges: a factor in [max(0, 1 - x), 1 + x] for the first three, a shift in [-x, x] turns (x <= 0.5) for the hue."""
+    """Ranges: a factor in [max(0, 1 - x), 1 + x] for the first three, a shift in [-x, x] turns (x <= 0.5) of hue."""
 
     brightness: float = 0.0
     contrast: float = 0.0

@@ -26,9 +26,10 @@ _GROUPS: tuple[tuple[str, int, int, int, int, tuple[int, int], int], ...] = (
 )
 _STEM_CHANNELS = 64
 _BOTTLENECKS = (("b6", 2048, 0.3), ("b7", 4096, 0.5))
-BLOCKS = tuple(
-    name for first, _, _, more, *_ in _GROUPS for name in (first, *(f"{first}_{i}" for i in range(1, more + 1)))
-) + ("b6", "b7")
+BLOCKS = (
+    *(name for first, _, _, more, *_ in _GROUPS for name in (first, *(f"{first}_{i}" for i in range(1, more + 1)))),
+    *(name for name, *_ in _BOTTLENECKS),
+)
 
 
 class ResidualBlock(nn.Module):

@@ -157,7 +157,8 @@ def test_the_power_of_a_schedule_that_is_off_enters_no_key(root: Path) -> None:
 
 def test_settings_that_add_or_remove_stages(root: Path) -> None:
     before = keys_of(root, "demo")
-    no_crf, no_labels = keys_of(root, "demo", "crf.enabled=false"), keys_of(root, "demo", "prediction.image_label_filter=false")
+    no_crf = keys_of(root, "demo", "crf.enabled=false")
+    no_labels = keys_of(root, "demo", "prediction.image_label_filter=false")
     assert {name for name in before if "crf" in name} == set(before) - set(no_crf)
     assert {name for name in before if "image_labels" in name} == set(before) - set(no_labels)
     assert all(before[name] == key for keys in (no_crf, no_labels) for name, key in keys.items())

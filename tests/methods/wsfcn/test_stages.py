@@ -1,4 +1,4 @@
-"""WS-FCN's stages one after the other in this process, at the smallest size: what they hand on, and the official files."""
+"""WS-FCN's stages one after the other in this process, at the smallest size, and the official files."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def test_candidates_begin_after_the_first_epochs_and_the_last_epoch_does_not_com
 
 def test_the_score_is_one_minus_the_mean_over_batches(case: Case) -> None:
     artifact = case.artifact("segmentation_candidates")
-    totals = np.array([sum(artifact.arrays(n)[k][0] for k in ("classification", "mask")) for n in case.dataset.lists["val"]])
+    arrays = [artifact.arrays(name) for name in case.dataset.lists["val"]]
+    totals = np.array([each["classification"][0] + each["mask"][0] for each in arrays])
     expected = 1 - np.mean([totals[:4].mean(), totals[4:].mean()])  # batches of 4 and of 1
     row = case.artifact("segmentation_selection").json("tables.json")["candidates"][0]
     assert row["score"] == pytest.approx(expected, abs=1e-6)
@@ -148,7 +149,8 @@ def test_what_is_not_stored_changes_no_label(case: Case) -> None:
 @pytest.mark.parametrize("ending", ["", "_image_labels"])
 def test_the_curve_and_the_predictions_agree(case: Case, ending: str) -> None:
     view = case.dataset.view({"masks"}, "val")
-    for stage, metric in ((f"segmentation{ending}", f"miou_val{ending}"), (f"segmentation{ending}_crf", f"miou_val_crf{ending}")):
+    metrics = {f"segmentation{ending}": f"miou_val{ending}", f"segmentation{ending}_crf": f"miou_val_crf{ending}"}
+    for stage, metric in metrics.items():
         total = np.zeros((case.dataset.num_classes,) * 2, dtype=np.int64)
         for name in view.names:
             total += confusion_matrix(view.mask(name), case.artifact(stage).arrays(name)["prediction"], len(total))
