@@ -14,6 +14,7 @@ one step in float32, without a step to warm up.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -114,7 +115,7 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         times.append(self._now())
-        return {part: after - before for part, before, after in zip(PARTS, times, times[1:], strict=True)}
+        return {part: after - before for part, (before, after) in zip(PARTS, itertools.pairwise(times), strict=True)}
 
     def _now(self) -> float:
         if self.device.startswith("cuda"):
