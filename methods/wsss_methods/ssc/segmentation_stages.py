@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.evaluation.confusion import confusion_matrix
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.score_stages import SummaryConfig, summarize_labels
 from wsss.evaluation.segmentation_metrics import selection_metrics
 from wsss.pipeline import Arrays, Reduction, StageContext
@@ -184,7 +185,7 @@ def cotraining_settings(config: SegmentationSettings) -> CoTrainingSettings:
 def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
     """Confusion matrix of every stored epoch at the training size, no CRF, one scale (SSC, section 7).
 
-    All candidates are held in memory at once. Returns "confusion" int32 (E, C, C), "epochs" int64 (E,).
+    All candidates are held in memory at once. Returns counts (E, C, C) of `wsss.evaluation.counts`, "epochs" (E,).
     """
     config: CandidateConfig = context.config
     artifact = context.inputs["weights"]
@@ -200,7 +201,7 @@ def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
             logits = networks[0](image)[1] + networks[1](image)[1]
             prediction = logits[0].argmax(dim=0).cpu().numpy().astype(np.uint8)
             confusions.append(confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index))
-        return {"confusion": np.stack(confusions).astype(np.int32), "epochs": np.array(epochs)}
+        return {**Counts.of(np.stack(confusions)).arrays(), "epochs": np.array(epochs)}
 
     return score
 
@@ -211,7 +212,7 @@ def select_candidate(context: StageContext) -> Reduction:
     artifact = context.inputs["candidates"]
     names = sorted(artifact.images())
     epochs = artifact.arrays(names[0])["epochs"]
-    total = np.sum([artifact.arrays(name)["confusion"].astype(np.int64) for name in names], axis=0)
+    total = np.sum([Counts.read(artifact.arrays(name)).dense() for name in names], axis=0)
     scores = [selection_metrics(confusion, config.epsilon).miou for confusion in total]
     best = int(np.argmax(scores))
     rows = [
@@ -249,8 +250,8 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
 def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
     """S9: label maps at original size without and with the CRF, and their confusion matrices.
 
-    Returns for every variant ("", "crf", "crf_raw") "prediction[_variant]" uint8 (H, W) and
-    "confusion[_variant]" int32 (C, C).
+    Returns for every variant ("", "crf", "crf_raw") "prediction[_variant]" uint8 (H, W) and the counts (C, C)
+    "confusion[_variant]" of `wsss.evaluation.counts`.
     """
     config: PredictionConfig = context.config
     artifact = context.inputs["scores"]
@@ -268,7 +269,7 @@ def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
         for variant, prediction in found.items():
             confusion = confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
             arrays[named("prediction", variant)] = prediction
-            arrays[named("confusion", variant)] = confusion.astype(np.int32)
+            arrays.update(Counts.of(confusion).arrays(named("confusion", variant)))
         return arrays
 
     return predict
@@ -327,7 +328,7 @@ class _VariantConfusions:
         return self.artifact.images()
 
     def arrays(self, name: str) -> Mapping[str, np.ndarray]:
-        return {"confusion": self.artifact.arrays(name)[named("confusion", self.variant)]}
+        return Counts.read(self.artifact.arrays(name), named("confusion", self.variant)).arrays()
 
 
 def candidate_folder(epoch: int) -> str:
