@@ -335,6 +335,7 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
             config=EvaluationConfig(variants=("", *crf_variants(recipe.crf))),
             inputs={"confusions": "segmentation"},
             compute=evaluate_predictions,
+            metrics=tuple(named("segmentation/miou_val", variant) for variant in ("", *crf_variants(recipe.crf))),
         ),
     ]
 
