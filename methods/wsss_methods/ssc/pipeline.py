@@ -27,6 +27,7 @@ from wsss_methods.ssc.affinity_stages import (
     build_ir_label,
     build_pseudo_label,
     build_random_walk,
+    build_random_walks,
 )
 from wsss_methods.ssc.cam_stages import (
     CamConfig,
@@ -226,6 +227,7 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
             image_list=TRAINING_LIST,
             uses_gpu=True,
             build=build_random_walk,
+            build_many=build_random_walks,
         ),
         MapStage(
             name="pseudo_label",

@@ -10,6 +10,7 @@ from wsss.commands.screen import duration, print_table
 from wsss.search.prepare import PreparedSweep
 from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord
 from wsss.search.sweep import SweepObserver
+from wsss.tracking import ui_command
 
 NEWS_SECONDS = 15.0
 
@@ -116,7 +117,9 @@ def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -
         )
     if not best.confirmed:
         print("One seed: --confirm-seeds 0,1,2 runs the best settings and the recipe under more.")
-    if best.trial == 0:
+    for note in record.notes:
+        print(note)
+    if not best.settings:
         print("Nothing beat the recipe itself.")
     saved = record.independent_seconds / record.executed_seconds if record.executed_seconds > 0 else float("inf")
     print(
@@ -125,7 +128,8 @@ def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -
         f"independent trials would have taken {duration(record.independent_seconds)} ({saved:.1f} times as long)\n"
         f"best:    {folder / BEST_FILE}\n"
         f"sweep:   {folder}\n"
-        f"study:   optuna-dashboard {record.study_url}"
+        f"study:   optuna-dashboard {record.study_url}\n"
+        f"MLflow:  {ui_command(folder.parents[1], tracking_uri)}"
     )
     print(f"run it:  python reproduce.py --method {record.method} --recipe {folder / BEST_FILE}")
 
@@ -157,4 +161,4 @@ def _number_in_words(record: SweepRecord) -> str:
         "oracle": "%, chosen by these masks",
         "default_threshold": "%, settings chosen by these masks",
     }[record.select]
-    return f"{record.metric} {how}"
+    return f"{record.metric} {'%' if record.notes else how}"

@@ -7,6 +7,7 @@ that fails leaves the others alone. Shards are written one by one as in `map_sta
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from wsss.execution.map_stage import compute_reduction, shard_size
 from wsss.execution.stage_job import StageJob
 from wsss.pipeline import Arrays, MapStage
 
+log = logging.getLogger(__name__)
 _RETRIES = 2
-_built: dict[str, Callable[[str], Arrays]] = {}
+_built: dict[str, Callable[[str], Any]] = {}
 
 
 @dataclass
@@ -176,7 +178,15 @@ def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[in
 # DEFAULT: inside a Tune trial Ray would else look for a CPU among what the trial itself reserved, which is none.
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")
 def _run_shard_of(jobs: Sequence[Any], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
-    return [_shard_seconds(job, index, names, gpu) for job in _present(jobs)]
+    present = _present(jobs)
+    stage = present[0].stage
+    assert isinstance(stage, MapStage)
+    if len(present) > 1 and stage.build_many is not None:
+        try:
+            return _shared_seconds(present, index, names, gpu)
+        except Exception as error:  # one of the settings is to blame: each on its own tells which
+            log.info("stage %s: %s; its settings are computed one by one", stage.name, describe(error))
+    return [_shard_seconds(job, index, names, gpu) for job in present]
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")
@@ -197,7 +207,7 @@ def _call(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]
 
 def _present(jobs: Sequence[Any]) -> list[StageJob]:
     present = ray.get(list(jobs))
-    identities = {_identity(job) for job in present}
+    identities = {_identity(job) for job in present} | {_identities(present)}
     for identity in set(_built) - identities:  # models of earlier stages and settings
         del _built[identity]
     torch.set_num_threads(1)
@@ -206,6 +216,29 @@ def _present(jobs: Sequence[Any]) -> list[StageJob]:
 
 def _identity(job: StageJob) -> str:
     return f"{job.stage.name}/{job.key}"
+
+
+def _identities(jobs: Sequence[StageJob]) -> str:
+    return "+".join(_identity(job) for job in jobs)
+
+
+def _shared_seconds(jobs: Sequence[StageJob], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
+    """All jobs image by image; each is told an equal share of the time."""
+    stage = jobs[0].stage
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    started = time.monotonic()
+    identity = _identities(jobs)
+    if identity not in _built:
+        torch.manual_seed(0)
+        _built[identity] = stage.build_many([job.context("cuda:0" if gpu else "cpu") for job in jobs])
+    records: list[dict[str, Arrays]] = [{} for _ in jobs]
+    with torch.inference_mode():
+        for name in names:
+            for record, arrays in zip(records, _built[identity](name), strict=True):
+                record[name] = arrays
+    for job, record in zip(jobs, records, strict=True):
+        job.writer().add_shard(index, record)
+    return [(time.monotonic() - started) / len(jobs)] * len(jobs)
 
 
 def _shard_seconds(job: StageJob, index: int, names: Sequence[str], gpu: bool) -> float | str:

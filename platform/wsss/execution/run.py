@@ -426,13 +426,14 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         keys=keys,
         protocol=dict(prepared.pipeline.protocol),
         provenance=collect_provenance().as_dict(),
-        data_digest=_data_digest(prepared),
+        data_digest=data_digest(prepared),
     )
     record.save(runs / run_id)
     return record, runs / run_id
 
 
-def _data_digest(prepared: PreparedRun) -> str:
+def data_digest(prepared: PreparedRun) -> str:
+    """Digest (16 hex digits) of all that the stages of a run read of the data set."""
     import hashlib
 
     digests = [

@@ -6,6 +6,7 @@ kill between the two costs nothing and counts nothing twice.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,10 +74,15 @@ class Ledger:
                     )
                 )
 
-    def finish(self, outcome: Outcome, pruned: str = "") -> TrialRecord:
-        """The outcome of a setting, on disk when this returns. `pruned`: why it was stopped early."""
+    def finish(self, outcome: Outcome, pruned: str = "", stopped_at: tuple[int, float] | None = None) -> TrialRecord:
+        """The outcome of a setting, on disk when this returns. `pruned`: why it was stopped early, at `stopped_at`."""
         before = self.trials[outcome.number]
         score = outcome.score
+        if score is not None and not math.isfinite(score.value):
+            outcome, score = (
+                replace(outcome, error="the metric is undefined: no pixel of a known class was scored"),
+                None,
+            )
         found: dict[str, Any] = {}
         if score is not None:
             found = {name: value for name, value in vars(score).items() if name != "value"}
@@ -86,6 +92,7 @@ class Ledger:
             before,
             status="pruned" if pruned else failed,
             reason=pruned or outcome.error,
+            stopped_at=stopped_at if pruned else None,
             metrics=outcome.metrics,
             stages=outcome.stages,
             artifacts=outcome.artifacts,

@@ -108,6 +108,7 @@ class TrialRecord:
         batch: trials of one batch were evaluated together.
         status: "running" until evaluated; "pruned": stopped early, see reason.
         reason: why it failed or was pruned.
+        stopped_at: of a pruned trial: (number of the rung from 1, best value of its outer setting there).
         values: objective name -> value that the search saw: {metric: fraction} and, where cost is an objective,
             {"cost_seconds": seconds}.
         metrics: all numbers of the evaluation stage and of the evaluation stages before it.
@@ -135,6 +136,7 @@ class TrialRecord:
     batch: int
     status: TrialStatus = "running"
     reason: str = ""
+    stopped_at: tuple[int, float] | None = None
     values: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     threshold: float | None = None
@@ -324,6 +326,8 @@ def load_trial(path: Path) -> TrialRecord:
         content["curve"] = tuple(CurvePoint(**point) for point in content["curve"])
         content["stages"] = tuple(StageUse(**stage) for stage in content["stages"])
         content["run_ids"] = tuple(content["run_ids"])
+        stopped = content.get("stopped_at")
+        content["stopped_at"] = None if stopped is None else tuple(stopped)
         return TrialRecord(**content)
     except (KeyError, TypeError) as error:
         raise _unreadable(path, error) from error

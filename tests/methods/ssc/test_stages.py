@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.nn.checkpoint import CheckpointError
-from wsss.pipeline import Pipeline
+from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.recipe import load_recipe
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
+from wsss_methods.ssc.affinity_stages import RandomWalkConfig
 from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
 from wsss_methods.ssc.pseudo_label import infer_cam
 from wsss_methods.ssc.recipe import SscRecipe
@@ -257,3 +259,34 @@ def test_predictions_are_written_as_palette_pictures(case: Case, tmp_path: Path)
     name = case.dataset.lists["val"][0]
     arrays = case.artifact("segmentation").arrays(name)
     assert np.array_equal(read_palette_mask(tmp_path / f"{name}.png"), arrays["prediction_crf"])
+
+
+def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(case: Case) -> None:
+    stage = case.pipeline.stage("random_walk")
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    config: RandomWalkConfig = stage.config
+    settings = [
+        config.walk,
+        replace(config.walk, beta=4),
+        replace(config.walk, exp_times=2, radius=3),
+        replace(config.walk, input_size=80),
+    ]
+    contexts = [
+        StageContext(
+            stage=stage.name,
+            config=replace(config, walk=walk),
+            data=case.dataset.view(stage.reads, stage.image_list),
+            inputs={role: case.artifact(upstream) for role, upstream in stage.inputs.items()},
+            files={},
+        )
+        for walk in settings
+    ]
+    together, alone = stage.build_many(contexts), [stage.build(context) for context in contexts]
+    names = case.artifact("random_walk").images()[:3]
+    for name in names:
+        for found, walk in zip(together(name), alone, strict=True):
+            assert {key: value.tobytes() for key, value in found.items()} == {
+                key: value.tobytes() for key, value in walk(name).items()
+            }
+    first = together(names[0])
+    assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"
