@@ -54,34 +54,38 @@ def plot_history(title: str, histories: Mapping[str, Mapping[str, Sequence[float
     return save(figure, path)
 
 
-def plot_threshold_curve(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+def plot_threshold_curve(
+    title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, parameter: str = "threshold"
+) -> Path:
     """mIoU (percent) against the background threshold, the default and the best marked.
 
     curves: label of a line -> rows of a "curve" table (threshold, miou fraction or None, default, oracle).
+    parameter: column of the rows that stands in the place of the threshold, e.g. "iterations".
     """
+    shown_as = {"threshold": "background threshold"}.get(parameter, parameter)
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     _clean(axes)
     for color, (label, rows) in zip(_colors(len(curves)), curves.items(), strict=True):
-        thresholds = [row["threshold"] for row in rows]
+        thresholds = [row[parameter] for row in rows]
         scores = [float("nan") if row["miou"] is None else 100 * row["miou"] for row in rows]
         (line,) = axes.plot(thresholds, scores, color=color, linewidth=1.8)
         marked: list[str] = []
         for row, score in zip(rows, scores, strict=True):
             if row["default"]:
-                axes.plot(row["threshold"], score, "o", color=color, markersize=7)
-                marked.append(f"{score:.2f} at {row['threshold']:.3g}")
+                axes.plot(row[parameter], score, "o", color=color, markersize=7)
+                marked.append(f"{score:.2f} at {row[parameter]:.3g}")
             if row["oracle"]:
-                axes.plot(row["threshold"], score, "*", color=color, markersize=14, markeredgecolor="white")
-                marked.append(f"best {score:.2f} at {row['threshold']:.3g}")
+                axes.plot(row[parameter], score, "*", color=color, markersize=14, markeredgecolor="white")
+                marked.append(f"best {score:.2f} at {row[parameter]:.3g}")
         if len(curves) > 1:
             line.set_label(": ".join([label, ", ".join(marked)]))
     several = len(curves) > 1
-    for marker, size, what in (("o", 7, "threshold of the recipe"), ("*", 12, "best threshold, chosen by masks")):
-        text = what if several else f"{what}: {_score_at(curves, 'default' if marker == 'o' else 'oracle')}"
+    for marker, size, what in (("o", 7, f"{parameter} of the recipe"), ("*", 12, f"best {parameter}, chosen by masks")):
+        text = what if several else f"{what}: {_score_at(curves, 'default' if marker == 'o' else 'oracle', parameter)}"
         axes.plot([], [], marker, color="black" if several else COLORS[0], markersize=size, label=text)
     axes.set_title(title)
-    axes.set_xlabel("background threshold")
+    axes.set_xlabel(shown_as)
     axes.set_ylabel("mIoU (percent)")
     axes.margins(y=0.12)
     axes.legend(fontsize=9, frameon=False, loc="best")
@@ -112,12 +116,12 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
     return save(figure, path)
 
 
-def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str) -> str:
-    """Score and threshold of the marked row of a single curve."""
+def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str, parameter: str) -> str:
+    """Score and parameter of the marked row of a single curve."""
     for rows in curves.values():
         for row in rows:
             if row[mark] and row["miou"] is not None:
-                return f"{100 * row['miou']:.2f} at {row['threshold']:.3g}"
+                return f"{100 * row['miou']:.2f} at {row[parameter]:.3g}"
     return "none"
 
 

@@ -76,12 +76,12 @@ def write_report(folder: Path, report: RunReport) -> ReportFiles:
 
 def _draw(report: RunReport, folder: Path) -> tuple[_Section, ...]:
     sections = []
-    curves = _curves(report)
-    drawn = [
-        (name, plot_threshold_curve(f"mIoU against threshold: {name}", lines, folder / f"curve_{_slug(name)}.png"))
-        for name, lines in curves.items()
-    ]
-    sections.append(_Section("mIoU against the background threshold", tuple(drawn)))
+    for parameter, what in (("threshold", "the background threshold"), ("iterations", "the iterations of the CRF")):
+        drawn = []
+        for name, lines in _curves(report, parameter).items():
+            path = folder / f"curve_{parameter}_{_slug(name)}.png"
+            drawn.append((name, plot_threshold_curve(f"mIoU against {parameter}: {name}", lines, path, parameter)))
+        sections.append(_Section(f"mIoU against {what}", tuple(drawn)))
     series = class_iou_series(report)
     if any(series.values()):
         path = plot_class_iou("IoU by class", report.classes, series, folder / "class_iou.png")
@@ -100,12 +100,15 @@ def _draw(report: RunReport, folder: Path) -> tuple[_Section, ...]:
     return tuple(section for section in sections if section.figures)
 
 
-def _curves(report: RunReport) -> dict[str, dict[str, Sequence[Mapping[str, Any]]]]:
+def _curves(report: RunReport, parameter: str) -> dict[str, dict[str, Sequence[Mapping[str, Any]]]]:
+    """Curve tables of the stages: "curve" holds thresholds, "iterations_<variant>" iterations."""
     found: dict[str, dict[str, Sequence[Mapping[str, Any]]]] = {}
     for stage in report.stages:
-        if stage.tables.get("curve"):
-            name = score_name(stage.name, stage.metrics)
-            found.setdefault(name, {})[f"seed {stage.seed}"] = stage.tables["curve"]
+        for table, rows in stage.tables.items():
+            if rows and (table == "curve" if parameter == "threshold" else table.startswith(f"{parameter}_")):
+                variant = table.removeprefix(f"{parameter}_") if parameter != "threshold" else ""
+                name = " ".join(part for part in (score_name(stage.name, stage.metrics), variant) if part)
+                found.setdefault(name, {})[f"seed {stage.seed}"] = rows
     return found
 
 
