@@ -127,7 +127,7 @@ def test_rounds_end_with_all_images():
     assert race_rounds(300, RaceRules(first=50, growth=2)) == (50, 100, 300)
     assert race_rounds(10, RaceRules(first=50)) == (10,)
     rounds = race_rounds(5000, RaceRules(first=40, growth=1.3))
-    assert rounds[-1] == 5000 and all(a < b for a, b in zip(rounds, rounds[1:], strict=False))
+    assert rounds[-1] == 5000 and list(rounds) == sorted(set(rounds))
     with pytest.raises(EvaluationError, match="make no race"):
         race_rounds(100, RaceRules(growth=1.0))
 
