@@ -47,7 +47,7 @@ def plot_history(title: str, histories: Mapping[str, Mapping[str, Sequence[float
     figure.suptitle(title)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _clean(axes)
+        clean_axes(axes)
         axes.set_title("learning rate" if panel == rates else panel[0], fontsize=10)
         axes.set_xlabel("step")
         _history_panel(axes, panel, histories, smooth=panel != rates)
@@ -65,8 +65,8 @@ def plot_threshold_curve(
     shown_as = {"threshold": "background threshold"}.get(parameter, parameter)
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    _clean(axes)
-    for color, (label, rows) in zip(_colors(len(curves)), curves.items(), strict=True):
+    clean_axes(axes)
+    for color, (label, rows) in zip(line_colors(len(curves)), curves.items(), strict=True):
         thresholds = [row[parameter] for row in rows]
         scores = [float("nan") if row["miou"] is None else 100 * row["miou"] for row in rows]
         (line,) = axes.plot(thresholds, scores, color=color, linewidth=1.8)
@@ -101,9 +101,9 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
     bar = 0.8 / max(1, len(series))
     figure = new_figure(7.2, 1.4 + max(2.0, len(names) * (0.14 + 0.09 * len(series))))
     axes = figure.add_subplot()
-    _clean(axes, grid="x")
+    clean_axes(axes, grid="x")
     positions = np.arange(len(names))
-    for index, (color, (label, values)) in enumerate(zip(_colors(len(series)), series.items(), strict=True)):
+    for index, (color, (label, values)) in enumerate(zip(line_colors(len(series)), series.items(), strict=True)):
         heights = [100 * values.get(name, 0.0) for name in names]
         axes.barh(positions + (index + 0.5) * bar - 0.4, heights, height=bar * 0.92, color=color, label=label)
     axes.set_yticks(positions, names)
@@ -144,7 +144,7 @@ def _history_panel(
     # Every seed has the same learning rates: those of the first are enough.
     shown = histories if smooth else dict(list(histories.items())[:1])
     lines = [(label, name, series[name]) for label, series in shown.items() for name in names if name in series]
-    for color, (label, name, values) in zip(_colors(len(lines)), lines, strict=True):
+    for color, (label, name, values) in zip(line_colors(len(lines)), lines, strict=True):
         parts = [label] if len(shown) > 1 else []
         parts += [name.removeprefix("learning_rate/")] if len(names) > 1 else []
         steps = np.arange(1, len(values) + 1)
@@ -159,11 +159,13 @@ def _history_panel(
         axes.legend(fontsize=7, frameon=False)
 
 
-def _clean(axes: Axes, grid: str = "both") -> None:
+def clean_axes(axes: Axes, grid: str = "both") -> None:
+    """The look of all plots. grid: "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, color="#e3e6ea", linewidth=0.8)  # pyright: ignore[reportArgumentType]
     axes.set_axisbelow(True)
 
 
-def _colors(number: int) -> list[str]:
+def line_colors(number: int) -> list[str]:
+    """So many colors of the palette, repeated when it ends."""
     return [COLORS[index % len(COLORS)] for index in range(number)]
