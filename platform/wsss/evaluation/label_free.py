@@ -52,6 +52,29 @@ def label_agreement(first: Array, second: Array, num_classes: int, ignore_index:
     return float((joint.diagonal()[union > 0] / union[union > 0]).mean()) if counted.any() else float("nan")
 
 
+def color_separation(label: Array, image: Array, ignore_index: int | None = 255) -> float:
+    """Share of the picture's color variance that lies between the labels rather than within them, 0 to 1.
+
+    label: integer (H, W); image: uint8 (H, W, 3). The criterion of Otsu's threshold for any number of labels and
+    three channels: unlike `boundary_contrast`, small regions explain little. Positions with `ignore_index` are left
+    out; NaN when nothing is left or the picture has one color; 0 when there is one label.
+    """
+    if image.shape != (*label.shape, 3):
+        raise EvaluationError(
+            f"labels of {label.shape} do not fit an image {image.shape}", "color_separation", "resize the maps first"
+        )
+    counted = np.ones(label.shape, dtype=bool) if ignore_index is None else label != ignore_index
+    colors = image[counted].astype(np.float64)
+    if not len(colors):
+        return float("nan")
+    _, region, sizes = np.unique(label[counted], return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(region.ravel(), weights=channel, minlength=sizes.size) for channel in colors.T])
+    mean = colors.mean(axis=0)
+    total = float(((colors - mean) ** 2).sum())
+    between = float((((sums / sizes) - mean[:, None]) ** 2 * sizes).sum())
+    return between / total if total > 0 else float("nan")
+
+
 def boundary_contrast(label: Array, image: Array) -> float:
     """Whether label boundaries lie where the picture changes.
 
