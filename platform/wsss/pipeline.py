@@ -121,9 +121,15 @@ class MapStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceStage(Stage):
-    """Many artifacts in, numbers out."""
+    """Many artifacts in, numbers out.
+
+    Attributes:
+        metrics: names of the main numbers that it makes, for the search; a stage whose config is a
+            `wsss.evaluation.score_stages.SummaryConfig` need not say it.
+    """
 
     compute: Callable[[StageContext], Reduction]
+    metrics: tuple[str, ...] = ()
     kind: str = field(init=False, default="reduce")
 
 

@@ -348,6 +348,7 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
             config=EvaluationConfig(variants, recipe.crf.iterations),
             inputs={"confusions": "segmentation_predictions"},
             compute=evaluate_predictions,
+            metrics=tuple(named("segmentation/miou_val", variant) for variant in ("", *crf_variants(recipe.crf))),
         ),
     ]
 

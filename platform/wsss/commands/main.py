@@ -14,6 +14,7 @@ VERBS = {
     "ls": ("ls", "list methods, a method's stages and recipe keys, runs, or the store"),
     "plan": ("plan", "show what a run would do and what is already there"),
     "run": ("run", "run a method's stages"),
+    "tune": ("tune", "search settings across the stages of a pipeline"),
     "report": ("report", "write a finished run's report again"),
     "explain": ("explain", "walk from a number to the stage, data, seed, commit and machine behind it"),
     "data": ("data", "check or fetch a data set"),

@@ -224,6 +224,7 @@ class SweepRecord:
         asked, executed, served: stage executions over all trials.
         independent_seconds: sum of what every trial would have cost on its own.
         executed_seconds: sum of what was really executed; wall_seconds: of all attempts together.
+        identity: digest of what makes it this sweep and no other.
         provenance: code, machine, libraries.
     """
 
@@ -246,6 +247,7 @@ class SweepRecord:
     batch: int
     concurrency: int
     seeds: tuple[int, ...]
+    identity: str = ""
     scheduler: str = "none"
     rungs: tuple[str, ...] = ()
     mode: Literal["max", "min"] = "max"
