@@ -40,20 +40,24 @@ from wsss_methods.ssc.cam_stages import (
     build_superpixels,
     plain_cam_settings,
 )
-from wsss_methods.ssc.recipe import CamSettings, SscRecipe
-from wsss_methods.ssc.segmentation_stages import (
-    CandidateConfig,
+from wsss_methods.ssc.prediction_stages import (
+    ChoiceConfig,
     EvaluationConfig,
     PredictionConfig,
-    ScoresConfig,
-    SelectionConfig,
-    build_candidate_scorer,
+    build_chosen_prediction,
     build_predictions,
-    build_scores,
-    build_segmentation_training,
     crf_variants,
     evaluate_predictions,
     named,
+)
+from wsss_methods.ssc.recipe import CamSettings, SscRecipe
+from wsss_methods.ssc.segmentation_stages import (
+    CandidateConfig,
+    ScoresConfig,
+    SelectionConfig,
+    build_candidate_scorer,
+    build_scores,
+    build_segmentation_training,
     select_candidate,
 )
 from wsss_methods.ssc.weights import folder_digest, required_files
@@ -310,6 +314,7 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
         ]
         score_inputs["selection"] = "segmentation_selection"
     scales = inference.scales if inference.multi_scale else (1.0,)
+    variants = crf_variants(recipe.crf)
     return [
         *stages,
         MapStage(
@@ -323,7 +328,7 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
             build=build_scores,
         ),
         MapStage(
-            name="segmentation",
+            name="segmentation_predictions",
             version=1,
             config=PredictionConfig.of(recipe.crf),
             inputs={"scores": "segmentation_scores"},
@@ -331,11 +336,19 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
             image_list="val",
             build=build_predictions,
         ),
+        MapStage(
+            name="segmentation",
+            version=1,
+            config=ChoiceConfig(variants, recipe.crf.iterations),
+            inputs={"predictions": "segmentation_predictions"},
+            image_list="val",
+            build=build_chosen_prediction,
+        ),
         ReduceStage(
             name="segmentation_evaluation",
             version=1,
-            config=EvaluationConfig(variants=("", *crf_variants(recipe.crf))),
-            inputs={"confusions": "segmentation"},
+            config=EvaluationConfig(variants, recipe.crf.iterations),
+            inputs={"confusions": "segmentation_predictions"},
             compute=evaluate_predictions,
             metrics=tuple(named("segmentation/miou_val", variant) for variant in ("", *crf_variants(recipe.crf))),
         ),

@@ -116,17 +116,40 @@ def paired_comparison(
             "paired_comparison",
             "give confusion matrices of the same images in the same order",
         )
-    counts_first, counts_second = image_counts(first), image_counts(second)
-    _check(counts_first, samples, confidence)
-    value = _miou(counts_first.sum(axis=0), mean_over) - _miou(counts_second.sum(axis=0), mean_over)
+    return paired_comparison_from_counts(
+        image_counts(first),
+        image_counts(second),
+        samples=samples,
+        confidence=confidence,
+        seed=seed,
+        mean_over=mean_over,
+    )
+
+
+def paired_comparison_from_counts(
+    first: Array,
+    second: Array,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> PairedComparison:
+    """`paired_comparison` from `image_counts` (N, 3, C) of both results."""
+    if first.shape != second.shape:
+        raise EvaluationError(
+            f"the two results have counts {first.shape} and {second.shape}",
+            "paired_comparison",
+            "give counts of the same images in the same order",
+        )
+    _check(first, samples, confidence)
+    value = _miou(first.sum(axis=0), mean_over) - _miou(second.sum(axis=0), mean_over)
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "paired_comparison", "check the masks of both results")
     differences = np.concatenate(
         [
-            np.atleast_1d(
-                _miou(_resample(counts_first, weights), mean_over) - _miou(_resample(counts_second, weights), mean_over)
-            )
-            for weights in _weights(counts_first, samples, seed)
+            np.atleast_1d(_miou(_resample(first, weights), mean_over) - _miou(_resample(second, weights), mean_over))
+            for weights in _weights(first, samples, seed)
         ]
     )
     low, high = _percentiles(differences, confidence)

@@ -20,6 +20,7 @@ from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
 from wsss_methods.ssc.affinity_stages import RandomWalkConfig
 from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
+from wsss_methods.ssc.prediction_stages import unpack_steps
 from wsss_methods.ssc.pseudo_label import infer_cam
 from wsss_methods.ssc.recipe import SscRecipe
 
@@ -145,8 +146,25 @@ def test_every_variant_of_the_crf_is_scored(case: Case) -> None:
         assert f"segmentation/miou_val{variant}" in metrics
         assert f"segmentation/miou_val{variant}_low" in metrics
         assert metrics[f"segmentation/miou_val{variant}_all_background"] > 0
-    arrays = case.artifact("segmentation").arrays(case.dataset.lists["val"][0])
-    assert not np.array_equal(arrays["confusion"], np.zeros_like(arrays["confusion"]))
+    assert "segmentation/oracle_iterations_val" not in metrics, "without the CRF there is nothing to choose"
+
+
+def test_another_number_of_steps_executes_no_crf(case: Case) -> None:
+    recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, "crf.iterations=3"])
+    run = run_pipeline(METHOD.pipeline(recipe, case.dataset), case.dataset, case.store)
+    assert run.executed == ["segmentation", "segmentation_evaluation"]
+    table = case.artifact("segmentation_evaluation").json("tables.json")["iterations_crf"]
+    assert [row["iterations"] for row in table] == list(range(1, 11))
+    assert [row["iterations"] for row in table if row["default"]] == [10]
+    assert run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[2]["miou"], abs=1e-12)
+    assert case.run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[9]["miou"], abs=1e-12)
+    for name in ("miou_val_crf_oracle", "miou_val_crf_held_out", "oracle_iterations_val_crf", "miou_val"):
+        assert run.metrics[f"segmentation/{name}"] == case.run.metrics[f"segmentation/{name}"], name
+    assert run.metrics["segmentation/miou_val_crf_oracle"] == max(row["miou"] for row in table)
+    name = case.dataset.lists["val"][0]
+    steps = case.artifact("segmentation_predictions").arrays(name)["steps_crf"]
+    chosen = run.artifacts["segmentation"].arrays(name)["prediction_crf"]
+    assert np.array_equal(chosen, unpack_steps(steps, chosen.shape)[2])
 
 
 def test_official_cam_files(case: Case, tmp_path: Path) -> None:
