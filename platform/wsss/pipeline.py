@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -114,17 +114,30 @@ class TrainStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class MapStage(Stage):
-    """One image in, named arrays out. `build` loads models once and returns the per-image function."""
+    """One image in, named arrays out. `build` loads models once and returns the per-image function.
+
+    Attributes:
+        build_many: the same for several configurations of the stage at once, whose inputs may differ as well: image
+            name -> what the function of each `build` gives, in the order of the contexts. For stages that share work
+            between settings (a network's forward pass, a lattice); None: each is computed on its own.
+    """
 
     build: Callable[[StageContext], Callable[[str], Arrays]]
+    build_many: Callable[[Sequence[StageContext]], Callable[[str], Sequence[Arrays]]] | None = None
     kind: str = field(init=False, default="map")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceStage(Stage):
-    """Many artifacts in, numbers out."""
+    """Many artifacts in, numbers out.
+
+    Attributes:
+        metrics: names of the main numbers that it makes, for the search; a stage whose config is a
+            `wsss.evaluation.score_stages.SummaryConfig` need not say it.
+    """
 
     compute: Callable[[StageContext], Reduction]
+    metrics: tuple[str, ...] = ()
     kind: str = field(init=False, default="reduce")
 
 

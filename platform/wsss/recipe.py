@@ -147,10 +147,10 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
     for key, (value, origin) in values.items():
         info = known.get(key)
         if info is None:
-            problems.append(f"unknown key {key!r} in {origin}{_nearest(key, known)}")
+            problems.append(f"unknown key {key!r} in {origin}{nearest_key(key, known)}")
             continue
         try:
-            accepted[key] = _coerce(value, info)
+            accepted[key] = checked_value(value, info)
         except ValueError as error:
             problems.append(f"{key} = {value!r} in {origin}: {error}")
     if not problems:
@@ -159,6 +159,28 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
         except RecipeError as error:
             problems.extend(error.problems)
     raise RecipeError(problems, str(path) if path is not None else "")
+
+
+def change_recipe(recipe: RecipeType, values: Mapping[str, Any]) -> RecipeType:
+    """The recipe with other values by dotted key, checked as `load_recipe` checks them.
+
+    Raises:
+        RecipeError: naming every unknown key, wrong value and broken relation between keys.
+    """
+    known = settings_of(type(recipe))
+    problems: list[str] = []
+    accepted = {key: _lookup(recipe, key) for key in known}
+    for key, value in values.items():
+        if key not in known:
+            problems.append(f"unknown key {key!r}{nearest_key(key, known)}")
+            continue
+        try:
+            accepted[key] = checked_value(value, known[key])
+        except ValueError as error:
+            problems.append(f"{key} = {value!r}: {error}")
+    if problems:
+        raise RecipeError(problems)
+    return _build(type(recipe), accepted)
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
@@ -213,7 +235,8 @@ def _flatten(
             yield key, value
 
 
-def _nearest(key: str, known: Mapping[str, SettingInfo]) -> str:
+def nearest_key(key: str, known: Mapping[str, SettingInfo]) -> str:
+    """`; did you mean 'cam.learning_rate'?`, or nothing when no key resembles it."""
     candidates = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not candidates:
         leaf = key.rsplit(".", 1)[-1]
@@ -221,7 +244,8 @@ def _nearest(key: str, known: Mapping[str, SettingInfo]) -> str:
     return f"; did you mean {candidates[0]!r}?" if candidates else ""
 
 
-def _coerce(value: Any, info: SettingInfo) -> Any:
+def checked_value(value: Any, info: SettingInfo) -> Any:
+    """A value in the setting's own type; ValueError, in words, when it is of the wrong type or out of range."""
     result = _coerce_type(value, info.type)
     if result is None:
         return None

@@ -15,11 +15,11 @@ from wsss.evaluation.score_stages import (
     SummaryConfig,
     build_curve_scorer,
     build_label_scorer,
-    half_of,
     maps_at_size,
     summarize_curve,
     summarize_labels,
 )
+from wsss.evaluation.selection import half_of
 from wsss.pipeline import StageContext
 from wsss.store import open_store
 

@@ -204,6 +204,7 @@ def pipeline(recipe: ToyRecipe, dataset: Dataset) -> Pipeline:
                 reads=frozenset({"images"}),
                 image_list="train",
                 compute=compute_mean,
+                metrics=("toy/miou_train",),
             ),
         ),
         headline=("toy/miou_train",),

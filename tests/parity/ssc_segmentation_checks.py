@@ -19,6 +19,7 @@ from wsss.evaluation.segmentation_metrics import final_metrics, selection_metric
 from wsss.nn.deeplabv2 import DeepLabV2
 from wsss.nn.deeplabv3plus import DeepLabV3Plus
 from wsss.nn.segformer import SegFormer
+from wsss.ops.crf import DenseCrfSettings
 from wsss.schedules import polynomial_decay
 from wsss_methods.ssc.cotraining import (
     CoTraining,
@@ -28,13 +29,12 @@ from wsss_methods.ssc.cotraining import (
 )
 from wsss_methods.ssc.photometric import PhotometricDraw, augment_photometric
 from wsss_methods.ssc.seg_inference import (
-    DenseCrfSettings,
     base_scores,
     class_probabilities,
     crf_image,
     multiscale_scores,
     predicted_label,
-    refined_probabilities,
+    refined_steps,
 )
 from wsss_methods.ssc.seg_transforms import CropBox, resized_image, resized_label, training_sample
 
@@ -228,7 +228,7 @@ def check_dense_crf_test(fixture: Fixture) -> None:
     )
     on_raw_image = bool(settings.get("crf_on_raw_image", False))
     probabilities = class_probabilities(scores, image.shape[:2])
-    refined = refined_probabilities(probabilities, image, crf, on_raw_image)
+    *_, refined = refined_steps(probabilities, image, crf, on_raw_image)
     expect(fixture, "crf_image", crf_image(image, on_raw_image))
     expect(fixture, "prob", probabilities)
     expect(fixture, "q", refined)

@@ -34,6 +34,7 @@ def full_report(*seeds: int) -> RunReport:
     curve = [
         {"threshold": 0.1 * i, "miou": 0.5 - 0.01 * abs(i - 3), "default": i == 2, "oracle": i == 3} for i in range(6)
     ]
+    iterations = [{"iterations": i, "miou": 0.01 * i, "default": i == 1, "oracle": i == 5} for i in range(1, 6)]
     extra = []
     for seed in seeds:
         history = {"loss": [3.0, 2.0, float("nan")], "learning_rate/all": [0.1, 0.1, 0.05]}
@@ -51,7 +52,7 @@ def full_report(*seeds: int) -> RunReport:
                 key="e" * 32,
                 seed=seed,
                 metrics={"walk/miou_train": 0.5},
-                tables={"curve": curve},
+                tables={"curve": curve, "iterations_crf": iterations},
             )
         )
     grid = SampleRows(title="val <first>", samples=(sample("one", 24, 32), sample("second", 40, 20)))
@@ -93,7 +94,8 @@ def test_report_is_complete_and_self_contained(tmp_path, seeds):
     assert sorted(links.sources) == sorted(path.relative_to(files.folder).as_posix() for path in files.figures)
     assert all((files.folder / source).is_file() for source in links.sources)
     assert {path.name for path in files.figures} == {
-        "curve_walk_train.png",
+        "curve_threshold_walk_train.png",
+        "curve_iterations_walk_train_crf.png",
         "class_iou.png",
         "grid_0_val_first.png",
         "loss_train.png",

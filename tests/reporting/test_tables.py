@@ -111,15 +111,32 @@ def test_numbers_as_people_read_them():
     ]
 
 
+def test_the_best_number_of_iterations_stands_beside_the_recipes():
+    metrics = {
+        "segmentation/miou_val_crf": 0.73,
+        "segmentation/miou_val_crf_oracle": 0.75,
+        "segmentation/oracle_iterations_val_crf": 7.0,
+    }
+    stage = StageReport(
+        name="segmentation_evaluation", kind="reduce", status="executed", seconds=1, key="c" * 32, metrics=metrics
+    )
+    found = RunReport(method="m", title="", citation="", dataset="", recipe="", classes=(), stages=(stage,))
+    table = result_table(found)
+    assert [row[0] for row in table.rows] == ["segmentation/miou_val_crf"]
+    assert cell(table, 0, "best choice") == "75.00" and cell(table, 0, "at") == "7 iterations"
+    assert other_metrics_table(found).rows == ()
+
+
 def test_one_seed_has_no_spread():
     table = result_table(report((0, 0.0)))
     assert "spread" not in table.columns
     assert [row[0] for row in table.rows] == ["segmentation/miou_val", "cam/miou_train"]
     assert cell(table, 1, "mIoU") == "50.00"
     assert cell(table, 1, "95 % interval") == "48.00 to 52.00"
-    assert cell(table, 1, "best threshold") == "55.00"
+    assert cell(table, 1, "best choice") == "55.00"
     assert cell(table, 1, "at") == "0.31"
-    assert cell(table, 1, "held-out threshold") == "54.00"
+    assert cell(table, 1, "at") == "0.31"
+    assert cell(table, 1, "held-out choice") == "54.00"
     assert cell(table, 1, "all background") == "3.50"
     assert cell(table, 0, "95 % interval") == "-"
 

@@ -27,6 +27,7 @@ from wsss_methods.ssc.affinity_stages import (
     build_ir_label,
     build_pseudo_label,
     build_random_walk,
+    build_random_walks,
 )
 from wsss_methods.ssc.cam_stages import (
     CamConfig,
@@ -39,20 +40,24 @@ from wsss_methods.ssc.cam_stages import (
     build_superpixels,
     plain_cam_settings,
 )
-from wsss_methods.ssc.recipe import CamSettings, SscRecipe
-from wsss_methods.ssc.segmentation_stages import (
-    CandidateConfig,
+from wsss_methods.ssc.prediction_stages import (
+    ChoiceConfig,
     EvaluationConfig,
     PredictionConfig,
-    ScoresConfig,
-    SelectionConfig,
-    build_candidate_scorer,
+    build_chosen_prediction,
     build_predictions,
-    build_scores,
-    build_segmentation_training,
     crf_variants,
     evaluate_predictions,
     named,
+)
+from wsss_methods.ssc.recipe import CamSettings, SscRecipe
+from wsss_methods.ssc.segmentation_stages import (
+    CandidateConfig,
+    ScoresConfig,
+    SelectionConfig,
+    build_candidate_scorer,
+    build_scores,
+    build_segmentation_training,
     select_candidate,
 )
 from wsss_methods.ssc.weights import folder_digest, required_files
@@ -226,6 +231,7 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
             image_list=TRAINING_LIST,
             uses_gpu=True,
             build=build_random_walk,
+            build_many=build_random_walks,
         ),
         MapStage(
             name="pseudo_label",
@@ -309,6 +315,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
         ]
         score_inputs["selection"] = "segmentation_selection"
     scales = inference.scales if inference.multi_scale else (1.0,)
+    variants = crf_variants(recipe.crf)
     return [
         *stages,
         MapStage(
@@ -322,7 +329,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
             build=build_scores,
         ),
         MapStage(
-            name="segmentation",
+            name="segmentation_predictions",
             version=1,
             config=PredictionConfig.of(recipe.crf),
             inputs={"scores": "segmentation_scores"},
@@ -330,12 +337,21 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
             image_list="val",
             build=build_predictions,
         ),
+        MapStage(
+            name="segmentation",
+            version=1,
+            config=ChoiceConfig(variants, recipe.crf.iterations),
+            inputs={"predictions": "segmentation_predictions"},
+            image_list="val",
+            build=build_chosen_prediction,
+        ),
         ReduceStage(
             name="segmentation_evaluation",
             version=1,
-            config=EvaluationConfig(variants=("", *crf_variants(recipe.crf))),
-            inputs={"confusions": "segmentation"},
+            config=EvaluationConfig(variants, recipe.crf.iterations),
+            inputs={"confusions": "segmentation_predictions"},
             compute=evaluate_predictions,
+            metrics=tuple(named("segmentation/miou_val", variant) for variant in ("", *crf_variants(recipe.crf))),
         ),
     ]
 

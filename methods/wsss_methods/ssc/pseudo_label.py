@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from wsss.data.transforms import channels_first, normalize
 from wsss.ops.cam import class_ids, merge_scales, strided_size, thresholded_argmax, with_background
-from wsss.ops.crf import dense_crf_from_labels
+from wsss.ops.crf import DenseCrfSettings, refine_labels
 from wsss.ops.random_walk import Method, random_walk
 from wsss_methods.ssc.cam_transforms import UNSURE, cam_inputs
 from wsss_methods.ssc.networks import CamNetwork
@@ -86,31 +86,28 @@ def ir_label(image: Array, high_res: Array, keys: Array, settings: IrLabelSettin
 
 
 def ir_label_steps(image: Array, high_res: Array, keys: Array, settings: IrLabelSettings) -> IrLabelSteps:
-    """`ir_label` with its intermediate maps."""
+    """`ir_label` with its intermediate maps. Both thresholds share the kernels of one CRF."""
     indices = np.arange(1, len(keys) + 1)
 
-    def refined(threshold: float) -> tuple[Array, Array]:
-        label = thresholded_argmax(high_res, indices, threshold)
-        result = dense_crf_from_labels(
-            image,
-            label,
-            len(keys) + 1,
-            gt_prob=settings.crf_gt_prob,
-            iterations=settings.crf_iterations,
-            gaussian_sxy=settings.crf_gaussian_sxy,
-            gaussian_compat=settings.crf_gaussian_compat,
-            bilateral_sxy=settings.crf_bilateral_sxy,
-            bilateral_srgb=settings.crf_bilateral_srgb,
-            bilateral_compat=settings.crf_bilateral_compat,
-        )
-        return label, result.astype(np.uint8)
-
-    argmax, foreground = refined(settings.conf_fg_thres)
-    _, background = refined(settings.conf_bg_thres)
+    thresholds = (settings.conf_fg_thres, settings.conf_bg_thres)
+    argmax = [thresholded_argmax(high_res, indices, threshold) for threshold in thresholds]
+    refined = refine_labels(image, argmax, len(keys) + 1, settings.crf_gt_prob, _dense_crf(settings))
+    foreground, background = (labels.astype(np.uint8) for labels in refined)
     label = class_ids(keys)[foreground]
     label[foreground == 0] = UNSURE
     label[(foreground == 0) & (background == 0)] = 0
-    return IrLabelSteps(label, argmax, foreground)
+    return IrLabelSteps(label, argmax[0], foreground)
+
+
+def _dense_crf(settings: IrLabelSettings) -> DenseCrfSettings:
+    return DenseCrfSettings(
+        iterations=settings.crf_iterations,
+        gaussian_sxy=settings.crf_gaussian_sxy,
+        gaussian_compat=settings.crf_gaussian_compat,
+        bilateral_sxy=settings.crf_bilateral_sxy,
+        bilateral_srgb=settings.crf_bilateral_srgb,
+        bilateral_compat=settings.crf_bilateral_compat,
+    )
 
 
 @torch.no_grad()

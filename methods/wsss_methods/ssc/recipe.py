@@ -320,7 +320,13 @@ class CrfSettings:
     """Dense CRF of S9."""
 
     enabled: bool = setting(True, help="score predictions with the CRF as well")
-    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
+    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")
+    scored_iterations: int = setting(
+        10,
+        minimum=1,
+        maximum=50,
+        help="one run scores every number of steps up to this one, or up to crf.iterations if that is more",
+    )
     pos_xy_std: float = setting(1.0, above=0, maximum=20, help="pixels")
     pos_w: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
     bi_xy_std: float = setting(67.0, above=0, maximum=300, help="pixels")

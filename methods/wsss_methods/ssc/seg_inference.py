@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.ops.crf import dense_crf_from_probabilities
+from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
 
 # Mean colour (R, G, B) on the 8-bit scale that the official program subtracts before the CRF.
 CRF_IMAGE_MEAN = (122.675, 116.669, 104.008)
-
-
-@dataclass(frozen=True)
-class DenseCrfSettings:
-    """Dense CRF of the final step; deviations in pixels (xy) and grey levels (rgb), defaults as published."""
-
-    iterations: int = 10
-    gaussian_sxy: float = 1.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 67.0
-    bilateral_srgb: float = 3.0
-    bilateral_compat: float = 4.0
 
 
 @torch.no_grad()
@@ -80,23 +67,16 @@ def crf_image(image: np.ndarray, on_raw_image: bool = False) -> np.ndarray:
     return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
 
 
-def refined_probabilities(
-    probabilities: np.ndarray,
-    image: np.ndarray,
-    settings: DenseCrfSettings,
-    on_raw_image: bool = False,
-) -> np.ndarray:
-    """Dense CRF with unary -log(probabilities), float32 (C, H, W) in and out; image uint8 (H, W, 3) RGB."""
-    return dense_crf_from_probabilities(
-        crf_image(image, on_raw_image),
-        probabilities,
-        iterations=settings.iterations,
-        gaussian_sxy=settings.gaussian_sxy,
-        gaussian_compat=settings.gaussian_compat,
-        bilateral_sxy=settings.bilateral_sxy,
-        bilateral_srgb=settings.bilateral_srgb,
-        bilateral_compat=settings.bilateral_compat,
-    )
+def refined_steps(
+    probabilities: np.ndarray, image: np.ndarray, settings: DenseCrfSettings, on_raw_image: bool = False
+) -> Iterator[np.ndarray]:
+    """Probabilities after 1, 2, ... `settings.iterations` steps of a dense CRF with unary -log(probabilities).
+
+    float32 (C, H, W) in and out; image uint8 (H, W, 3) RGB. One run gives them all, each to the bit what a run of
+    that many steps gives.
+    """
+    crf = DenseCrf(crf_image(image, on_raw_image), len(probabilities), settings)
+    return crf.steps(unary_from_probabilities(probabilities))
 
 
 def predicted_label(probabilities: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Stages S7 to S9: co-training on pseudo labels, choice of the epoch, scores, dense CRF, numbers (SSC, section 2)."""
+"""Stages S7 and S8: co-training on pseudo labels, choice of the epoch, scores (SSC, section 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from wsss.evaluation.confusion import confusion_matrix
-from wsss.evaluation.counts import Counts
-from wsss.evaluation.score_stages import SummaryConfig, summarize_labels
 from wsss.evaluation.segmentation_metrics import selection_metrics
 from wsss.pipeline import Arrays, Reduction, StageContext
 from wsss.schedules import polynomial_decay
@@ -27,15 +25,9 @@ from wsss_methods.ssc.cotraining import (
     cotraining_denominators,
 )
 from wsss_methods.ssc.photometric import PhotometricSettings
-from wsss_methods.ssc.recipe import CrfSettings, SegmentationSettings
+from wsss_methods.ssc.recipe import SegmentationSettings
 from wsss_methods.ssc.seg_checkpoint import NETWORKS
-from wsss_methods.ssc.seg_inference import (
-    DenseCrfSettings,
-    class_probabilities,
-    multiscale_scores,
-    predicted_label,
-    refined_probabilities,
-)
+from wsss_methods.ssc.seg_inference import multiscale_scores
 from wsss_methods.ssc.seg_transforms import draw_training_sample, resized_image, resized_label
 from wsss_methods.ssc.segmentation_networks import build_segmentation_network, load_imagenet_weights
 
@@ -64,44 +56,6 @@ class ScoresConfig:
     network: SegmentationSettings
     input_size: int
     scales: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class PredictionConfig:
-    """The dense CRF and the variants of its image; no variant without the CRF."""
-
-    crf: DenseCrfSettings | None
-    variants: tuple[str, ...]
-
-    @classmethod
-    def of(cls, settings: CrfSettings) -> PredictionConfig:
-        """From the recipe's section."""
-        if not settings.enabled:
-            return cls(None, ())
-        crf = DenseCrfSettings(
-            iterations=settings.iterations,
-            gaussian_sxy=settings.pos_xy_std,
-            gaussian_compat=settings.pos_w,
-            bilateral_sxy=settings.bi_xy_std,
-            bilateral_srgb=settings.bi_rgb_std,
-            bilateral_compat=settings.bi_w,
-        )
-        return cls(crf, crf_variants(settings))
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Variants that are scored: "" (no CRF) and those of `crf_variants`; images of the interval's resamples."""
-
-    variants: tuple[str, ...]
-    bootstrap_samples: int = 1000
-
-
-def crf_variants(settings: CrfSettings) -> tuple[str, ...]:
-    """Endings of the CRF's metric names: "crf" (image as published) and "crf_raw" (the picture itself)."""
-    if not settings.enabled:
-        return ()
-    return {"wrapped": ("crf",), "raw": ("crf_raw",), "both": ("crf", "crf_raw")}[settings.image]
 
 
 class SegmentationSamples:
@@ -247,61 +201,6 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     return scores
 
 
-def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
-    """S9: label maps at original size without and with the CRF, and their confusion matrices.
-
-    Returns for every variant ("", "crf", "crf_raw") "prediction[_variant]" uint8 (H, W) and the counts (C, C)
-    "confusion[_variant]" of `wsss.evaluation.counts`.
-    """
-    config: PredictionConfig = context.config
-    artifact = context.inputs["scores"]
-
-    def predict(name: str) -> Arrays:
-        image, truth = context.data.image(name), context.data.mask(name)
-        height, width = image.shape[:2]
-        probabilities = class_probabilities(artifact.arrays(name)["scores"], (height, width))
-        found = {"": predicted_label(probabilities)}
-        for variant in config.variants:
-            assert config.crf is not None
-            refined = refined_probabilities(probabilities, image, config.crf, on_raw_image=variant == "crf_raw")
-            found[variant] = predicted_label(refined)
-        arrays: dict[str, np.ndarray] = {}
-        for variant, prediction in found.items():
-            confusion = confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
-            arrays[named("prediction", variant)] = prediction
-            arrays.update(Counts.of(confusion).arrays(named("confusion", variant)))
-        return arrays
-
-    return predict
-
-
-def evaluate_predictions(context: StageContext) -> Reduction:
-    """mIoU on val of every variant with its interval and the all-background baseline (SSC, section 8, S9)."""
-    config: EvaluationConfig = context.config
-    metrics: dict[str, float] = {}
-    tables: dict[str, list[dict[str, Any]]] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for variant in config.variants:
-        summary = SummaryConfig(
-            prefix="segmentation",
-            split="val",
-            variant=variant,
-            mean_over="truth",
-            bootstrap_samples=config.bootstrap_samples,
-        )
-        view = cast(Artifact, _VariantConfusions(context.inputs["confusions"], variant))
-        part = summarize_labels(replace(context, config=summary, inputs={"confusions": view}))
-        metrics.update(part.metrics)
-        tables.update({named(table, variant): rows for table, rows in part.tables.items()})
-        arrays.update({named(array, variant): values for array, values in part.arrays.items()})
-    return Reduction(metrics, tables, arrays)
-
-
-def named(what: str, variant: str) -> str:
-    """`prediction` or `prediction_crf`."""
-    return f"{what}_{variant}" if variant else what
-
-
 def candidate_epochs(artifact: Artifact) -> list[int]:
     """Epochs (1-based, ascending) whose weights a training artifact holds; (0) for an imported checkpoint."""
     folders = {Path(file).parent.name for file in artifact.files if file.endswith(f"/{NETWORKS[0]}.pt")}
@@ -315,20 +214,6 @@ def read_network_weights(artifact: Artifact, folder: str = "") -> dict[str, dict
         name: torch.load(artifact.path(f"{prefix}{name}.pt"), map_location="cpu", weights_only=True)
         for name in NETWORKS
     }
-
-
-@dataclass(frozen=True)
-class _VariantConfusions:
-    """Shows the confusion matrices of one variant as a scorer's artifact."""
-
-    artifact: Artifact
-    variant: str
-
-    def images(self) -> list[str]:
-        return self.artifact.images()
-
-    def arrays(self, name: str) -> Mapping[str, np.ndarray]:
-        return Counts.read(self.artifact.arrays(name), named("confusion", self.variant)).arrays()
 
 
 def candidate_folder(epoch: int) -> str:

@@ -62,7 +62,7 @@ def show_plan(request: RunRequest) -> None:
         WsssError: data, weights or store do not fit.
     """
     prepared = prepare_run(request)
-    cpus, gpus, largest, grows = _capacity()
+    cpus, gpus, largest, grows = capacity_now()
     wanted = {planned.stage.name: _resources(prepared, planned, cpus, gpus) for planned in prepared.plan.needed}
     print_plan(prepared.plan, run_title(request), wanted)
     print(f"store: {prepared.store.url}")
@@ -97,7 +97,7 @@ def _resources(prepared: PreparedRun, planned: PlannedStage, cpus: int, gpus: in
     return f"{workers} x {asked}"
 
 
-def _capacity() -> tuple[int, int, int, bool]:
+def capacity_now() -> tuple[int, int, int, bool]:
     """CPUs, GPUs, CPUs of the largest node, whether the cluster grows. Starts no Ray for a look at this machine."""
     if os.environ.get("RAY_ADDRESS"):
         from wsss.execution.cluster import connect, disconnect

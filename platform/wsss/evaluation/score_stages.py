@@ -10,7 +10,6 @@ artifact in role "confusions". Class ids are 1-based in arrays named keys (0 is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +31,7 @@ from wsss.evaluation.confusion import (
 )
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import best_threshold, threshold_confusions
+from wsss.evaluation.selection import half_of
 from wsss.pipeline import Reduction, StageContext
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -267,14 +267,6 @@ def summarize_labels(context: StageContext) -> Reduction:
     assert total is not None
     metrics, tables, arrays = _scores_of(config, total, np.stack(counts), names, context.data.classes, context.stage)
     return Reduction(metrics=metrics, tables=tables, arrays=arrays)
-
-
-def half_of(name: str) -> int:
-    """0 or 1: the half of the images that an image belongs to, by its name alone.
-
-    Adding images to a list moves none of the others to the other half.
-    """
-    return hashlib.sha256(name.encode()).digest()[0] & 1
 
 
 def _scores_of(

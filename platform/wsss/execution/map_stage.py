@@ -6,6 +6,7 @@ worker process stays warm, so the per-image function is built once per process a
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -136,8 +137,11 @@ def _run_shard(job: StageJob, index: int, names: Sequence[str], gpu: bool) -> in
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
 def _run_reduction(job: StageJob) -> Reduction:
-    import io
+    return compute_reduction(job)
 
+
+def compute_reduction(job: StageJob) -> Reduction:
+    """Compute a reduce stage in this process, store it, and return its metrics and tables."""
     stage = job.stage
     assert isinstance(stage, ReduceStage)
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ after a crash continues the same run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
+from wsss.execution.stage_job import StageJob
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -24,7 +25,7 @@ from wsss.released import check_checkpoint, pipeline_of
 from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.store import Artifact, Store, open_store
 from wsss.tracking.provenance import collect_provenance
-from wsss.tracking.tracker import TrackedRun, open_tracker
+from wsss.tracking.tracker import RunStatus, TrackedRun, open_tracker
 
 
 class SchedulingError(WsssError):
@@ -38,6 +39,14 @@ class RunObserver(Protocol):
     def update(self, stage: str, done: int, note: str = "") -> None: ...
     def finish(self, stage: str, seconds: float, summary: str) -> None: ...
     def message(self, text: str) -> None: ...
+
+
+class StageLog(Protocol):
+    """Where the numbers of a stage execution go; a `TrackedRun` is one."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None: ...
+    def series(self, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None: ...
+    def finish(self, status: RunStatus = "FINISHED") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,9 @@ def _settle_stage(
                     parent=parent,
                 )
                 try:
-                    artifact = _compute(prepared, planned, artifacts, observer, tracked, record)
+                    artifact = compute_stage(
+                        prepared, planned, artifacts, observer, tracked, record.run_id, record.provenance
+                    )
                 except BaseException:
                     tracked.finish("FAILED")
                     raise
@@ -255,31 +266,46 @@ def _behind_masks(pipeline: Pipeline) -> set[str]:
     return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.selects_by_masks))
 
 
-def _compute(
-    prepared: PreparedRun,
-    planned: PlannedStage,
-    artifacts: Mapping[str, Artifact],
-    observer: RunObserver,
-    tracked: TrackedRun,
-    record: RunRecord,
-) -> Artifact:
-    from wsss.execution.cluster import capacity
-    from wsss.execution.import_stage import run_import_stage
-    from wsss.execution.map_stage import run_map_stage, run_reduce_stage
-    from wsss.execution.stage_job import StageJob
-
-    stage, execution = planned.stage, prepared.execution
-    job = StageJob(
+def stage_job(prepared: PreparedRun, planned: PlannedStage, artifacts: Mapping[str, Artifact]) -> StageJob:
+    """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
+    stage = planned.stage
+    return StageJob(
         stage=stage,
         key=planned.key,
         view=prepared.dataset.view(stage.reads, stage.image_list),
         inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
         store=prepared.store,
     )
+
+
+def compute_stage(
+    prepared: PreparedRun,
+    planned: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    observer: RunObserver,
+    tracked: StageLog,
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Artifact:
+    """Compute and publish one stage. The caller holds its single flight and has looked for it in the store.
+
+    Args:
+        artifacts: stage name -> artifact, of all that the stage reads.
+        run_id, code: who computes it, and the provenance of the code, for the artifact's manifest.
+
+    Raises:
+        WsssError: what the stage raised.
+    """
+    from wsss.execution.cluster import capacity
+    from wsss.execution.import_stage import run_import_stage
+    from wsss.execution.map_stage import run_map_stage, run_reduce_stage
+
+    stage, execution = planned.stage, prepared.execution
+    job = stage_job(prepared, planned, artifacts)
     started = time.monotonic()
     if isinstance(stage, ImportStage):
         observer.start(stage.name, 1, "file")
-        artifact = run_import_stage(job, prepared.dataset, record.run_id)
+        artifact = run_import_stage(job, prepared.dataset, run_id)
         tracked.finish("FINISHED")
         observer.finish(stage.name, time.monotonic() - started, "released model taken in")
         return artifact
@@ -298,22 +324,7 @@ def _compute(
         metrics = run_reduce_stage(job).metrics
         tracked.metrics(metrics)
     seconds = time.monotonic() - started
-    artifact = job.writer().publish(
-        {
-            "seconds": round(seconds, 3),
-            "workers": workers,
-            "device": "cuda" if gpu else "cpu",
-            "facts": facts,
-            "run_id": record.run_id,
-            "created": time.time(),
-            "seed": stage.seed if isinstance(stage, TrainStage) else None,
-            "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
-            "selects_by_masks": stage.selects_by_masks,
-            "code": record.provenance,
-        },
-        # Named, because the listing of an object store may not show yet what a worker has just written.
-        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
-    )
+    artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
     if not facts.get("resumed_images"):
         CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
     tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
@@ -322,8 +333,37 @@ def _compute(
     return artifact
 
 
+def publish_stage(
+    job: StageJob,
+    seconds: float,
+    workers: int,
+    gpu: bool,
+    facts: Mapping[str, Any],
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Artifact:
+    """Make a computed stage visible, with what is known of its execution."""
+    stage = job.stage
+    return job.writer().publish(
+        {
+            "seconds": round(seconds, 3),
+            "workers": workers,
+            "device": "cuda" if gpu else "cpu",
+            "facts": dict(facts),
+            "run_id": run_id,
+            "created": time.time(),
+            "seed": stage.seed if isinstance(stage, TrainStage) else None,
+            "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
+            "selects_by_masks": stage.selects_by_masks,
+            "code": dict(code),
+        },
+        # Named, because the listing of an object store may not show yet what a worker has just written.
+        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
+    )
+
+
 def _train(
-    prepared: PreparedRun, job: Any, workers: int, resources: Resources, observer: RunObserver, tracked: TrackedRun
+    prepared: PreparedRun, job: StageJob, workers: int, resources: Resources, observer: RunObserver, tracked: StageLog
 ) -> dict[str, Any]:
     from wsss.execution.train_loop import LoopSettings
     from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
@@ -400,7 +440,7 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         protocol=_protocol(prepared),
         checkpoint=str(request.checkpoint.resolve()) if request.checkpoint is not None else "",
         provenance=collect_provenance().as_dict(),
-        data_digest=_data_digest(prepared),
+        data_digest=data_digest(prepared),
     )
     record.save(runs / run_id)
     return record, runs / run_id
@@ -416,7 +456,8 @@ def _protocol(prepared: PreparedRun) -> dict[str, str]:
     return facts
 
 
-def _data_digest(prepared: PreparedRun) -> str:
+def data_digest(prepared: PreparedRun) -> str:
+    """Digest (16 hex digits) of all that the stages of a run read of the data set."""
     import hashlib
 
     digests = [

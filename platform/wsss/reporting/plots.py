@@ -47,41 +47,45 @@ def plot_history(title: str, histories: Mapping[str, Mapping[str, Sequence[float
     figure.suptitle(title)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _clean(axes)
+        clean_axes(axes)
         axes.set_title("learning rate" if panel == rates else panel[0], fontsize=10)
         axes.set_xlabel("step")
         _history_panel(axes, panel, histories, smooth=panel != rates)
     return save(figure, path)
 
 
-def plot_threshold_curve(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+def plot_threshold_curve(
+    title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, parameter: str = "threshold"
+) -> Path:
     """mIoU (percent) against the background threshold, the default and the best marked.
 
     curves: label of a line -> rows of a "curve" table (threshold, miou fraction or None, default, oracle).
+    parameter: column of the rows that stands in the place of the threshold, e.g. "iterations".
     """
+    shown_as = {"threshold": "background threshold"}.get(parameter, parameter)
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    _clean(axes)
-    for color, (label, rows) in zip(_colors(len(curves)), curves.items(), strict=True):
-        thresholds = [row["threshold"] for row in rows]
+    clean_axes(axes)
+    for color, (label, rows) in zip(line_colors(len(curves)), curves.items(), strict=True):
+        thresholds = [row[parameter] for row in rows]
         scores = [float("nan") if row["miou"] is None else 100 * row["miou"] for row in rows]
         (line,) = axes.plot(thresholds, scores, color=color, linewidth=1.8)
         marked: list[str] = []
         for row, score in zip(rows, scores, strict=True):
             if row["default"]:
-                axes.plot(row["threshold"], score, "o", color=color, markersize=7)
-                marked.append(f"{score:.2f} at {row['threshold']:.3g}")
+                axes.plot(row[parameter], score, "o", color=color, markersize=7)
+                marked.append(f"{score:.2f} at {row[parameter]:.3g}")
             if row["oracle"]:
-                axes.plot(row["threshold"], score, "*", color=color, markersize=14, markeredgecolor="white")
-                marked.append(f"best {score:.2f} at {row['threshold']:.3g}")
+                axes.plot(row[parameter], score, "*", color=color, markersize=14, markeredgecolor="white")
+                marked.append(f"best {score:.2f} at {row[parameter]:.3g}")
         if len(curves) > 1:
             line.set_label(": ".join([label, ", ".join(marked)]))
     several = len(curves) > 1
-    for marker, size, what in (("o", 7, "threshold of the recipe"), ("*", 12, "best threshold, chosen by masks")):
-        text = what if several else f"{what}: {_score_at(curves, 'default' if marker == 'o' else 'oracle')}"
+    for marker, size, what in (("o", 7, f"{parameter} of the recipe"), ("*", 12, f"best {parameter}, chosen by masks")):
+        text = what if several else f"{what}: {_score_at(curves, 'default' if marker == 'o' else 'oracle', parameter)}"
         axes.plot([], [], marker, color="black" if several else COLORS[0], markersize=size, label=text)
     axes.set_title(title)
-    axes.set_xlabel("background threshold")
+    axes.set_xlabel(shown_as)
     axes.set_ylabel("mIoU (percent)")
     axes.margins(y=0.12)
     axes.legend(fontsize=9, frameon=False, loc="best")
@@ -97,9 +101,9 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
     bar = 0.8 / max(1, len(series))
     figure = new_figure(7.2, 1.4 + max(2.0, len(names) * (0.14 + 0.09 * len(series))))
     axes = figure.add_subplot()
-    _clean(axes, grid="x")
+    clean_axes(axes, grid="x")
     positions = np.arange(len(names))
-    for index, (color, (label, values)) in enumerate(zip(_colors(len(series)), series.items(), strict=True)):
+    for index, (color, (label, values)) in enumerate(zip(line_colors(len(series)), series.items(), strict=True)):
         heights = [100 * values.get(name, 0.0) for name in names]
         axes.barh(positions + (index + 0.5) * bar - 0.4, heights, height=bar * 0.92, color=color, label=label)
     axes.set_yticks(positions, names)
@@ -112,12 +116,12 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
     return save(figure, path)
 
 
-def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str) -> str:
-    """Score and threshold of the marked row of a single curve."""
+def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str, parameter: str) -> str:
+    """Score and parameter of the marked row of a single curve."""
     for rows in curves.values():
         for row in rows:
             if row[mark] and row["miou"] is not None:
-                return f"{100 * row['miou']:.2f} at {row['threshold']:.3g}"
+                return f"{100 * row['miou']:.2f} at {row[parameter]:.3g}"
     return "none"
 
 
@@ -140,7 +144,7 @@ def _history_panel(
     # Every seed has the same learning rates: those of the first are enough.
     shown = histories if smooth else dict(list(histories.items())[:1])
     lines = [(label, name, series[name]) for label, series in shown.items() for name in names if name in series]
-    for color, (label, name, values) in zip(_colors(len(lines)), lines, strict=True):
+    for color, (label, name, values) in zip(line_colors(len(lines)), lines, strict=True):
         parts = [label] if len(shown) > 1 else []
         parts += [name.removeprefix("learning_rate/")] if len(names) > 1 else []
         steps = np.arange(1, len(values) + 1)
@@ -155,11 +159,13 @@ def _history_panel(
         axes.legend(fontsize=7, frameon=False)
 
 
-def _clean(axes: Axes, grid: str = "both") -> None:
+def clean_axes(axes: Axes, grid: str = "both") -> None:
+    """The look of all plots. grid: "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=grid, color="#e3e6ea", linewidth=0.8)  # pyright: ignore[reportArgumentType]
     axes.set_axisbelow(True)
 
 
-def _colors(number: int) -> list[str]:
+def line_colors(number: int) -> list[str]:
+    """So many colors of the palette, repeated when it ends."""
     return [COLORS[index % len(COLORS)] for index in range(number)]

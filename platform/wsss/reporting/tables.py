@@ -99,10 +99,9 @@ def result_table(report: RunReport) -> Table:
     by_seed = report.metrics_by_seed
     several = len(seeds) > 1
     columns = ["number", *(f"seed {seed}" for seed in seeds if several), "mIoU"]
-    columns += ["spread"] * several + ["95 % interval", "held-out threshold", "best threshold", "at", "all background"]
+    columns += ["spread"] * several + ["95 % interval", "held-out choice", "best choice", "at", "all background"]
     rows = []
     for metric in miou_metrics(report):
-        prefix, what = metric.rsplit("/", 1)
         values = [by_seed[seed].get(metric) for seed in seeds]
         row = [metric, *(percent(value) for value in values if several), percent(_mean(values))]
         row += [percent(_spread(values))] * several
@@ -110,19 +109,17 @@ def result_table(report: RunReport) -> Table:
             _mean([by_seed[seed].get(metric + ending) for seed in seeds])
             for ending in ("_low", "_high", "_held_out", "_oracle", "_all_background")
         )
-        threshold_name = f"{prefix}/oracle_threshold_{what.removeprefix('miou_')}"
-        threshold = _mean([by_seed[seed].get(threshold_name) for seed in seeds])
         row += [
             "-" if low is None else f"{percent(low)} to {percent(high)}",
             percent(held_out),
             percent(oracle),
-            "-" if threshold is None else f"{threshold:.3g}",
+            _oracle_setting(by_seed.values(), metric),
             percent(background),
         ]
         rows.append(tuple(row))
     note = (
-        "mIoU in percent at the recipe's own threshold. The interval is over images. Best threshold: masks of these "
-        "images chose it. Held-out threshold: each half of the images at the other half's best."
+        "mIoU in percent at the recipe's own threshold or number of iterations; the interval is over images. Best "
+        "choice: masks of these images made it. Held-out choice: each half of the images at the other half's best."
     )
     return Table("Results", tuple(columns), tuple(rows), frozenset(columns[1:]), note)
 
@@ -133,8 +130,7 @@ def other_metrics_table(report: RunReport) -> Table:
     by_seed = report.metrics_by_seed
     shown_already: set[str] = set()
     for metric in miou_metrics(report):
-        prefix, what = metric.rsplit("/", 1)
-        shown_already.update({metric, f"{prefix}/oracle_threshold_{what.removeprefix('miou_')}"})
+        shown_already.update({metric, *_oracle_names(metric).values()})
         shown_already.update(metric + ending for ending in _ENDINGS)
     names = sorted({name for metrics in by_seed.values() for name in metrics} - shown_already)
     rows = [(name, *(shown(name, by_seed[seed].get(name)) for seed in seeds)) for name in names]
@@ -288,6 +284,21 @@ def results_csv(report: RunReport) -> str:
     ]
     columns = ("method", "dataset", "recipe", "seed", "stage", "status", "key", "metric", "value")
     return to_csv(columns, rows)
+
+
+def _oracle_names(metric: str) -> dict[str, str]:
+    """What masks may have chosen -> the metric that holds the choice."""
+    prefix, what = metric.rsplit("/", 1)
+    return {kind: f"{prefix}/oracle_{kind}_{what.removeprefix('miou_')}" for kind in ("threshold", "iterations")}
+
+
+def _oracle_setting(by_seed: Iterable[Mapping[str, float]], metric: str) -> str:
+    metrics = list(by_seed)
+    for kind, name in _oracle_names(metric).items():
+        value = _mean([each.get(name) for each in metrics])
+        if value is not None:
+            return f"{value:.3g}" if kind == "threshold" else f"{value:.3g} {kind}"
+    return "-"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -73,7 +73,8 @@ def test_a_second_run_executes_nothing(first: RunResult, home: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("crf.bi_w=5.0", {"segmentation", "segmentation_evaluation"}),
+        ("crf.bi_w=5.0", {"segmentation_predictions", "segmentation", "segmentation_evaluation"}),
+        ("crf.iterations=3", {"segmentation", "segmentation_evaluation"}),
         ("cam_inference.cam_eval_thres=0.25", {"cam_evaluation"}),
         ("execution.threads=2", set()),
     ],

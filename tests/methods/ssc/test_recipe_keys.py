@@ -105,7 +105,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pseudo_label.mask_keep_ratio": ("confidence_mask",),
     "segmentation": ("segmentation_train",),
     "segmentation_inference": ("segmentation_scores",),
-    "crf": ("segmentation",),
+    "crf": ("segmentation_predictions",),
+    "crf.iterations": ("segmentation", "segmentation_evaluation"),
 }
 BASE = ["baseline.plain_cam=true", "affinity.displacement_mean=true"]
 CHANGES = {
@@ -205,6 +206,7 @@ CHANGES = {
     "segmentation_inference.scales": "[0.75]",
     "crf.enabled": "false",
     "crf.iterations": "5",
+    "crf.scored_iterations": "12",
     "crf.pos_xy_std": "2",
     "crf.pos_w": "2",
     "crf.bi_xy_std": "60",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.evaluation.counts import Counts
 from wsss.nn.checkpoint import CheckpointError
-from wsss.pipeline import Pipeline
+from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.recipe import load_recipe
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
+from wsss_methods.ssc.affinity_stages import RandomWalkConfig
 from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
+from wsss_methods.ssc.prediction_stages import unpack_steps
 from wsss_methods.ssc.pseudo_label import infer_cam
 from wsss_methods.ssc.recipe import SscRecipe
 
@@ -148,6 +151,25 @@ def test_every_variant_of_the_crf_is_scored(case: Case) -> None:
     arrays = case.artifact("segmentation").arrays(case.dataset.lists["val"][0])
     for name in ("confusion", "confusion_crf", "confusion_crf_raw"):
         assert Counts.read(arrays, name).dense().sum() > 0
+    assert "segmentation/oracle_iterations_val" not in metrics, "without the CRF there is nothing to choose"
+
+
+def test_another_number_of_steps_executes_no_crf(case: Case) -> None:
+    recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, "crf.iterations=3"])
+    run = run_pipeline(METHOD.pipeline(recipe, case.dataset), case.dataset, case.store)
+    assert run.executed == ["segmentation", "segmentation_evaluation"]
+    table = case.artifact("segmentation_evaluation").json("tables.json")["iterations_crf"]
+    assert [row["iterations"] for row in table] == list(range(1, 11))
+    assert [row["iterations"] for row in table if row["default"]] == [10]
+    assert run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[2]["miou"], abs=1e-12)
+    assert case.run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[9]["miou"], abs=1e-12)
+    for name in ("miou_val_crf_oracle", "miou_val_crf_held_out", "oracle_iterations_val_crf", "miou_val"):
+        assert run.metrics[f"segmentation/{name}"] == case.run.metrics[f"segmentation/{name}"], name
+    assert run.metrics["segmentation/miou_val_crf_oracle"] == max(row["miou"] for row in table)
+    name = case.dataset.lists["val"][0]
+    steps = case.artifact("segmentation_predictions").arrays(name)["steps_crf"]
+    chosen = run.artifacts["segmentation"].arrays(name)["prediction_crf"]
+    assert np.array_equal(chosen, unpack_steps(steps, chosen.shape)[2])
 
 
 def test_official_cam_files(case: Case, tmp_path: Path) -> None:
@@ -289,3 +311,34 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_every_difference(case: C
     checkpoint.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="cannot be read"):
         check_checkpoint(METHOD, case.recipe, case.dataset, checkpoint)
+
+
+def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(case: Case) -> None:
+    stage = case.pipeline.stage("random_walk")
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    config: RandomWalkConfig = stage.config
+    settings = [
+        config.walk,
+        replace(config.walk, beta=4),
+        replace(config.walk, exp_times=2, radius=3),
+        replace(config.walk, input_size=80),
+    ]
+    contexts = [
+        StageContext(
+            stage=stage.name,
+            config=replace(config, walk=walk),
+            data=case.dataset.view(stage.reads, stage.image_list),
+            inputs={role: case.artifact(upstream) for role, upstream in stage.inputs.items()},
+            files={},
+        )
+        for walk in settings
+    ]
+    together, alone = stage.build_many(contexts), [stage.build(context) for context in contexts]
+    names = case.artifact("random_walk").images()[:3]
+    for name in names:
+        for found, walk in zip(together(name), alone, strict=True):
+            assert {key: value.tobytes() for key, value in found.items()} == {
+                key: value.tobytes() for key, value in walk(name).items()
+            }
+    first = together(names[0])
+    assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"

@@ -1,0 +1,164 @@
+"""What a sweep shows: its plan, a line a trial, and at the end the recipe against the best setting."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from wsss.commands.screen import duration, print_table
+from wsss.search.prepare import PreparedSweep
+from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord
+from wsss.search.sweep import SweepObserver
+from wsss.tracking import ui_command
+
+NEWS_SECONDS = 15.0
+
+
+def print_sweep_plan(prepared: PreparedSweep) -> None:
+    """Keys with their stages, and how often every stage is expected to run."""
+    metric, plan = prepared.request.metric, prepared.plan
+    rows = [
+        (
+            key.key,
+            range_in_words(key),
+            plain(key.default),
+            key.level,
+            key.stage or "none of this metric",
+            ", ".join(key.trains),
+        )
+        for key in prepared.keys
+    ]
+    columns = ["key", "range", "recipe", "level", "first stage", "trains again"]
+    print_table(f"Search space {prepared.space.name}", columns, rows)
+    print()
+    expected = prepared.expected()
+    rows = [
+        (
+            each.stage.name,
+            each.stage.kind,
+            each.executions,
+            each.independent,
+            duration(each.seconds),
+            duration(None if each.seconds is None else each.seconds * each.executions),
+        )
+        for each in expected
+    ]
+    columns = ["stage", "kind", "executions", "independent", "each", "in all"]
+    print_table(f"Stages until {metric}, expected", columns, rows, right="executions independent each in_all")
+    ours, independent = sum(each.executions for each in expected), sum(each.independent for each in expected)
+    if any(key.level == "outer" for key in prepared.keys) and not plan.flat:
+        print(
+            f"\n{prepared.outer_trials} outer settings, {plan.inner_trials} settings under each, {plan.trials} in all;"
+        )
+    else:
+        print(f"\n{plan.trials} settings;")
+    print(f"{ours} stage executions expected, {independent} if every setting ran on its own.")
+    times = [each.seconds for each in expected if each.executions]
+    if times and all(seconds is not None for seconds in times):
+        total = sum((each.seconds or 0.0) * each.executions for each in expected)
+        alone = sum((each.seconds or 0.0) * each.independent for each in expected)
+        print(f"Expected {duration(total)}, {duration(alone)} if every setting ran on its own.")
+    if prepared.rungs:
+        print(f"Outer settings that fall behind stop at {', '.join(prepared.rungs)}.")
+    print(f"metric {metric}, chosen by {prepared.request.select}; sweep {prepared.sweep_id}\n")
+
+
+class LineSweepObserver(SweepObserver):
+    """A line for every trial; news of running stages at most every few seconds."""
+
+    def __init__(self, prepared: PreparedSweep) -> None:
+        self._metric, self._total = prepared.request.metric, prepared.plan.trials
+        self._best = float("-inf")
+        self._told = 0.0
+
+    def trial(self, trial: TrialRecord, record: SweepRecord) -> None:
+        """One line: value, best so far, what it executed."""
+        head = f"trial {trial.number + 1}/{self._total}"
+        if trial.status != "finished":
+            reason = trial.reason.splitlines()[0] if trial.reason else ""
+            print(f"{head}: {trial.status}: {reason}", flush=True)
+            return
+        value = trial.values[self._metric]
+        mark = " *" if value > self._best else ""
+        self._best = max(self._best, value)
+        executed = sum(stage.executed for stage in trial.stages)
+        print(
+            f"{head}: {100 * value:.2f} % (best {100 * self._best:.2f}){mark}, "
+            f"{executed} of {len(trial.stages)} stages computed, {duration(trial.spent_seconds)}",
+            flush=True,
+        )
+
+    def message(self, text: str) -> None:
+        """News of a stage."""
+        now = time.monotonic()
+        if " of " not in text or now - self._told > NEWS_SECONDS:
+            self._told = now
+            print(f"  {text}", flush=True)
+
+
+def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -> None:
+    """The recipe against the best setting, what it cost, and where everything lies."""
+    best = record.best
+    assert best is not None
+    defaults = {key.key: key.default for key in record.space}
+    rows: list[tuple[Any, ...]] = [
+        (key, plain(defaults.get(key)), plain(value)) for key, value in best.settings.items()
+    ]
+    rows.append((_number_in_words(record), f"{100 * best.default_reported:.2f}", f"{100 * best.reported:.2f}"))
+    print_table(
+        f"Recipe {record.recipe_name} against the best setting", ["", "recipe", "best"], rows, right="recipe best"
+    )
+    for each in record.confirmations:
+        name = "recipe" if each.trial == 0 else f"trial {each.trial}"
+        print(
+            f"{name}: {100 * each.mean:.2f} ± {100 * each.spread:.2f} over seeds {', '.join(map(str, each.seeds))}, "
+            f"95 % interval {100 * each.low:.2f} to {100 * each.high:.2f}"
+        )
+    if not best.confirmed:
+        print("One seed: --confirm-seeds 0,1,2 runs the best settings and the recipe under more.")
+    for note in record.notes:
+        print(note)
+    if not best.settings:
+        print("Nothing beat the recipe itself.")
+    saved = record.independent_seconds / record.executed_seconds if record.executed_seconds > 0 else float("inf")
+    print(
+        f"\nstages:  {record.asked} asked for, {record.executed} executed, {record.served} served\n"
+        f"time:    {duration(record.wall_seconds)}; stages executed {duration(record.executed_seconds)}, "
+        f"independent trials would have taken {duration(record.independent_seconds)} ({saved:.1f} times as long)\n"
+        f"best:    {folder / BEST_FILE}\n"
+        f"sweep:   {folder}\n"
+        f"study:   optuna-dashboard {record.study_url}\n"
+        f"MLflow:  {ui_command(folder.parents[1], tracking_uri)}"
+    )
+    print(f"run it:  python reproduce.py --method {record.method} --recipe {folder / BEST_FILE}")
+
+
+def range_in_words(key: SearchedKey) -> str:
+    """`4 to 24`, `0.01 to 0.2, log`, `a | b`, with the condition."""
+    if key.kind == "categorical":
+        text = " | ".join(plain(choice) for choice in key.choices)
+    else:
+        text = f"{key.low:g} to {key.high:g}" + (", log" if key.log else "")
+        text += f", step {key.step:g}" if key.step and not (key.kind == "int" and key.step == 1) else ""
+    for name, allowed in key.conditions.items():
+        text += f"; when {name} = {' or '.join(plain(value) for value in allowed)}"
+    return text
+
+
+def plain(value: Any) -> str:
+    """A recipe value as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _number_in_words(record: SweepRecord) -> str:
+    how = {
+        "held_out": "%, on the half that chose nothing",
+        "oracle": "%, chosen by these masks",
+        "default_threshold": "%, settings chosen by these masks",
+    }[record.select]
+    return f"{record.metric} {'%' if record.notes else how}"

@@ -1,0 +1,168 @@
+"""`wsss tune --method NAME --space FILE --metric METRIC`: search settings across the stages of a pipeline.
+
+Settings that force training are searched by an outer search, all others by an inner one under each of them, so that a
+sweep costs only the work that differs. Killed at any point, the same command continues. It ends with best.yaml, which
+`reproduce.py --recipe` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsss.commands.arguments import add_locations, add_recipe, locations, parse_seeds, select
+from wsss.commands.methods import UsageError
+
+if TYPE_CHECKING:
+    from wsss.search.prepare import SweepRequest
+
+SPACES_FOLDER = "search_spaces"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    options = argparse.ArgumentParser(
+        prog="wsss tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--method", required=True, metavar="NAME", help="the method; `wsss ls` lists them")
+    options.add_argument(
+        "--space",
+        metavar="FILE",
+        help=f"the search space (default: {SPACES_FOLDER}/METHOD.yaml); its name is enough for one in that folder",
+    )
+    options.add_argument("--metric", required=True, metavar="NAME", help="e.g. pseudo_label/miou_train")
+    add_recipe(options)
+    search = options.add_argument_group("search")
+    search.add_argument("--trials", type=_positive, default=40, metavar="N", help="settings in all (default: 40)")
+    search.add_argument(
+        "--select",
+        choices=("held_out", "oracle", "default_threshold"),
+        default="held_out",
+        help="held_out: chosen on one half of the images, reported on the other; oracle: chosen by all masks; "
+        "default_threshold: thresholds stay the recipe's (default: held_out)",
+    )
+    search.add_argument("--sampler", default="tpe", help="tpe, random, cmaes, or nsga2 against the cost (default: tpe)")
+    search.add_argument(
+        "--search-seed", type=int, default=0, metavar="N", help="of the sampler; the seed of training is seed=N"
+    )
+    search.add_argument("--inner", type=_positive, metavar="N", help="settings under each outer one (default: derived)")
+    search.add_argument("--batch", type=_positive, metavar="N", help="settings evaluated together (default: derived)")
+    search.add_argument(
+        "--concurrency", type=_positive, default=1, metavar="N", help="batches at a time (default: 1, repeatable)"
+    )
+    search.add_argument(
+        "--stage-cost-limit",
+        type=float,
+        metavar="SECONDS",
+        help="a stage that costs more makes its keys outer ones, although it trains nothing",
+    )
+    search.add_argument(
+        "--early-stop",
+        action="store_true",
+        help="asynchronous halving of outer settings at the evaluations before the searched one",
+    )
+    search.add_argument("--against-cost", action="store_true", help="second objective: seconds that a setting costs")
+    search.add_argument(
+        "--no-training", action="store_true", help="keep the recipe's values of the keys that force training"
+    )
+    search.add_argument("--flat", action="store_true", help="one search over all keys, for comparison")
+    search.add_argument(
+        "--confirm-top", type=_positive, default=3, metavar="K", help="settings to confirm (default: 3)"
+    )
+    search.add_argument(
+        "--confirm-seeds", type=parse_seeds, metavar="0,1,2", help="run the best settings and the recipe under these"
+    )
+    search.add_argument(
+        "--study", metavar="URL", help="database of the Optuna study (default: sqlite beside the sweep)"
+    )
+    search.add_argument("--name", help="id of the sweep (default: derived from what is searched)")
+    search.add_argument("--new", action="store_true", help="begin another sweep instead of continuing this one")
+    options.add_argument("--dry-run", action="store_true", help="print the plan, refuse what can never run, and stop")
+    add_locations(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan, run the sweep, show what it found."""
+    from wsss.commands.engine import capacity_now
+    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan
+    from wsss.execution.cluster import disconnect
+    from wsss.search.prepare import prepare_sweep
+    from wsss.search.sweep import check_capacity, run_sweep
+
+    prepared = prepare_sweep(build_request(arguments))
+    print_sweep_plan(prepared)
+    if arguments.dry_run:
+        check_capacity(prepared, *capacity_now())
+        return 0
+    try:
+        record = run_sweep(prepared, LineSweepObserver(prepared))
+    finally:
+        disconnect()
+    print_outcome(record, prepared.folder, arguments.tracking)
+    return 0
+
+
+def build_request(arguments: argparse.Namespace) -> SweepRequest:
+    """The request that the command line describes."""
+    from wsss.search.prepare import SweepRequest
+
+    places = locations(arguments)
+    selection = select(arguments.method, arguments.recipe, arguments.overrides)
+    return SweepRequest(
+        method=selection.method,
+        recipe=selection.recipe,
+        recipe_name=selection.recipe_name,
+        home=places.home,
+        store_url=places.store_url,
+        tracking_uri=places.tracking_uri,
+        space_path=space_file(arguments.space or arguments.method),
+        metric=arguments.metric,
+        trials=arguments.trials,
+        select=arguments.select,
+        sampler=arguments.sampler,
+        seed=arguments.search_seed,
+        inner_trials=arguments.inner,
+        batch=arguments.batch,
+        concurrency=arguments.concurrency,
+        flat=arguments.flat,
+        early_stop=arguments.early_stop,
+        stage_cost_limit=arguments.stage_cost_limit,
+        against_cost=arguments.against_cost,
+        no_training=arguments.no_training,
+        confirm_top=arguments.confirm_top if arguments.confirm_seeds else 0,
+        confirm_seeds=arguments.confirm_seeds or (),
+        study_url=arguments.study,
+        name=arguments.name,
+        new=arguments.new,
+    )
+
+
+def space_file(name_or_path: str) -> Path:
+    """A search space by path, or by its name in the folder of shipped spaces.
+
+    Raises:
+        UsageError: neither exists.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.resolve()
+    found: Sequence[Path] = ()
+    for folder in (Path(SPACES_FOLDER), Path(__file__).resolve().parents[3] / SPACES_FOLDER):
+        candidate = folder / f"{path.stem}.yaml"
+        if candidate.is_file() and len(path.parts) == 1:
+            return candidate.resolve()
+        found = found or sorted(folder.glob("*.yaml"))
+    names = ", ".join(str(each) for each in found)
+    raise UsageError(
+        f"there is no search space {name_or_path!r}", "--space", f"give a .yaml file; there are: {names or 'none'}"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

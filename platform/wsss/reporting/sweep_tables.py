@@ -1,0 +1,275 @@
+"""Tables of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from wsss.evaluation.selection import Selected
+from wsss.reporting.sweep_values import (
+    best_trial,
+    finished,
+    recipe_trial,
+    reported,
+    setting_of,
+    shown_value,
+    stage_costs,
+)
+from wsss.reporting.tables import Table, duration, percent, to_csv
+from wsss.search.record import ConfirmedSetting, SweepRecord, TrialRecord
+
+_RULES = {
+    "held_out": "the setting is chosen on one half of the images, and quoted on the other half",
+    "oracle": "the setting is chosen by the masks of all images: too good a number for new images",
+    "default_threshold": "the recipe's own threshold, all images; the other settings are chosen by their masks",
+}
+_TOP = 15
+
+
+def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
+    """The recipe beside the best setting: the numbers, then every searched key."""
+    recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
+    columns = ("", "recipe", "best", "change", "stage", "level")
+    if recipe is None or best is None:
+        return Table("Recipe and best", columns, (), note="The recipe or any other setting has no value yet.")
+    old, new = recipe.values[sweep.metric], best.values[sweep.metric]
+    rows = [_compared(f"{sweep.metric}, as the search saw it", old, new, sweep.metric_stage)]
+    if sweep.best is not None and sweep.best.confirmed:
+        old, new = sweep.best.default_reported, sweep.best.reported
+        rows.append(_compared("to quote: mean over seeds", old, new, ""))
+    elif recipe.held_out is not None or best.held_out is not None:
+        old, new = reported(recipe, sweep.metric), reported(best, sweep.metric)
+        rows.append(_compared("to quote: held out", old, new, ""))
+    rows.append(
+        ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
+    )
+    for key in sweep.space:
+        before, after = setting_of(sweep, recipe, key), setting_of(sweep, best, key)
+        if key.level == "curve":
+            before = key.default  # the recipe's number may be read at another threshold than its own
+        changed = "changed" if shown_value(before) != shown_value(after) else ""
+        rows.append((key.key, shown_value(before), shown_value(after), changed, key.stage, key.level))
+    note = (
+        f"Best: trial {best.number} of {len(trials)}. mIoU in percent; {_RULES[sweep.select]}. Level: a change of an "
+        "outer key forces training, of an inner one only cheaper stages, of a curve one nothing."
+    )
+    return Table("Recipe and best", columns, tuple(rows), frozenset({"recipe", "best", "change"}), note)
+
+
+def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
+    """What each way of reading the number gives, for the recipe and the best setting."""
+    recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
+    columns = ["way of choosing the threshold", "chosen by masks"]
+    shown: list[tuple[str, TrialRecord]] = []
+    for name, trial in (("recipe", recipe), ("best", best)):
+        if trial is not None and all(trial.number != other.number for _, other in shown):
+            shown.append((f"{name} (trial {trial.number})", trial))
+    columns += [name for name, _ in shown]
+    ways = (
+        ("default_value", "none: the recipe's own, all images", "no"),
+        ("oracle", "best of all images", "yes, of the images that are scored"),
+        ("chosen", "best of one half, on that half", "yes, of the images that are scored"),
+        ("held_out", "best of one half, on the other half", "yes, of other images"),
+        ("label_free", "criterion without masks", "no"),
+    )
+    bounded = {"held_out": "held_out", "default_threshold": "default_value", "oracle": "oracle"}[sweep.select]
+    rows = []
+    for field, text, by_masks in ways:
+        values = [getattr(trial, field) for _, trial in shown]
+        if all(value is None for value in values):
+            continue
+        cells = []
+        for value, (_, trial) in zip(values, shown, strict=True):
+            interval = field == bounded and trial.low is not None and trial.high is not None
+            cells.append(percent(value) + (f" ({percent(trial.low)} to {percent(trial.high)})" if interval else ""))
+        rows.append((text, by_masks, *cells))
+    note = (
+        "mIoU in percent, with the 95 % interval over images where the rule of the sweep quotes it. The setting itself "
+        f"was chosen by the sweep: {_RULES[sweep.select]}."
+    )
+    return Table("How the number was chosen", tuple(columns), tuple(rows), frozenset(columns[2:]), note)
+
+
+def selected_table(selected: Sequence[Selected], labels: Sequence[str]) -> Table:
+    """Ways of choosing among all settings side by side; labels: name of each setting, by index."""
+    names = {
+        "default": "none: the recipe",
+        "oracle": "best of all images",
+        "held_out": "each half at the other half's best",
+        "split": "best of one part, on the rest",
+        "label_free": "criterion without masks",
+    }
+    rows = []
+    for row in selected:
+        gain = f"{100 * row.gain.difference:+.2f} ({100 * row.gain.low:+.2f} to {100 * row.gain.high:+.2f})"
+        chosen = ", ".join(dict.fromkeys(labels[index] for index in row.settings))
+        interval = f"{percent(row.miou.low)} to {percent(row.miou.high)}"
+        rows.append(
+            (
+                names.get(row.rule, row.rule),
+                "yes" if row.used_masks else "no",
+                chosen,
+                str(row.images),
+                percent(row.miou.value),
+                interval,
+                "-" if row.rule == "default" else gain,
+            )
+        )
+    columns = (
+        "way of choosing the setting",
+        "by masks",
+        "chosen",
+        "images",
+        "mIoU",
+        "95 % interval",
+        "over the recipe",
+    )
+    note = (
+        "mIoU in percent; intervals from a bootstrap over images, the same resamples for all, the choice held fixed. "
+        "The difference is paired. The best of all images was chosen on what it is scored on."
+    )
+    return Table("Ways of choosing the setting", columns, tuple(rows), frozenset(columns[3:]), note)
+
+
+def confirmation_table(sweep: SweepRecord) -> Table:
+    """Settings under several seeds."""
+    seeds = sorted({seed for each in sweep.confirmations for seed in each.seeds})
+    columns = ("setting", *(f"seed {seed}" for seed in seeds), "mean", "spread", "95 % interval")
+    rows = tuple(_confirmed(each, seeds) for each in sweep.confirmations)
+    note = "mIoU in percent by the sweep's rule; the interval is Student's for the mean over seeds."
+    return Table("Confirmation over seeds", columns, rows, frozenset(columns[1:]), note)
+
+
+def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
+    """Stage by stage: executions asked for, executed and served from the store, and their time."""
+    rows = []
+    for name, cost in stage_costs(trials).items():
+        rows.append(
+            (
+                name,
+                str(cost.asked),
+                str(cost.executed),
+                str(cost.asked - cost.executed),
+                duration(cost.executed_seconds),
+                duration(cost.independent_seconds),
+            )
+        )
+    rows.append(
+        (
+            "all",
+            str(sweep.asked),
+            str(sweep.executed),
+            str(sweep.served),
+            duration(sweep.executed_seconds),
+            duration(sweep.independent_seconds),
+        )
+    )
+    columns = ("stage", "asked for", "executed", "from the store", "time", "independent trials")
+    states = {status: sum(trial.status == status for trial in trials) for status in ("finished", "failed", "pruned")}
+    ratio = ""
+    if sweep.executed_seconds > 0:
+        ratio = f", {sweep.independent_seconds / sweep.executed_seconds:.1f} times less than independent trials"
+    note = (
+        f"{', '.join(f'{number} {status}' for status, number in states.items() if number)} of {len(trials)} trials. "
+        f"Executed stages took {duration(sweep.executed_seconds)}{ratio}; wall time {duration(sweep.wall_seconds)}. "
+        "Independent: every trial computes all its stages itself."
+    )
+    return Table("Cost and reuse", columns, tuple(rows), frozenset(columns[1:]), note)
+
+
+def importance_table(importances: Mapping[str, Mapping[str, float]]) -> Table:
+    """Share of each key by each way."""
+    names = dict.fromkeys(key for shares in importances.values() for key in shares)
+    order = sorted(names, key=lambda key: -max(shares.get(key, 0.0) for shares in importances.values()))
+    rows = tuple((key, *(percent(shares.get(key)) for shares in importances.values())) for key in order)
+    columns = ("key", *importances)
+    note = "Share of the variation of the value among the finished trials, percent; it says nothing of other ranges."
+    return Table("Importance of the searched keys", columns, rows, frozenset(columns[1:]), note)
+
+
+def top_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
+    """The best trials, with what they change."""
+    sign = -1 if sweep.mode == "max" else 1
+    found = sorted(finished(trials, sweep.metric), key=lambda trial: (sign * trial.values[sweep.metric], trial.number))
+    held_out = any(trial.held_out is not None for trial in found)
+    columns = ("trial", "value", *(("held out",) if held_out else ()), "time on its own", "spent", "settings")
+    rows = tuple(
+        (
+            str(trial.number),
+            percent(trial.values[sweep.metric]),
+            *((percent(trial.held_out),) if held_out else ()),
+            duration(trial.cost_seconds),
+            duration(trial.spent_seconds),
+            _settings(sweep, trial),
+        )
+        for trial in found[:_TOP]
+    )
+    note = f"The best {len(rows)} of {len(found)}; trials.csv holds all." if len(found) > len(rows) else ""
+    return Table("Best trials", columns, rows, frozenset(columns[:-1]), note)
+
+
+def failed_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
+    """Failed and pruned trials with their reasons."""
+    rows = tuple(
+        (str(trial.number), trial.status, trial.reason or "no reason recorded", _settings(sweep, trial))
+        for trial in trials
+        if trial.status in ("failed", "pruned")
+    )
+    return Table("Trials without a value", ("trial", "status", "reason", "settings"), rows, frozenset({"trial"}))
+
+
+def trials_csv(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
+    """One line for each trial: status, values (fractions), costs (seconds), every key of the space."""
+    numbers = ("default_value", "oracle", "chosen", "held_out", "label_free", "low", "high", "threshold")
+    columns = (
+        *("trial", "status", "batch", "outer_key", "seed", "value", *numbers),
+        *("cost_seconds", "spent_seconds", "asked", "executed", "reason", *(key.key for key in sweep.space)),
+    )
+    rows = []
+    for trial in trials:
+        value = trial.values.get(sweep.metric)
+        found = [getattr(trial, name) for name in numbers]
+        rows.append(
+            (
+                *(trial.number, trial.status, trial.batch, trial.outer_key, trial.seed, "" if value is None else value),
+                *("" if number is None else number for number in found),
+                *(
+                    trial.cost_seconds,
+                    trial.spent_seconds,
+                    len(trial.stages),
+                    sum(use.executed for use in trial.stages),
+                ),
+                trial.reason,
+                *(_raw(setting_of(sweep, trial, key)) for key in sweep.space),
+            )
+        )
+    return to_csv(columns, rows)
+
+
+def _compared(what: str, old: float, new: float, stage: str) -> tuple[str, ...]:
+    return (what, percent(old), percent(new), f"{100 * (new - old):+.2f}", stage, "")
+
+
+def _confirmed(each: ConfirmedSetting, seeds: Sequence[int]) -> tuple[str, ...]:
+    by_seed = dict(zip(each.seeds, each.values, strict=True))
+    several = len(each.values) > 1
+    return (
+        "recipe" if each.trial == 0 else f"trial {each.trial}",
+        *(percent(by_seed.get(seed)) for seed in seeds),
+        percent(each.mean),
+        percent(each.spread) if several else "-",
+        f"{percent(each.low)} to {percent(each.high)}" if several else "-",
+    )
+
+
+def _settings(sweep: SweepRecord, trial: TrialRecord) -> str:
+    """What a trial changes, keys of the curve included."""
+    changed = []
+    for key in sweep.space:
+        value = setting_of(sweep, trial, key)
+        if shown_value(value) not in ("-", shown_value(key.default)):
+            changed.append(f"{key.key}={shown_value(value)}")
+    return ", ".join(changed) or "the recipe"
+
+
+def _raw(value: object) -> object:
+    return "" if shown_value(value) == "-" else value

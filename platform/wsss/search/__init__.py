@@ -1,0 +1,1 @@
+"""Searches recipe settings across the stages of a pipeline. With `execution` the only package that imports Ray."""

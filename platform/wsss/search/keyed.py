@@ -1,0 +1,96 @@
+"""A method's pipeline under one recipe after the other, with the keys of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsss.data.dataset import Dataset
+from wsss.data.manifest import file_digest
+from wsss.errors import WsssError
+from wsss.evaluation.score_stages import SummaryConfig
+from wsss.method import Method
+from wsss.pipeline import Pipeline, Reads, ReduceStage, Stage, stage_keys
+
+
+class MetricError(WsssError):
+    """No stage makes the metric that a sweep is to improve."""
+
+
+@dataclass(frozen=True)
+class KeyedPipeline:
+    """A pipeline with the key of every stage."""
+
+    recipe: Any
+    pipeline: Pipeline
+    keys: dict[str, str]
+
+    def upstream(self, *targets: str) -> tuple[Stage, ...]:
+        """The named stages and all that they need, in order."""
+        wanted = set(targets)
+        for stage in reversed(self.pipeline.stages):
+            if stage.name in wanted:
+                wanted.update(stage.inputs.values())
+        return tuple(stage for stage in self.pipeline if stage.name in wanted)
+
+
+@dataclass
+class KeyedPipelines:
+    """Builds pipelines; what does not change between recipes (digests of data and files) is computed once."""
+
+    method: Method
+    dataset: Dataset
+    _digests: dict[Any, str] = field(default_factory=dict)
+
+    def of(self, recipe: Any) -> KeyedPipeline:
+        """The pipeline of a recipe. Raises whatever the method's pipeline raises (WsssError)."""
+        pipeline = self.method.pipeline(recipe, self.dataset)
+        return KeyedPipeline(recipe, pipeline, stage_keys(pipeline, self, self._file_digest))
+
+    def digest(self, image_list: str | None, reads: frozenset[Reads]) -> str:
+        """As `Dataset.digest`."""
+        return self._remembered((image_list, reads), lambda: self.dataset.digest(image_list, reads))
+
+    def _file_digest(self, path: Path) -> str:
+        return self._remembered(path, lambda: file_digest(path))
+
+    def _remembered(self, name: Any, compute: Callable[[], str]) -> str:
+        if name not in self._digests:
+            self._digests[name] = compute()
+        return self._digests[name]
+
+
+def metrics_of(pipeline: Pipeline) -> dict[str, str]:
+    """Metric name -> reduce stage that makes it, for the main number of every evaluation."""
+    found: dict[str, str] = {}
+    for stage in pipeline:
+        if isinstance(stage, ReduceStage):
+            found.update(dict.fromkeys(_made_by(stage), stage.name))
+    return found
+
+
+def metric_stage(pipeline: Pipeline, metric: str) -> str:
+    """The reduce stage that makes a metric.
+
+    Raises:
+        MetricError: naming the metrics that the pipeline makes.
+    """
+    found = metrics_of(pipeline)
+    if metric not in found:
+        raise MetricError(
+            f"no stage makes the metric {metric!r}",
+            "--metric",
+            f"metrics of this pipeline: {', '.join(found) or 'none'}",
+        )
+    return found[metric]
+
+
+def _made_by(stage: ReduceStage) -> tuple[str, ...]:
+    if stage.metrics:
+        return stage.metrics
+    config = stage.config
+    if isinstance(config, SummaryConfig):
+        return (f"{config.prefix}/miou_{config.split}{'_' + config.variant if config.variant else ''}",)
+    return ()

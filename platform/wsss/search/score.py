@@ -1,0 +1,180 @@
+"""Reads the value of a trial off its evaluation: the curve, the rule that chooses, the honest number beside it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
+from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
+from wsss.evaluation.counts import Counts as StoredCounts
+from wsss.evaluation.score_stages import half_of
+from wsss.search.record import CurvePoint, Select
+from wsss.store import Artifact
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CHOOSING, REPORTING = 0, 1
+_BOOTSTRAP_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """What `TrialRecord` holds of an evaluation; see there. `value` is what the search sees."""
+
+    value: float
+    threshold: float | None = None
+    default_value: float | None = None
+    oracle: float | None = None
+    chosen: float | None = None
+    held_out: float | None = None
+    low: float | None = None
+    high: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+    @property
+    def reported(self) -> float:
+        """The number to quote: on images that chose nothing, where the rule holds some out."""
+        return self.value if self.held_out is None else self.held_out
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Right, in the truth, predicted, of every image at every threshold.
+
+    Attributes:
+        images: (N, T, 3, C) int64; T is 1 without a curve.
+        thresholds: (T,); empty without a curve.
+        choosing: (N,) bool, images of the half that chooses.
+        mean_over: how the metric forms its mean.
+        default: index of the recipe's own threshold.
+    """
+
+    images: Array
+    thresholds: Array
+    choosing: Array
+    mean_over: MeanOver
+    default: int
+
+    def curve(self, images: Array) -> Array:
+        """mIoU (T,) of a subset of the images, given as a mask."""
+        total = self.images[images].sum(axis=0)
+        return np.asarray(
+            miou_from_counts(total[..., 0, :], total[..., 1, :], total[..., 2, :], self.mean_over), dtype=np.float64
+        )
+
+
+def score_of(
+    metric: str,
+    select: Select,
+    evaluation: Artifact,
+    scorer: Artifact | None,
+    limits: tuple[float, float] | None,
+) -> Score:
+    """The score of one evaluation.
+
+    Args:
+        metric: name in the evaluation's metrics; mIoU as a fraction.
+        evaluation: artifact of the reduce stage; scorer: of the stage with the confusion matrix of each image.
+        limits: range of the thresholds that may be chosen; None: the threshold is not searched.
+    """
+    value = float(evaluation.json("metrics.json")[metric])
+    counts = read_counts(metric, value, evaluation, scorer)
+    if counts is None:
+        return Score(value=value, default_value=value)
+    return score_counts(counts, select, limits, value)
+
+
+def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | None, default_value: float) -> Score:
+    """The score from the counts of the images.
+
+    Rules: "default_threshold" takes the recipe's own threshold and all images; "oracle" the best threshold of all
+    images, by their masks; "held_out" the best threshold of one half of the images, and reports on the other half.
+    A threshold that is not searched (`limits` None) stays the recipe's.
+    """
+    everything = np.ones(len(counts.choosing), dtype=bool)
+    over_all = counts.curve(everything)
+    on_choosing, on_reporting = counts.curve(counts.choosing), counts.curve(~counts.choosing)
+    allowed = np.zeros(len(over_all), dtype=bool)
+    allowed[counts.default] = True
+    if limits is not None and len(counts.thresholds):
+        allowed |= (counts.thresholds >= limits[0] - 1e-9) & (counts.thresholds <= limits[1] + 1e-9)
+    by_rule = on_choosing if select == "held_out" else over_all
+    index = counts.default
+    if select != "default_threshold":
+        index = int(np.nanargmax(np.where(allowed, by_rule, -np.inf)))
+    best = int(np.nanargmax(np.where(allowed, over_all, -np.inf)))
+    images = ~counts.choosing if select == "held_out" else everything
+    interval = bootstrap_interval_from_counts(
+        counts.images[images][:, index], samples=_BOOTSTRAP_SAMPLES, mean_over=counts.mean_over
+    )
+    curve = tuple(
+        CurvePoint(float(threshold), float(a), float(b), float(c))
+        for threshold, a, b, c in zip(counts.thresholds, over_all, on_choosing, on_reporting, strict=False)
+    )
+    held = select == "held_out"
+    return Score(
+        value=float(by_rule[index]),
+        threshold=float(counts.thresholds[index]) if len(counts.thresholds) else None,
+        default_value=default_value,
+        oracle=float(over_all[best]),
+        chosen=float(on_choosing[index]) if held else None,
+        held_out=float(on_reporting[index]) if held else None,
+        low=interval.low,
+        high=interval.high,
+        curve=curve,
+    )
+
+
+def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
+    """Counts of each image behind a metric; None when the evaluation keeps none, or only one half has images."""
+    arrays = _arrays(evaluation)
+    suffix = _variant(metric, arrays)
+    if suffix is None:
+        return None
+    per_image = arrays[f"image_counts{suffix}"].astype(np.int64)
+    names = [str(name) for name in arrays[f"images{suffix}"]]
+    choosing = np.array([half_of(name) == CHOOSING for name in names])
+    mean_over = _mean_over(per_image, value)
+    if mean_over is None or choosing.all() or not choosing.any():
+        return None
+    thresholds = arrays.get(f"thresholds{suffix}")
+    if thresholds is None or scorer is None:
+        return Counts(per_image[:, None], np.zeros(0), choosing, mean_over, 0)
+    default = next(
+        index for index, row in enumerate(evaluation.json("tables.json")[f"curve{suffix}"]) if row["default"]
+    )
+    curves = np.stack([_image_curve(StoredCounts.read(scorer.arrays(name)).dense()) for name in names])
+    return Counts(curves, thresholds.astype(np.float64), choosing, mean_over, default)
+
+
+def _image_curve(confusion: Array) -> Array:
+    """(T, C, C) -> (T, 3, C)."""
+    return np.stack(intersections_and_totals(confusion), axis=-2)
+
+
+def _arrays(evaluation: Artifact) -> Mapping[str, Array]:
+    if "arrays.npz" not in evaluation.files:
+        return {}
+    with np.load(io.BytesIO(evaluation.path("arrays.npz").read_bytes()), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _variant(metric: str, arrays: Mapping[str, Array]) -> str | None:
+    """Ending of the array names that belong to the metric: "" or "_crf"."""
+    endings = [name.removeprefix("image_counts") for name in arrays if name.startswith("image_counts")]
+    fitting = [ending for ending in endings if metric.endswith(ending)]
+    return max(fitting, key=len, default=None)
+
+
+def _mean_over(per_image: Array, value: float) -> MeanOver | None:
+    """The mean that gives the reported number, so that halves are scored like the whole."""
+    total = per_image.sum(axis=0)
+    for mean_over in ("defined", "truth"):
+        score = miou_from_counts(total[0], total[1], total[2], cast(MeanOver, mean_over))
+        if abs(float(score) - value) < 1e-9:
+            return cast(MeanOver, mean_over)
+    return None

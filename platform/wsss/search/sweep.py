@@ -1,0 +1,259 @@
+"""A sweep from its plan to the best recipe: search, confirmation, records.
+
+The same request is the same sweep: killed at any point, it continues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsss.execution.cluster import connect
+from wsss.execution.run import check_schedulable, data_digest
+from wsss.plan import Plan
+from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
+from wsss.search.batch import BatchEvaluator, Evaluation
+from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
+from wsss.search.keyed import metric_stage
+from wsss.search.ledger import Ledger
+from wsss.search.nested import NestedSearch
+from wsss.search.prepare import PreparedSweep, SweepError
+from wsss.search.record import (
+    BEST_FILE,
+    STUDY_FILE,
+    SWEEP_FILE,
+    ConfirmedSetting,
+    SweepRecord,
+    TrialRecord,
+    load_sweep,
+)
+from wsss.search.tuning import run_tune
+from wsss.tracking.provenance import collect_provenance
+from wsss.tracking.redact import redact_text
+from wsss.tracking.tracker import open_tracker
+
+
+class SweepObserver:
+    """Who is shown the progress of a sweep; shows nothing by default."""
+
+    def trial(self, trial: TrialRecord, record: SweepRecord) -> None:
+        """A trial ended."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+
+def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
+    """Search, confirm, write best.yaml, and return the record. Continues what an earlier attempt left.
+
+    Raises:
+        SweepError: another process runs the sweep.
+        KeyboardInterrupt: it was stopped; the same request continues.
+        WsssError: nothing could be evaluated at all.
+    """
+    request, folder = prepared.request, prepared.folder
+    with _only_process(folder):
+        record = _open_record(prepared)
+        record.save(folder)
+        home = request.home.absolute()
+        tracker = open_tracker(request.tracking_uri, home, f"{record.dataset}/{record.method}")
+        ledger = Ledger(record, folder, tracker, request.study_url or f"sqlite:///{folder / STUDY_FILE}")
+        try:
+            search = _search(prepared, ledger.trials)
+            if not search.finished:
+                _evaluate(prepared, search, ledger, observer)
+            _declare(prepared, ledger, observer)
+            ledger.update(status="finished", error="", ended=time.time())
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            text = "stopped" if stopped else str(error) or type(error).__name__
+            ledger.update(status="stopped" if stopped else "failed", error=text, ended=time.time())
+            ledger.close()
+            tracker.close(wait_seconds=5)
+            raise
+        ledger.close()
+        message = tracker.close(wait_seconds=20).message
+        if message:
+            observer.message(message)
+        return ledger.record
+
+
+def _search(prepared: PreparedSweep, trials: Mapping[int, TrialRecord]) -> NestedSearch:
+    recipe = prepared.request.recipe
+
+    def fits(settings: Mapping[str, Any]) -> bool:
+        try:
+            change_recipe(recipe, settings)
+        except RecipeError:
+            return False
+        return True
+
+    search = NestedSearch(prepared.keys, flat_dict(recipe), prepared.plan, fits)
+    search.restore(list(trials.values()))
+    return search
+
+
+def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, observer: SweepObserver) -> None:
+    _connect(prepared)
+    run_tune(
+        search,
+        ledger,
+        evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance),
+        rungs=prepared.rungs,
+        concurrency=prepared.request.concurrency,
+        on_trial=lambda trial: observer.trial(trial, ledger.record),
+        show=observer.message,
+    )
+
+
+def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any]) -> Evaluation:
+    """What the trials of a sweep have in common."""
+    request = prepared.request
+    return Evaluation(
+        method=request.method,
+        recipe=request.recipe,
+        recipe_name=request.recipe_name,
+        home=request.home.absolute(),
+        store_url=request.store_url,
+        metric=request.metric,
+        select=request.select,
+        limits=prepared.limits,
+        run_id=run_id,
+        code=code,
+    )
+
+
+def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:
+    """Refuse what such a cluster can never hold. Raises SchedulingError."""
+    # Settings recompute stages that the store holds for the recipe itself.
+    changed = {stage.stage.name for stage in prepared.expected() if stage.executions > 0}
+    stages = tuple(
+        replace(planned, needed=planned.needed or planned.stage.name in changed) for planned in prepared.run.plan.stages
+    )
+    check_schedulable(replace(prepared.run, plan=Plan(stages)), cpus, gpus, largest_node_cpus, grows)
+
+
+def _connect(prepared: PreparedSweep) -> None:
+    have = connect()
+    check_capacity(prepared, int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling)
+
+
+def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> None:
+    """Confirm the best settings under other seeds, where asked for, and write the best recipe."""
+    request = prepared.request
+    best = best_of(list(ledger.trials.values()), request.metric, prepared.keys)
+    if best is None:
+        failed = ledger.trials.get(0)
+        raise SweepError(
+            "the recipe itself could not be evaluated" + (f": {failed.reason}" if failed and failed.reason else ""),
+            f"sweep {prepared.sweep_id}, trial 0",
+            "make the recipe run (`wsss run`), then begin a new sweep with --new",
+        )
+    if request.select == "held_out" and ledger.trials[0].held_out is None:
+        note = f"{request.metric} has no counts per image: chosen and reported on the same images"
+        ledger.update(notes=(note,))
+    if request.confirm_top and request.confirm_seeds:
+        confirmations = _confirm(prepared, ledger, observer)
+        best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys)
+        ledger.update(confirmations=tuple(confirmations))
+    ledger.update(best=best)
+    write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
+
+
+def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> list[ConfirmedSetting]:
+    request = prepared.request
+    top = [trial for trial in ranked(list(ledger.trials.values()), request.metric) if trial.number != 0]
+    chosen = [ledger.trials[0], *top[: request.confirm_top]]
+    _connect(prepared)
+    evaluator = BatchEvaluator(evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
+    settings = [
+        evaluator.open(trial.number, {**trial.settings, "seed": seed})
+        for trial in chosen
+        for seed in request.confirm_seeds
+    ]
+    evaluator.advance(settings, request.metric)
+    outcomes = evaluator.outcomes(settings)
+    confirmations = []
+    for trial in chosen:
+        scores = [outcome.score for outcome in outcomes if outcome.number == trial.number]
+        if any(score is None for score in scores):
+            observer.message(f"trial {trial.number} failed under another seed and is not confirmed")
+            continue
+        found = [score for score in scores if score is not None]
+        values = [score.reported for score in found]
+        if trial.number == 0:
+            values = [recipe_numbers(score, score.value, prepared.keys)[1] for score in found]
+        confirmations.append(confirm(trial.number, request.confirm_seeds, values))
+    if not confirmations or confirmations[0].trial != 0:
+        raise SweepError("the recipe itself failed under another seed", "--confirm-seeds", "look at the message above")
+    return confirmations
+
+
+def _open_record(prepared: PreparedSweep) -> SweepRecord:
+    request, plan = prepared.request, prepared.plan
+    path = prepared.folder / SWEEP_FILE
+    provenance = collect_provenance().as_dict()
+    changes: dict[str, Any] = {
+        "trials": plan.trials,
+        "inner_trials": plan.inner_trials,
+        "batch": plan.batch,
+        "concurrency": request.concurrency,
+        "provenance": provenance,
+        "status": "running",
+        "error": "",
+    }
+    if path.is_file():
+        record = load_sweep(prepared.folder)
+        if record.identity != prepared.identity:
+            raise SweepError(
+                "another sweep has this name: its recipe, space, metric, rule, sampler or seed differ",
+                str(prepared.folder),
+                "choose another --name, or leave it out",
+            )
+        return replace(record, **changes)
+    return SweepRecord(
+        sweep_id=prepared.sweep_id,
+        method=request.method.name,
+        recipe_name=request.recipe_name,
+        recipe=to_dict(request.recipe),
+        dataset=prepared.run.dataset.name,
+        store_url=prepared.run.store.url,
+        space_name=prepared.space.name,
+        space=prepared.keys,
+        metric=request.metric,
+        metric_stage=metric_stage(prepared.base.pipeline, request.metric),
+        select=request.select,
+        objectives=prepared.objectives,
+        sampler=request.sampler,
+        seed=request.seed,
+        seeds=(int(request.recipe.seed),),
+        data_digest=data_digest(prepared.run),
+        scheduler="asha" if prepared.rungs else "none",
+        rungs=prepared.rungs,
+        identity=prepared.identity,
+        study_url=redact_text(request.study_url or f"sqlite:///{prepared.folder / STUDY_FILE}"),
+        **changes,
+    )
+
+
+@contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """One process at a time writes a sweep's records; the lock ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SweepError(
+                "another process runs this sweep", str(folder), "wait for it, or begin another one with --new"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
