@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.evaluation.confusion import confusion_matrix
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.segmentation_metrics import selection_metrics
 from wsss.pipeline import Arrays, Reduction, StageContext
 from wsss.schedules import polynomial_decay

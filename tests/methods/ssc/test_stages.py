@@ -148,7 +148,7 @@ def test_every_variant_of_the_crf_is_scored(case: Case) -> None:
         assert f"segmentation/miou_val{variant}" in metrics
         assert f"segmentation/miou_val{variant}_low" in metrics
         assert metrics[f"segmentation/miou_val{variant}_all_background"] > 0
-    arrays = case.artifact("segmentation").arrays(case.dataset.lists["val"][0])
+    arrays = case.artifact("segmentation_predictions").arrays(case.dataset.lists["val"][0])
     for name in ("confusion", "confusion_crf", "confusion_crf_raw"):
         assert Counts.read(arrays, name).dense().sum() > 0
     assert "segmentation/oracle_iterations_val" not in metrics, "without the CRF there is nothing to choose"
