@@ -16,7 +16,9 @@ from tests.parity.wsfcn_fixtures import DescribedFixture
 from wsss.data.random_resized_crop import CropBox
 from wsss.evaluation.confusion import confusion_matrix, iou, pixel_accuracy
 from wsss_methods.wsfcn.inference import (
-    DenseCrf,
+    PUBLISHED_ALPHA,
+    PUBLISHED_CRF,
+    DenseCrfSettings,
     best_scores,
     content,
     label_after_crf,
@@ -65,10 +67,10 @@ def check_merge(fixture: DescribedFixture) -> None:
     merged = torch.stack(cut).mean(dim=0).numpy()
     keys = np.flatnonzero(fixture.input("labels")[0]) + 1
     background = prose_number(fixture.what, rf"background constant {_NUMBER}", 0.25)
-    alpha = prose_number(fixture.what, r"\(1 - max foreground\)\^(\d+)", 5)
-    _expect_predictions(fixture, image, merged[keys], keys, background, DenseCrf(alpha=alpha), len(merged))
+    alpha = prose_number(fixture.what, r"\(1 - max foreground\)\^(\d+)", PUBLISHED_ALPHA)
+    _expect_predictions(fixture, image, merged[keys], keys, background, alpha, len(merged))
     probabilities = with_power_background(merged[keys], keys, alpha, len(merged))
-    fixture.expect("crf_q", refined_probabilities(image, probabilities, DenseCrf(alpha=alpha)))
+    fixture.expect("crf_q", refined_probabilities(image, probabilities, PUBLISHED_CRF))
 
 
 def check_chain(fixture: DescribedFixture) -> None:
@@ -85,9 +87,9 @@ def check_chain(fixture: DescribedFixture) -> None:
     present = best_scores(soft.scores) > settings["fp_cut_score"]
     fixture.expect("labels", present.astype(np.uint8))
     keys = np.flatnonzero(present) + 1
-    crf = DenseCrf(alpha=settings["crf_alpha"])
+    alpha = settings["crf_alpha"]
     _expect_predictions(
-        fixture, image, soft.masks[keys - 1], keys, settings["bg_score"], crf, network.structure.num_classes
+        fixture, image, soft.masks[keys - 1], keys, settings["bg_score"], alpha, network.structure.num_classes
     )
 
 
@@ -97,14 +99,14 @@ def _expect_predictions(
     masks: np.ndarray,
     keys: np.ndarray,
     background: float,
-    crf: DenseCrf,
+    alpha: float,
     classes: int,
 ) -> None:
     merged = np.zeros((classes, *image.shape[:2]), dtype=np.float32)
     merged[0], merged[keys] = background, masks
     fixture.expect("merged", merged)
     fixture.expect("pred", label_from_masks(masks, keys, background))
-    fixture.expect("pred_crf", label_after_crf(image, masks, keys, classes, crf))
+    fixture.expect("pred_crf", label_after_crf(image, masks, keys, classes, alpha, PUBLISHED_CRF))
 
 
 def check_crf(fixture: DescribedFixture) -> None:
@@ -117,7 +119,7 @@ def check_crf(fixture: DescribedFixture) -> None:
     few = int(prose_number(fixture.what, r"and (\d+) iteration\b", 1))
     refined: dict[int, np.ndarray] = {}
     for iterations in (settings["iterations"], few):
-        crf = DenseCrf(
+        crf = DenseCrfSettings(
             iterations=iterations,
             gaussian_sxy=settings["gaussian"]["sxy"],
             gaussian_compat=settings["gaussian"]["compat"],

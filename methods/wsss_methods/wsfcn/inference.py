@@ -19,16 +19,27 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class DenseCrf:
-    """Dense CRF of the last step; deviations in pixels (xy) and grey levels (rgb), defaults as published."""
+class DenseCrfSettings:
+    """Kernels and steps of the dense CRF; deviations in pixels (xy) and grey levels (rgb)."""
 
-    alpha: float = 5.0
-    iterations: int = 10
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 30.0
-    bilateral_srgb: float = 13.0
-    bilateral_compat: float = 10.0
+    iterations: int
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+
+
+# WS-FCN, section 7, step 5; the background is (1 - largest class) ** PUBLISHED_ALPHA.
+PUBLISHED_CRF = DenseCrfSettings(
+    iterations=10,
+    gaussian_sxy=3.0,
+    gaussian_compat=3.0,
+    bilateral_sxy=30.0,
+    bilateral_srgb=13.0,
+    bilateral_compat=10.0,
+)
+PUBLISHED_ALPHA = 5.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ def with_power_background(masks: Array, keys: Array, alpha: float, num_classes: 
     return probabilities
 
 
-def refined_probabilities(image: Array, probabilities: Array, crf: DenseCrf) -> Array:
+def refined_probabilities(image: Array, probabilities: Array, crf: DenseCrfSettings) -> Array:
     """Marginals of the dense CRF over all classes, float32 (C, H, W). image: uint8 (H, W, 3) RGB."""
     return dense_crf(
         image,
@@ -121,7 +132,9 @@ def refined_probabilities(image: Array, probabilities: Array, crf: DenseCrf) -> 
     )
 
 
-def label_after_crf(image: Array, masks: Array, keys: Array, num_classes: int, crf: DenseCrf) -> Array:
+def label_after_crf(
+    image: Array, masks: Array, keys: Array, num_classes: int, alpha: float, crf: DenseCrfSettings
+) -> Array:
     """Labels after the CRF, uint8 (H, W); all `num_classes` take part, as published."""
-    probabilities = with_power_background(masks, keys, crf.alpha, num_classes)
+    probabilities = with_power_background(masks, keys, alpha, num_classes)
     return refined_probabilities(image, probabilities, crf).argmax(axis=0).astype(np.uint8)

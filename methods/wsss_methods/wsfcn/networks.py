@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +183,7 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float,
     multipliers: tuple[float, float, float, float],
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Parameters that are trained, in the four published groups and their order (WS-FCN, section 6).
 
     Weights and biases of the body, then weights and biases of everything new; norms count by the same rule. Biases

@@ -16,7 +16,7 @@ from wsss.evaluation.score_stages import (
     thresholds_with,
 )
 from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
-from wsss_methods.wsfcn.inference import DenseCrf
+from wsss_methods.wsfcn.inference import DenseCrfSettings
 from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
 from wsss_methods.wsfcn.stage_configs import (
     CandidateConfig,
@@ -180,7 +180,7 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
             MapStage(
                 name=named("crf"),
                 version=1,
-                config=CrfConfig(presence, _dense_crf(recipe)),
+                config=CrfConfig(presence, recipe.crf.alpha, _dense_crf(recipe)),
                 inputs={"scores": "segmentation_scores"},
                 reads=IMAGES | labels,
                 image_list="val",
@@ -211,10 +211,9 @@ def _active(train: TrainSettings) -> TrainSettings:
     return train if train.lr_schedule == "poly" else replace(train, lr_power=TrainSettings().lr_power)
 
 
-def _dense_crf(recipe: WsFcnRecipe) -> DenseCrf:
+def _dense_crf(recipe: WsFcnRecipe) -> DenseCrfSettings:
     crf = recipe.crf
-    return DenseCrf(
-        alpha=crf.alpha,
+    return DenseCrfSettings(
         iterations=crf.iters,
         gaussian_sxy=crf.gauss_sxy,
         gaussian_compat=crf.gauss_compat,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wsss_methods.wsfcn.inference import DenseCrf
+from wsss_methods.wsfcn.inference import DenseCrfSettings
 from wsss_methods.wsfcn.recipe import InferenceSettings, NetworkSettings, PseudoLabelSettings, TrainSettings
 
 
@@ -90,4 +90,5 @@ class CrfConfig:
     """S2c."""
 
     presence: PresenceConfig
-    crf: DenseCrf
+    alpha: float
+    crf: DenseCrfSettings

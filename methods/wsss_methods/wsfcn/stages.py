@@ -237,6 +237,6 @@ def build_crf_predictions(context: StageContext) -> Callable[[str], Arrays]:
     def predict(name: str) -> Arrays:
         masks, keys = present_masks(artifact.arrays(name), config.presence, context, name)
         image = context.data.image(name)
-        return {"prediction": label_after_crf(image, masks, keys, context.data.num_classes, config.crf)}
+        return {"prediction": label_after_crf(image, masks, keys, context.data.num_classes, config.alpha, config.crf)}
 
     return predict

@@ -62,7 +62,7 @@ def test_official_names_go_both_ways() -> None:
 def test_every_trained_parameter_is_in_one_group_and_biases_do_not_decay() -> None:
     network = WsFcn(Structure(4, "vgg16", NARROW, head_width=8))
     groups = parameter_groups(network, learning_rate=0.1, weight_decay=0.5, multipliers=(1, 2, 3, 4))
-    names = [name for group in groups for name in group["names"]]  # type: ignore[attr-defined]
+    names = [name for group in groups for name in group["names"]]
     assert len(names) == len(set(names))
     assert set(names) == {official_name(n) for n, p in network.named_parameters() if p.requires_grad}
     assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.2, 0.3, 0.4])
