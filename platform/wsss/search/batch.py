@@ -21,8 +21,8 @@ from wsss.execution.run import (
     compute_stage,
     publish_stage,
     stage_job,
-    stage_resources,
 )
+from wsss.execution.scheduling import stage_resources
 from wsss.method import Method
 from wsss.pipeline import MapStage, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
