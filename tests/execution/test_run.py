@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.data.coco_set import write_coco
 from tests.execution import toy_method
 
-from wsss.data.dataset import DatasetConfig, load_dataset
 from wsss.data.view import LabelFirewallError
 from wsss.errors import WsssError
 from wsss.execution.run import SchedulingError, check_schedulable, prepare_run
@@ -143,22 +141,6 @@ def test_training_can_not_open_masks(cluster: None, shared_home: Path, undisturb
     with pytest.raises(LabelFirewallError):
         # The same home: the masks that the training worker reaches for are those of its own data set.
         toy_method.run(shared_home, [*SMALL, f"faults={faults}", "seed=7", "execution.max_failures=0"])
-
-
-def test_coco_trains_from_labels_made_before_and_can_not_open_what_masks_are_made_of(
-    cluster: None, tmp_path: Path
-) -> None:
-    root = write_coco(tmp_path / "coco")
-    data = ["dataset.name=coco2014", f"dataset.root={root}", "execution.max_failures=0"]
-    result = toy_method.run(tmp_path, data)
-    assert statuses(result) == {"toy_train": "executed", "toy_score": "executed", "toy_mean": "executed"}
-    assert result.record.protocol["masks"].startswith("made from the instances")
-    dataset = load_dataset(DatasetConfig(name="coco2014", root=root), tmp_path)
-    dataset.prepare_masks("train")
-    faults = planned_faults(tmp_path / "faults", "read-a-mask")
-    (faults / "mask-folder").symlink_to(dataset.mask_path(dataset.names("train")[0], "train").parent)
-    with pytest.raises(LabelFirewallError):
-        toy_method.run(tmp_path, [*data, f"faults={faults}", "seed=7"])
 
 
 def test_what_can_never_be_scheduled_is_refused_at_once(tmp_path: Path) -> None:
