@@ -8,6 +8,7 @@ from wsss.evaluation.confusion import EvaluationError, miou_from_counts
 from wsss.evaluation.selection import (
     best_setting,
     choose,
+    counts_of_settings,
     half_of,
     in_selection_part,
     label_free_choice,
@@ -126,6 +127,22 @@ def test_interval_of_a_gain_is_narrower_than_that_of_a_number():
     row = by_rule(counts, names_of(100))["oracle"]
     assert row.settings == (1,) and row.gain.low > 0
     assert row.gain.high - row.gain.low < 0.1 * (row.miou.high - row.miou.low)
+
+
+def test_counts_of_settings_are_aligned_by_name():
+    counts, names = random_counts(4, 2, 5), names_of(5)
+    order = [3, 1, 4, 0, 2]
+    second = {"image_counts_crf": counts[1][order], "images_crf": np.array(names)[order], "image_counts": counts[0]}
+    evaluations = [{"image_counts_crf": counts[0], "images_crf": np.array(names)}, second]
+    stacked, found = counts_of_settings(evaluations, "crf")
+    assert found == names and np.array_equal(stacked, counts)
+    second["images_crf"] = np.array([*names[:4], "another"])
+    with pytest.raises(EvaluationError, match="setting 1 was evaluated on 5 images"):
+        counts_of_settings(evaluations, "crf")
+    with pytest.raises(EvaluationError, match="setting 0 keeps no counts"):
+        counts_of_settings(evaluations)
+    with pytest.raises(EvaluationError, match="no setting"):
+        counts_of_settings([])
 
 
 def test_criterion_without_a_value_for_some_images():

@@ -127,10 +127,13 @@ def list_store(url: str, home: Path) -> None:
 
 
 def _layouts(method: Method, stage: Stage) -> str:
-    exporters = [exporter for exporter in method.exporters.values() if exporter.stage == stage.name]
-    return "; ".join(
-        f"{exporter.description} ({'export, import' if exporter.read else 'export'})" for exporter in exporters
-    )
+    found: list[str] = []
+    for name, exporter in method.exporters.items():
+        if exporter.stage == stage.name:
+            ways = ["export", *(["import"] if exporter.read else [])]
+            ways += ["--from-checkpoint"] if method.released is not None and method.released.layout == name else []
+            found.append(f"{exporter.description} ({', '.join(ways)})")
+    return "; ".join(found)
 
 
 def _value(value: object) -> str:

@@ -10,7 +10,7 @@ honest numbers beside that one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,39 @@ def select(
         gain = paired_comparison_from_counts(chosen_counts, counts[default][over], **options)
         result.append(Selected(rule, settings, int(over.sum()), interval, gain, used_masks))
     return tuple(result)
+
+
+def counts_of_settings(evaluations: Sequence[Mapping[str, Array]], variant: str = "") -> tuple[Array, list[str]]:
+    """What `select` needs, from the arrays that evaluation stages store ("image_counts", "images").
+
+    evaluations: arrays of each setting's evaluation. variant: ending of the number's name, e.g. "crf".
+    Returns int64 (S, N, 3, C) and the names of the N images, sorted.
+    Raises EvaluationError when settings were evaluated on different images, or keep no counts.
+    """
+    ending = f"_{variant}" if variant else ""
+    names: list[str] | None = None
+    stacked: list[Array] = []
+    for index, arrays in enumerate(evaluations):
+        if f"image_counts{ending}" not in arrays:
+            raise EvaluationError(
+                f"setting {index} keeps no counts of its images: image_counts{ending} is missing",
+                "counts_of_settings",
+                f"it holds: {', '.join(sorted(arrays)) or 'nothing'}",
+            )
+        found = [str(name) for name in arrays[f"images{ending}"]]
+        order = sorted(range(len(found)), key=found.__getitem__)
+        ordered = [found[position] for position in order]
+        if names is not None and ordered != names:
+            raise EvaluationError(
+                f"setting {index} was evaluated on {len(found)} images, the first one on {len(names)} or on others",
+                "counts_of_settings",
+                "compare settings of one data set and one image list",
+            )
+        names = ordered
+        stacked.append(np.asarray(arrays[f"image_counts{ending}"])[order].astype(np.int64))
+    if names is None:
+        raise EvaluationError("there is no setting", "counts_of_settings", "give at least one evaluation")
+    return np.stack(stacked), names
 
 
 def label_free_choice(criterion: Array) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from wsss.evaluation.bootstrap import PairedComparison, bootstrap_interval_from_counts, paired_comparison_from_counts
 from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
+from wsss.evaluation.counts import Counts as StoredCounts
 from wsss.evaluation.selection import half_of
 from wsss.search.record import CurvePoint, Select
 from wsss.store import Artifact
@@ -164,13 +165,13 @@ def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifac
     default = next(
         index for index, row in enumerate(evaluation.json("tables.json")[f"curve{suffix}"]) if row["default"]
     )
-    curves = np.stack([_image_curve(scorer.arrays(name)["confusion"]) for name in names])
+    curves = np.stack([_image_curve(StoredCounts.read(scorer.arrays(name)).dense()) for name in names])
     return Counts(curves, thresholds.astype(np.float64), choosing, mean_over, default)
 
 
 def _image_curve(confusion: Array) -> Array:
     """(T, C, C) -> (T, 3, C)."""
-    return np.stack(intersections_and_totals(confusion.astype(np.int64)), axis=-2)
+    return np.stack(intersections_and_totals(confusion), axis=-2)
 
 
 def _arrays(evaluation: Artifact) -> Mapping[str, Array]:
