@@ -13,11 +13,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.utils.data import default_collate
-from wsss_methods.ssc.affinity_stages import build_affinity_training
-from wsss_methods.ssc.cam_stages import build_cam_training
 
 from wsss.pipeline import StageContext
 from wsss.train_task import Batch, TrainTask
+from wsss_methods.ssc.affinity_stages import build_affinity_training
+from wsss_methods.ssc.cam_stages import build_cam_training
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.segmentation_stages import build_segmentation_training
 

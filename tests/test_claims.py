@@ -145,3 +145,28 @@ def test_seeds_are_averaged_and_missing_numbers_named():
 def test_an_unverified_claim_says_so():
     claim = Claim(**{**CLAIM.__dict__, "source": "unverified"})
     assert "could not be verified" in verdict(claim, ours(72.7), PAPER).reason
+
+
+def test_released_models_are_held_against_claims_of_released_models_alone():
+    claim = Claim(**{**CLAIM.__dict__, "released": True})
+    released = OurProtocol(dataset="voc2012", recipe="paper", released=True)
+    assert verdict(claim, ours(72.7), released).outcome == "reproduced"
+    assert verdict(CLAIM, ours(72.7), PAPER).outcome == "reproduced"
+    for one, protocol, reason in (
+        (CLAIM, released, "ours is the released model"),
+        (claim, PAPER, "--from-checkpoint"),
+    ):
+        result = verdict(one, ours(72.7), protocol)
+        assert result.outcome == "not comparable" and reason in result.reason
+
+
+def test_released_is_a_switch_that_released_weights_need(tmp_path):
+    text = TEXT.replace("source: paper", "source: released_weights")
+    with pytest.raises(ClaimError, match="needs released: true"):
+        load_claims(write(tmp_path, text))
+    with pytest.raises(ClaimError, match="released is 'yes please', not true or false"):
+        load_claims(write(tmp_path, TEXT + "    released: yes please\n"))
+    (claim,) = load_claims(write(tmp_path, text + "    released: true\n"))
+    assert claim.released
+    (claim,) = load_claims(write(tmp_path, TEXT.replace("source: paper", "source: readme") + "    released: true\n"))
+    assert claim.released and claim.source == "readme"

@@ -45,6 +45,8 @@ class Claim:
         tolerance: percent points within which our number counts as reproduced.
         recipe: name of our recipe that follows the claim's protocol.
         chosen_by_masks: the claim's own protocol lets masks choose (a best epoch or threshold).
+        released: the number is that of the model that the authors released, as measured from its file; a training
+            of ours is not held against it, and a run from the released file is held against no other claim.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Claim:
     tolerance: float
     recipe: str = "paper"
     chosen_by_masks: bool = False
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class OurProtocol:
         deviations: anything else that keeps the numbers from being comparable (a list cut short, a stage's
             result taken in from elsewhere), each in a few words.
         chosen_by_masks: metric name -> stages before it that chose something by looking at masks.
+        released: the numbers are of a released model, not of a training of ours.
     """
 
     dataset: str
@@ -100,6 +104,7 @@ class OurProtocol:
     changed_settings: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     chosen_by_masks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,10 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
         obstacles.append(f"ours is on {protocol.dataset}, the claim on {claim.dataset}")
     if protocol.recipe != claim.recipe:
         obstacles.append(f"ours is recipe {protocol.recipe}, the claim needs {claim.recipe}")
+    if protocol.released and not claim.released:
+        obstacles.append("ours is the released model, the claim is not about its file")
+    if claim.released and not protocol.released:
+        obstacles.append("ours is trained here, the claim is of the released model (--from-checkpoint)")
     if protocol.changed_settings:
         obstacles.append(f"changed settings: {_some(protocol.changed_settings)}")
     obstacles.extend(protocol.deviations)
@@ -197,6 +206,7 @@ def verdicts(
 
 
 _NUMBERS = ("value", "tolerance")
+_SWITCHES = ("chosen_by_masks", "released")
 _RANGES = {"value": (0.0, 100.0), "tolerance": (0.0, 100.0)}
 
 
@@ -222,7 +232,7 @@ def _problems(entry: Any, index: int) -> list[str]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not low <= value <= high:
                 problems.append(f"{where}: {name} is {value!r}, not a number in [{low:g}, {high:g}] (percent)")
-        elif name == "chosen_by_masks":
+        elif name in _SWITCHES:
             if not isinstance(value, bool):
                 problems.append(f"{where}: {name} is {value!r}, not true or false")
         elif not isinstance(value, str) or not value.strip():
@@ -231,6 +241,8 @@ def _problems(entry: Any, index: int) -> list[str]:
             problems.append(f"{where}: metric {value!r} does not name the split {entry.get('split')!r}")
         elif name == "source" and value not in get_args(Source):
             problems.append(f"{where}: source is {value!r}, not one of {', '.join(get_args(Source))}")
+    if entry.get("source") == "released_weights" and entry.get("released") is not True:
+        problems.append(f"{where}: source is released_weights, which needs released: true")
     return problems
 
 

@@ -105,6 +105,22 @@ class Exporter:
 
 
 @dataclass(frozen=True)
+class ReleasedCheckpoint:
+    """How a run starts from the file of a released model.
+
+    Attributes:
+        layout: name of the exporter that reads the file; the file stands for that exporter's stage.
+        check: (file, recipe, dataset) -> None; raises WsssError naming what does not fit the recipe's networks.
+        pipeline: the pipeline whose part behind that stage is run, where the method's own asks for what only
+            training needs (ImageNet weights); None: the method's own.
+    """
+
+    layout: str
+    check: Callable[[Path, Any, Dataset], None]
+    pipeline: Callable[[Any, Dataset], Pipeline] | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """One published method: all that the command line needs to know about it."""
 
@@ -115,6 +131,7 @@ class Method:
     pipeline: Callable[[Any, Dataset], Pipeline]
     folder: Path
     exporters: Mapping[str, Exporter]
+    released: ReleasedCheckpoint | None = None
 
     def recipe_path(self, name: str) -> Path:
         """File of a shipped recipe ("demo", "mini", "paper")."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,8 +15,9 @@ from wsss.errors import WsssError
 from wsss.recipe import key_values
 
 if TYPE_CHECKING:
+    from wsss.data.dataset import Dataset
     from wsss.data.view import DataView
-    from wsss.store import Artifact
+    from wsss.store import Artifact, ArtifactWriter
     from wsss.train_task import TrainTask
 
 Reads = Literal["images", "image_labels", "masks"]
@@ -113,9 +114,16 @@ class TrainStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class MapStage(Stage):
-    """One image in, named arrays out. `build` loads models once and returns the per-image function."""
+    """One image in, named arrays out. `build` loads models once and returns the per-image function.
+
+    Attributes:
+        build_many: the same for several configurations of the stage at once, whose inputs may differ as well: image
+            name -> what the function of each `build` gives, in the order of the contexts. For stages that share work
+            between settings (a network's forward pass, a lattice); None: each is computed on its own.
+    """
 
     build: Callable[[StageContext], Callable[[str], Arrays]]
+    build_many: Callable[[Sequence[StageContext]], Callable[[str], Sequence[Arrays]]] | None = None
     kind: str = field(init=False, default="map")
 
 
@@ -131,6 +139,20 @@ class ReduceStage(Stage):
     compute: Callable[[StageContext], Reduction]
     metrics: tuple[str, ...] = ()
     kind: str = field(init=False, default="reduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportStage(Stage):
+    """Takes an official file, `files["checkpoint"]`, in as the artifact of the stage whose name it has.
+
+    Attributes:
+        read: (file, dataset, image names, writer) -> None; fills the writer.
+        description: the layout of the file, for people.
+    """
+
+    read: Callable[[Path, Dataset, tuple[str, ...], ArtifactWriter], None]
+    description: str
+    kind: str = field(init=False, default="import")
 
 
 class DataDigests(Protocol):
@@ -198,6 +220,17 @@ class Pipeline:
         raise PipelineError(
             f"there is no stage {name!r}", "pipeline", "stages: " + ", ".join(s.name for s in self.stages)
         )
+
+    def starting_with(self, first: Stage) -> Pipeline:
+        """The stage `first`, which has no inputs, in place of the one of its name; what is behind it, and what else
+        that needs. PipelineError if no stage has its name.
+        """
+        self.stage(first.name)
+        wanted = self.downstream(first.name) - {first.name}
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted.update(upstream for upstream in stage.inputs.values() if upstream != first.name)
+        return replace(self, stages=(first, *(stage for stage in self.stages if stage.name in wanted)))
 
     def downstream(self, name: str) -> set[str]:
         """The stage and everything that depends on it."""

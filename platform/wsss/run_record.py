@@ -44,7 +44,7 @@ class StageResult:
 
 @dataclass
 class RunRecord:
-    """One run, finished or not."""
+    """One run, finished or not. `checkpoint`: file of the released model that it started from, or empty."""
 
     run_id: str
     method: str
@@ -62,6 +62,7 @@ class RunRecord:
     started: float = field(default_factory=time.time)
     ended: float = 0.0
     stages: list[StageResult] = field(default_factory=list)
+    checkpoint: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -57,10 +57,13 @@ class TrainTask:
             counts of all workers and micro-batches and divides each sum by it, so a loss that is a ratio
             over the batch is exact under any split.
         loss_weights: factor of each loss in the total.
+        statistics: names among those that the module returns which are no losses: divided by their count like the
+            losses and logged as `statistic/<name>`, but no part of the total. Return them detached.
         samples: training samples; an epoch draws them in an order given by seed and epoch alone.
         group_size: consecutive samples that must stay on one worker and in one micro-batch.
         trained_weights: file stem -> state dict (official names) of the current weights.
         candidate_every: keep the weights after every so many epochs for a later selection stage; 0: never.
+        candidates_after: but not of the first so many epochs.
         precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU; a CPU
             computes in float32 either way.
         find_unused_parameters: passed to DDP; needed when some parameters get no gradient in some steps.
@@ -76,6 +79,8 @@ class TrainTask:
     trained_weights: Callable[[], dict[str, dict[str, Tensor]]]
     group_size: int = 1
     candidate_every: int = 0
+    candidates_after: int = 0
+    statistics: tuple[str, ...] = ()
     precision: Literal["float32", "amp"] = "float32"
     find_unused_parameters: bool = False
 

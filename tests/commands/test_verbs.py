@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.commands.conftest import SMALL, Checkout
 
-from wsss.commands.import_artifact import source_digest
 from wsss.commands.main import VERBS, main, usage
 from wsss.data.dataset import Dataset
+from wsss.execution.import_stage import source_digest
 from wsss.method import Exporter
 from wsss.run_record import find_runs
 from wsss.store import Artifact, ArtifactWriter
@@ -159,7 +159,7 @@ def test_data_check_counts_and_finds_what_is_wrong(capsys: pytest.CaptureFixture
     assert wsss("data", "check", "shapes", *SMALL) == 1
     assert "error: " in capsys.readouterr().out
     assert wsss("data", "check", "shapes", "dataset.shapes.trian=1") == 2
-    assert wsss("data", "fetch", "coco") == 2
+    assert wsss("data", "fetch", "coco2015") == 2
 
 
 @pytest.mark.usefixtures("home")

@@ -22,6 +22,7 @@ from wsss.errors import WsssError
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
 from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settings_of
+from wsss.released import check_checkpoint, pipeline_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("demo", "mini", "paper")
@@ -287,6 +288,20 @@ def test_exporters_belong_to_stages(method: Method, shapes_home: Path) -> None:
     for name, exporter in method.exporters.items():
         assert exporter.description.strip(), name
         assert exporter.stage in stages, name
+
+
+def test_a_released_model_has_a_layout_and_is_checked(method: Method, shapes_home: Path, tmp_path: Path) -> None:
+    if method.released is None:
+        pytest.skip("the method has no released model")
+    checkpoint = tmp_path / "checkpoint.pth"
+    checkpoint.write_bytes(b"not a checkpoint")
+    recipe = demo(method)
+    dataset = load_dataset(recipe.dataset, shapes_home)
+    pipeline = pipeline_of(method, recipe, dataset, checkpoint)
+    assert pipeline.stages[0].name == method.exporters[method.released.layout].stage
+    assert any(isinstance(stage, ReduceStage) for stage in pipeline), "nothing would be scored"
+    with pytest.raises(WsssError):
+        check_checkpoint(method, recipe, dataset, checkpoint)
 
 
 def test_search_space_names_recipe_keys(method: Method) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from wsss.evaluation.bootstrap import bootstrap_interval, image_counts, paired_comparison
+from wsss.evaluation.bootstrap import bootstrap_interval, image_counts, paired_comparison, paired_comparison_from_counts
 from wsss.evaluation.confusion import EvaluationError, miou
 
 
@@ -57,6 +57,7 @@ def test_paired_comparison_sees_a_small_consistent_gain():
     assert result.difference == pytest.approx(miou(first.sum(axis=0)) - miou(second.sum(axis=0)))
     assert 0 < result.low < result.difference < result.high
     assert result.p_value == 0.0
+    assert paired_comparison_from_counts(image_counts(first), image_counts(second), samples=300) == result
     # Unpaired intervals of the two overlap: only the pairing settles it.
     assert bootstrap_interval(first).low < bootstrap_interval(second).high
 

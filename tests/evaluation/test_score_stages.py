@@ -7,6 +7,7 @@ import pytest
 from tests.evaluation.test_confusion import fixture
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import label_at_threshold
 from wsss.evaluation.score_stages import (
     CurveScoreConfig,
@@ -68,8 +69,7 @@ def test_curve_from_maps_to_numbers(tmp_path):
     config = CurveScoreConfig(thresholds=THRESHOLDS)
     score = build_curve_scorer(context(config, data, scores=scored))
     records = {name: dict(score(name)) for name in maps}
-    assert records["2007_000000"]["confusion"].shape == (4, 4, 4)
-    assert records["2007_000000"]["confusion"].dtype == np.int32
+    assert Counts.read(records["2007_000000"]).shape == (4, 4, 4)
     confusions = publish(tmp_path, "cam_counts", records)
     summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.2)
     result = summarize_curve(context(summary, data, confusions=confusions))
@@ -162,7 +162,7 @@ def test_low_resolution_maps_are_brought_to_the_mask(tmp_path):
     data = Masks({"a": np.array([[1, 0]], np.uint8)}, ("background", "square"))
     walk = publish(tmp_path, "walk", {"a": {"rw": np.array([[[8.0, 1.0]]], np.float32), "ids": np.array([1])}})
     config = CurveScoreConfig(thresholds=(0.25,), maps="rw", keys="ids", normalize="image_maximum")
-    confusion = build_curve_scorer(context(config, data, scores=walk))("a")["confusion"]
+    confusion = Counts.read(build_curve_scorer(context(config, data, scores=walk))("a")).dense()
     np.testing.assert_array_equal(confusion[0], [[1, 0], [0, 1]])
 
 
@@ -179,3 +179,29 @@ def test_errors_name_the_remedy(tmp_path):
     empty = publish(tmp_path, "empty", {"a": {"confusion": np.zeros((4, 4), np.int32)}})
     with pytest.raises(EvaluationError, match="no pixel was scored"):
         summarize_labels(context(SummaryConfig(prefix="x", split="train"), data, confusions=empty))
+
+
+def test_results_of_dense_and_of_sparse_counts_are_the_same(tmp_path):
+    """Scores stored before counts were sparse stay readable, and give the same numbers."""
+    data, maps = images(12)
+    config = CurveScoreConfig(thresholds=THRESHOLDS)
+    score = build_curve_scorer(context(config, data, scores=publish(tmp_path, "cam", maps)))
+    sparse = {name: dict(score(name)) for name in maps}
+    dense = {
+        name: {"confusion": Counts.read(arrays).dense().astype(np.int32), "thresholds": arrays["thresholds"]}
+        for name, arrays in sparse.items()
+    }
+    at_one = {name: {"confusion": arrays["confusion"][1]} for name, arrays in dense.items()}
+    for summarize, before, after in (
+        (summarize_curve, dense, sparse),
+        (summarize_labels, at_one, {name: Counts.read(arrays).arrays() for name, arrays in at_one.items()}),
+    ):
+        summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.2, bootstrap_samples=50)
+        results = [
+            summarize(context(summary, data, confusions=publish(tmp_path, f"{summarize.__name__}_{kind}", records)))
+            for kind, records in (("dense", before), ("sparse", after))
+        ]
+        assert results[0].metrics == results[1].metrics and results[0].tables == results[1].tables
+        assert set(results[0].arrays) == set(results[1].arrays)
+        for name, values in results[0].arrays.items():
+            np.testing.assert_array_equal(values, results[1].arrays[name])

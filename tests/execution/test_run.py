@@ -168,21 +168,34 @@ def start(home: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_at(process: subprocess.Popen[str], line_start: str, timeout: float = 90) -> None:
+def wait_for(process: subprocess.Popen[str], stage: str, done: int, timeout: float = 90) -> None:
+    """Return when the process has said that so much of the stage is done."""
     assert process.stdout is not None
     deadline = time.monotonic() + timeout
     for line in process.stdout:
-        if line.startswith(line_start) or time.monotonic() > deadline:
-            break
-    assert process.poll() is None, f"ended before {line_start!r}"
+        words = line.split()
+        if words[:2] == ["UPDATE", stage] and int(words[2]) >= done:
+            return
+        assert time.monotonic() < deadline, f"{stage} was not at {done} after {timeout} s"
+    raise AssertionError(f"ended before {stage} was at {done}")
+
+
+def kill_at(process: subprocess.Popen[str], stage: str, done: int) -> None:
+    wait_for(process, stage, done)
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
 
 
 def test_a_killed_driver_continues_with_the_same_command(undisturbed: Any, tmp_path: Path) -> None:
-    kill_at(start(tmp_path, "pause=0.4"), "UPDATE toy_train 8")
-    kill_at(start(tmp_path, "pause=0.4"), "UPDATE toy_score 8")
-    process = start(tmp_path, "pause=0.05")
+    # Held stages cannot end before the kill, however slow the machine is.
+    faults = planned_faults(tmp_path / "faults", "hold-toy_train", "hold-toy_score")
+    command = ("pause=0.1", f"faults={faults}")
+    kill_at(start(tmp_path, *command), "toy_train", 4)
+    (faults / "hold-toy_train").unlink()
+    kill_at(start(tmp_path, *command), "toy_score", 16)
+    (faults / "hold-toy_score").unlink()
+    process = start(tmp_path, *command)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     updates = [line for line in output.splitlines() if line.startswith("UPDATE toy_train")]
@@ -198,11 +211,9 @@ def test_a_killed_driver_continues_with_the_same_command(undisturbed: Any, tmp_p
 
 
 def test_a_stopped_driver_ends_in_order(cluster: None, tmp_path: Path) -> None:
-    process = start(tmp_path, "pause=0.3")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("UPDATE toy_train"):
-            break
+    faults = planned_faults(tmp_path / "faults", "hold-toy_train")
+    process = start(tmp_path, f"faults={faults}")
+    wait_for(process, "toy_train", 1)
     process.terminate()  # what `ray job stop` sends
     process.communicate(timeout=60)
     assert process.returncode == 1, "KeyboardInterrupt, not a signal's death"

@@ -77,6 +77,21 @@ def test_a_resumed_run_equals_an_undisturbed_one() -> None:
             assert torch.equal(one, other)
 
 
+def test_statistics_are_recorded_and_no_part_of_the_total() -> None:
+    history, _ = train()
+    assert "loss/large" not in history and len(history["statistic/large"]) == 12
+    assert all(0 <= value <= 1 for value in history["statistic/large"]) and np.ptp(history["statistic/large"]) > 0
+    late = np.nan_to_num(history["loss/late"])
+    np.testing.assert_allclose(history["loss"], np.array(history["loss/masked"]) + 0.1 * late, rtol=1e-6)
+
+
+def test_candidates_of_the_first_epochs_may_be_left_out() -> None:
+    kept: list[int] = []
+    task = toy_training.task(epochs=5, candidate_every=2, candidates_after=2)
+    run_training(task, 3, LoopSettings(), toy_training.events(candidates=kept), None)
+    assert kept == [4, 5]
+
+
 def test_candidates() -> None:
     epochs: list[int] = []
     run_training(

@@ -68,6 +68,13 @@ class ScoreConfig:
     pause: float = setting(0.0, in_key=False)
 
 
+def wait_while_held(folder: Path, stage: str) -> None:
+    """Stand still while the file `hold-<stage>` exists: what a test kills meanwhile has certainly not finished."""
+    deadline = time.monotonic() + 120
+    while (folder / f"hold-{stage}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def happens(folder: Path, fault: str) -> bool:
     """Whether a planned fault happens now; each happens once."""
     try:
@@ -102,6 +109,8 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         time.sleep(self.config.pause)
+        if epoch == 3:
+            wait_while_held(self.config.faults, "toy_train")
         if epoch == 2:
             if happens(self.config.faults, "kill-train-worker"):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -147,6 +156,7 @@ def build_score(context: StageContext) -> Callable[[str], Mapping[str, np.ndarra
         time.sleep(config.pause)
         image = context.data.image(name).astype(np.float32) / 255
         if name == context.data.names[-1]:
+            wait_while_held(config.faults, "toy_score")
             if happens(config.faults, "kill-map-worker"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if happens(config.faults, "map-error"):
@@ -194,6 +204,7 @@ def pipeline(recipe: ToyRecipe, dataset: Dataset) -> Pipeline:
                 reads=frozenset({"images"}),
                 image_list="train",
                 compute=compute_mean,
+                metrics=("toy/miou_train",),
             ),
         ),
         headline=("toy/miou_train",),

@@ -41,11 +41,16 @@ class Module(nn.Module):
         losses = {"masked": (((out - batch["target"]) ** 2) * batch["valid"]).sum()}
         if epoch >= 1:
             losses["late"] = self.second(out).pow(2).sum()
-        return losses
+        return {**losses, "large": (out.detach().abs() > 0.2).to(out.dtype).mean(dim=1).sum()}
 
 
 def task(
-    samples: int = 48, epochs: int = 3, batch: int = 12, group_size: int = 1, candidate_every: int = 0
+    samples: int = 48,
+    epochs: int = 3,
+    batch: int = 12,
+    group_size: int = 1,
+    candidate_every: int = 0,
+    candidates_after: int = 0,
 ) -> TrainTask:
     torch.manual_seed(0)
     module = Module()
@@ -53,7 +58,12 @@ def task(
     adam = torch.optim.Adam(module.second.parameters(), lr=0.01)
     return TrainTask(
         module=module,
-        denominators=lambda b: {"masked": b["valid"].sum(), "late": torch.tensor(float(len(b["x"])))},
+        denominators=lambda b: {
+            "masked": b["valid"].sum(),
+            "late": torch.tensor(float(len(b["x"]))),
+            "large": torch.tensor(float(len(b["x"]))),
+        },
+        statistics=("large",),
         loss_weights={"masked": 1.0, "late": 0.1},
         optimizers=(
             OptimizerPlan("sgd", sgd, lambda step, total: polynomial_decay(step, total, 0.9)),
@@ -65,6 +75,7 @@ def task(
         trained_weights=lambda: {"weights": module.state_dict()},
         group_size=group_size,
         candidate_every=candidate_every,
+        candidates_after=candidates_after,
         find_unused_parameters=True,
     )
 

@@ -17,7 +17,7 @@ from wsss.data.firewall import forbid_mask_reading
 from wsss.data.manifest import file_digest
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
-from wsss.pipeline import MapStage, Pipeline, ReduceStage, TrainStage, stage_keys
+from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, TrainStage, stage_keys
 from wsss.store import Artifact, Store
 
 
@@ -69,7 +69,7 @@ def run_pipeline(
             history = artifact.json("history.json")
             run.histories[stage.name] = history
             for name, values in history.items():
-                if name.startswith("loss"):
+                if name.startswith(("loss", "statistic")):
                     tell(f"  {name}: {_thinned(values)}")
     return run
 
@@ -84,6 +84,8 @@ def _compute(job: StageJob, dataset: Dataset) -> Artifact:
         per_image = stage.build(job.context("cpu"))
         with torch.inference_mode():
             writer.add_shard(0, {name: per_image(name) for name in job.view.names})
+    elif isinstance(stage, ImportStage):
+        stage.read(stage.files["checkpoint"], dataset, (), writer)
     else:
         assert isinstance(stage, ReduceStage)
         result = stage.compute(job.context("cpu"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def _free_option_name(parser: pytest.Parser, name: str) -> None:
 
 
 def method_of(folder: Path) -> str:
-    """The method a folder of fixtures belongs to: what its index says, else what its inputs are named after.
+    """The method a folder of fixtures belongs to: what its index or a fixture says, else what inputs are named after.
 
     Inputs are called `<method>.<fixture>.<argument>`; without any, the folder's name decides.
     """
@@ -57,7 +58,10 @@ def method_of(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith(_NO_FIXTURE_PREFIXES):
             continue
-        inputs = json.loads(path.read_text(encoding="utf-8")).get("inputs")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content.get("method"), str):
+            return content["method"].lower()
+        inputs = content.get("inputs")
         names = [entry.get("name", "") for entry in inputs or [] if isinstance(entry, dict)]
         if names and names[0].count(".") >= 2:
             return names[0].split(".")[0].lower()
@@ -91,26 +95,33 @@ def _folders(config: pytest.Config) -> tuple[list[Path], bool]:
     return folders, False
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    from tests.parity.test_parity import CHECKS
+# Argument of a test -> the files that it runs on.
+_FILES: dict[str, Callable[[Path], list[Path]]] = {
+    "fixture_file": fixture_files,
+    "manifest_file": lambda folder: sorted(folder.glob("state_dict.*.json")),
+    "parameter_group_file": lambda folder: sorted(folder.glob("param_groups.*.json")),
+}
 
-    wants_fixture = "fixture_file" in metafunc.fixturenames
-    if not wants_fixture and "manifest_file" not in metafunc.fixturenames:
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    argument = next((name for name in _FILES if name in metafunc.fixturenames), None)
+    if argument is None:
         return
+    from tests.parity.test_parity import METHODS
+
     folders, single = _folders(metafunc.config)
     parameters = []
     for folder in folders:
         method = method_of(folder)
-        if method not in CHECKS and not single:
+        if method not in METHODS and not single:
             reason = f"this repository has no method {method}"
             parameters.append(pytest.param(folder, id=method, marks=pytest.mark.skip(reason=reason)))
             continue
-        files = fixture_files(folder) if wants_fixture else sorted(folder.glob("state_dict.*.json"))
-        parameters.extend(pytest.param(path, id=f"{method}-{path.stem}") for path in files)
+        parameters.extend(pytest.param(path, id=f"{method}-{path.stem}") for path in _FILES[argument](folder))
     if not folders:
         reason = "no parity fixtures: set WSSS_SHARED or give --fixtures"
         parameters = [pytest.param(_DEFAULT, id="absent", marks=pytest.mark.skip(reason=reason))]
-    metafunc.parametrize("fixture_file" if wants_fixture else "manifest_file", parameters)
+    metafunc.parametrize(argument, parameters)
 
 
 @pytest.fixture(scope="session")

@@ -53,12 +53,17 @@ def load_parity_module(path: Path) -> ModuleType:
 
 
 def kind_of(name: str, kinds: Iterable[str]) -> str:
-    """The kind a fixture belongs to: its name, or its name without trailing variants such as `_a` or `_h1`."""
+    """The kind a fixture belongs to: its name, or its name without trailing variants such as `_a` or `_h1`.
+
+    Where that is no kind, the longest kind that the name begins with (`mod_fca` of `mod_fca_small`).
+    """
     known = set(kinds)
     kind = name
     while kind not in known and _VARIANT.search(kind):
         kind = _VARIANT.sub("", kind)
-    return kind
+    if kind in known:
+        return kind
+    return max((other for other in known if kind.startswith(f"{other}_")), key=len, default=kind)
 
 
 class Fixture:

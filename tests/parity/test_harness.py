@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from tests.parity.check_modules import discover, method_of_module
 from tests.parity.conftest import fixture_files, method_of
 from tests.parity.fixtures import Fixture, ParityError, kind_of, relative_error
 
@@ -31,6 +32,15 @@ def test_kinds_lose_their_variants():
     assert kind_of("drs_h1", kinds) == "drs" and kind_of("path_index_a", kinds) == "path_index"
     assert kind_of("drs_a_2", kinds) == "drs" and kind_of("norm_b", kinds) == "norm_b"
     assert kind_of("unknown_b", kinds) == "unknown"
+    assert kind_of("drs_small", kinds) == "drs" and kind_of("path_index_small_b", [*kinds, "path"]) == "path_index"
+
+
+def test_check_modules_belong_to_methods():
+    assert method_of_module("ssc_cam_checks") == "ssc" and method_of_module("ssc_checks") == "ssc"
+    with pytest.raises(ValueError, match="belongs to no method"):
+        method_of_module("nobody_checks")
+    found = discover()
+    assert set(found) >= {"ssc"} and all(checks.checks and checks.manifests for checks in found.values())
 
 
 def test_inputs_come_from_the_files(tmp_path):

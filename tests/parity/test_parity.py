@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from tests.parity import ssc_affinity_checks, ssc_cam_checks, ssc_segmentation_checks
+from tests.parity.check_modules import discover
 from tests.parity.conftest import method_of
-from tests.parity.fixtures import Fixture, kind_of
+from tests.parity.fixtures import kind_of
 
-Check = Callable[[Fixture], None]
-ManifestCheck = Callable[[], Mapping[str, list[int]]]
-
-CHECKS: dict[str, dict[str, Check]] = {
-    "ssc": {**ssc_cam_checks.CHECKS, **ssc_affinity_checks.CHECKS, **ssc_segmentation_checks.CHECKS},
-}
-# Manifest name -> the state dict that this repository writes for it, as name -> shape.
-MANIFESTS: dict[str, dict[str, ManifestCheck]] = {
-    "ssc": {**ssc_cam_checks.MANIFESTS, **ssc_affinity_checks.MANIFESTS, **ssc_segmentation_checks.MANIFESTS},
-}
+METHODS = discover()
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +27,13 @@ def _exact_arithmetic():
 
 def test_fixture(fixture_file: Path, parity, record_property) -> None:
     method = method_of(fixture_file.parent)
-    checks = CHECKS.get(method)
-    assert checks is not None, f"no checks for method {method}"
+    assert method in METHODS, f"no checks for method {method}"
+    checks = METHODS[method].checks
     assert fixture_file.is_file(), f"{fixture_file.name} is missing"
     assert fixture_file.with_suffix(".npz").is_file(), f"{fixture_file.stem}.npz is missing"
     kind = kind_of(fixture_file.stem, checks)
     assert kind in checks, f"no check for kind {kind}"
-    fixture = Fixture(fixture_file, parity)
+    fixture = METHODS[method].fixture(fixture_file, parity)
     try:
         checks[kind](fixture)
         fixture.finish()
@@ -59,8 +49,8 @@ def _closeness(error: float, tolerance: float) -> float:
 
 def test_manifest(manifest_file: Path) -> None:
     method = method_of(manifest_file.parent)
-    manifests = MANIFESTS.get(method)
-    assert manifests is not None, f"no networks for method {method}"
+    assert method in METHODS, f"no networks for method {method}"
+    manifests = METHODS[method].manifests
     network = manifest_file.name.removeprefix("state_dict.").removesuffix(".json")
     assert network in manifests, f"no network for manifest {network}"
     reference = json.loads(manifest_file.read_text(encoding="utf-8"))
@@ -70,3 +60,12 @@ def test_manifest(manifest_file: Path) -> None:
     assert not surplus, f"not in the published state dict: {surplus[:10]}"
     wrong = {name: (own[name], shape) for name, shape in reference.items() if own[name] != shape}
     assert not wrong, f"shapes differ (ours, published): {dict(list(wrong.items())[:10])}"
+
+
+def test_parameter_groups(parameter_group_file: Path) -> None:
+    method = method_of(parameter_group_file.parent)
+    assert method in METHODS, f"no networks for method {method}"
+    checks = METHODS[method].parameter_groups
+    network = parameter_group_file.name.removeprefix("param_groups.").removesuffix(".json")
+    assert network in checks, f"no optimizer for {network}"
+    checks[network](json.loads(parameter_group_file.read_text(encoding="utf-8")))

@@ -29,6 +29,7 @@ TRIAL = TrialRecord(
     outer_key="abc",
     batch=1,
     status="finished",
+    stopped_at=(1, 0.25),
     values={"toy/miou_train": 0.5},
     metrics={"toy/miou_train": 0.5},
     threshold=0.25,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsss.method import Method
+from wsss.method import Method, ReleasedCheckpoint
 from wsss_methods.ssc.official_layout import exporters
 from wsss_methods.ssc.pipeline import build_pipeline
 from wsss_methods.ssc.recipe import SscRecipe
+from wsss_methods.ssc.released import build_released_pipeline, check_released_networks
 
 METHOD = Method(
     name="ssc",
@@ -20,4 +21,5 @@ METHOD = Method(
     pipeline=build_pipeline,
     folder=Path(__file__).resolve().parent,
     exporters=exporters(),
+    released=ReleasedCheckpoint("segmentation_train", check_released_networks, build_released_pipeline),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -200,25 +200,44 @@ def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
 
     The walk is divided by its largest value, which the later normalization makes immaterial and which float16 likes.
     """
-    config: RandomWalkConfig = context.config
-    network = _trained_network(context, config.network)
-    artifact = context.inputs["cam"]
+    walks = build_random_walks([context])
+    return lambda name: walks(name)[0]
 
-    def walk(name: str) -> Arrays:
-        arrays = artifact.arrays(name)
-        edge, _ = irn_edge_and_displacement(network, context.data.image(name), config.walk.input_size)
-        walked = walked_cam(
-            arrays["cam"].astype(np.float32),
-            edge,
-            radius=config.walk.radius,
-            beta=config.walk.beta,
-            exp_times=config.walk.exp_times,
-            device=context.device,
-        )
-        largest = walked.max(initial=0.0)
-        if largest > 0:
-            walked = walked / largest
-        return {"walk": walked.astype(np.float16), "keys": arrays["keys"]}
+
+def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequence[Arrays]]:
+    """`build_random_walk` for several settings: those of one network and input size share its forward pass."""
+    networks: dict[tuple[str, RandomWalkConfig], nn.Module] = {}
+    sources: list[tuple[str, RandomWalkConfig]] = []
+    for context in contexts:
+        config: RandomWalkConfig = context.config
+        forward = replace(config, walk=RandomWalkSettings(input_size=config.walk.input_size))
+        source = (context.inputs["weights"].key, forward)
+        if source not in networks:
+            networks[source] = _trained_network(context, config.network)
+        sources.append(source)
+
+    def walk(name: str) -> Sequence[Arrays]:
+        edges: dict[tuple[str, RandomWalkConfig], np.ndarray] = {}
+        found = []
+        for context, source in zip(contexts, sources, strict=True):
+            settings = context.config.walk
+            if source not in edges:
+                image = context.data.image(name)
+                edges[source] = irn_edge_and_displacement(networks[source], image, settings.input_size)[0]
+            arrays = context.inputs["cam"].arrays(name)
+            walked = walked_cam(
+                arrays["cam"].astype(np.float32),
+                edges[source],
+                radius=settings.radius,
+                beta=settings.beta,
+                exp_times=settings.exp_times,
+                device=context.device,
+            )
+            largest = walked.max(initial=0.0)
+            if largest > 0:
+                walked = walked / largest
+            found.append({"walk": walked.astype(np.float16), "keys": arrays["keys"]})
+        return found
 
     return walk
 

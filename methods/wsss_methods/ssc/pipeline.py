@@ -27,6 +27,7 @@ from wsss_methods.ssc.affinity_stages import (
     build_ir_label,
     build_pseudo_label,
     build_random_walk,
+    build_random_walks,
 )
 from wsss_methods.ssc.cam_stages import (
     CamConfig,
@@ -82,7 +83,7 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
         *_cam_stages(recipe, settings, files, prefix=""),
         *_affinity_stages(recipe, files),
         *_pseudo_label_stages(recipe),
-        *_segmentation_stages(recipe, files),
+        *segmentation_stages(recipe, files),
     ]
     if recipe.baseline.plain_cam:
         stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, prefix="plain_")
@@ -95,7 +96,7 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
         headline=_headline(recipe),
         grids=(
             SampleGrid("train", cam=("cam", "cam"), pseudo_label=("pseudo_label", "label")),
-            SampleGrid("val", prediction=("segmentation", _best_prediction(recipe))),
+            SampleGrid("val", prediction=("segmentation", best_prediction(recipe))),
         ),
         protocol=_protocol(recipe, dataset, files),
     )
@@ -230,6 +231,7 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
             image_list=TRAINING_LIST,
             uses_gpu=True,
             build=build_random_walk,
+            build_many=build_random_walks,
         ),
         MapStage(
             name="pseudo_label",
@@ -270,7 +272,8 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
     ]
 
 
-def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[Stage]:
+def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[Stage]:
+    """S7 to S9: co-training, choice of the epoch, scores, CRF, numbers. files: role -> weights, as of `weights`."""
     settings, inference = recipe.segmentation, recipe.segmentation_inference
     by_masks = settings.selection == "best_val"
     train_settings = settings if by_masks else replace(settings, candidate_every=1)
@@ -353,7 +356,8 @@ def _segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[S
     ]
 
 
-def _best_prediction(recipe: SscRecipe) -> str:
+def best_prediction(recipe: SscRecipe) -> str:
+    """Array of the predictions that are shown: with the CRF where it runs."""
     return named("prediction", ("", *crf_variants(recipe.crf))[1 if recipe.crf.enabled else 0])
 
 
@@ -367,8 +371,7 @@ def _headline(recipe: SscRecipe) -> tuple[str, ...]:
 
 def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
     """What belongs to the numbers, in words."""
-    segmentation, inference = recipe.segmentation, recipe.segmentation_inference
-    scales = ", ".join(f"{scale:g}" for scale in inference.scales) if inference.multi_scale else "1"
+    segmentation = recipe.segmentation
     starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "affinity", "segmentation")}
     return {
         "image labels": dataset.label_provenance,
@@ -382,6 +385,15 @@ def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) ->
         "checkpoint": "epoch with the best mIoU on the masks of val"
         if segmentation.selection == "best_val"
         else "last epoch",
+        **inference_protocol(recipe),
+    }
+
+
+def inference_protocol(recipe: SscRecipe) -> dict[str, str]:
+    """What belongs to the numbers of S8 and S9, in words."""
+    inference = recipe.segmentation_inference
+    scales = ", ".join(f"{scale:g}" for scale in inference.scales) if inference.multi_scale else "1"
+    return {
         "inference": f"{inference.input_size}x{inference.input_size}, scales {scales}, maximum, no mirror",
         "CRF": {
             "wrapped": "image with subtracted mean and wrap-around bytes",

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.score_stages import SummaryConfig, summarize_labels
 from wsss.evaluation.selection import choose
 from wsss.ops.crf import DenseCrfSettings
@@ -78,8 +79,8 @@ def named(what: str, variant: str) -> str:
 def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
     """Label maps at original size without the CRF and after every number T of its steps, and what they are worth.
 
-    Returns "prediction" uint8 (H, W) and "confusion" int32 (C, C) without the CRF, and for every variant ("crf",
-    "crf_raw") "steps_<variant>", packed as in `pack_steps`, and "confusion_<variant>" int32 (T, C, C).
+    Returns "prediction" uint8 (H, W) and the counts "confusion" (C, C) without the CRF, and for every variant ("crf",
+    "crf_raw") "steps_<variant>", packed as in `pack_steps`, and the counts "confusion_<variant>" (T, C, C).
     """
     config: PredictionConfig = context.config
     artifact = context.inputs["scores"]
@@ -88,18 +89,18 @@ def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
         image, truth = context.data.image(name), context.data.mask(name)
 
         def counted(prediction: np.ndarray) -> np.ndarray:
-            counts = confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
-            return counts.astype(np.int32)
+            return confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
 
         probabilities = class_probabilities(artifact.arrays(name)["scores"], image.shape[:2])
         prediction = predicted_label(probabilities)
-        arrays = {"prediction": prediction, "confusion": counted(prediction)}
+        arrays = {"prediction": prediction, **Counts.of(counted(prediction)).arrays()}
         for variant in config.variants:
             assert config.crf is not None
             refined = refined_steps(probabilities, image, config.crf, on_raw_image=variant == "crf_raw")
             labels = [predicted_label(marginals) for marginals in refined]
             arrays[named("steps", variant)] = pack_steps(labels)
-            arrays[named("confusion", variant)] = np.stack([counted(label) for label in labels])
+            counts = Counts.of(np.stack([counted(label) for label in labels]))
+            arrays.update(counts.arrays(named("confusion", variant)))
         return arrays
 
     return predict
@@ -193,10 +194,12 @@ class _VariantConfusions:
         return self.artifact.images()
 
     def arrays(self, name: str) -> Arrays:
-        confusion = self.artifact.arrays(name)[named("confusion", self.variant)]
-        return {"confusion": confusion[self.iterations - 1] if self.variant else confusion}
+        counts = self._read(name)
+        return (counts.at(self.iterations - 1) if self.variant else counts).arrays()
 
     def counts(self, name: str) -> np.ndarray:
         """int64 (T, 3, C) after every number of steps."""
-        confusion = self.artifact.arrays(name)[named("confusion", self.variant)]
-        return np.stack(intersections_and_totals(confusion), axis=1)
+        return np.stack(intersections_and_totals(self._read(name).dense()), axis=1)
+
+    def _read(self, name: str) -> Counts:
+        return Counts.read(self.artifact.arrays(name), named("confusion", self.variant))

@@ -6,23 +6,13 @@ the photometric augmentation comes after the class mixing and lives in `photomet
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from wsss.data.random_resized_crop import CropBox, random_resized_crop_box
 from wsss.data.transforms import IMAGENET_MEAN, IMAGENET_STD, channels_first, resize
 from wsss.data.transforms import mirror as mirrored
-
-
-@dataclass(frozen=True)
-class CropBox:
-    """A rectangle in pixels: rows top..top+height-1, columns left..left+width-1."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -36,40 +26,6 @@ class SegmentationSample:
     image: np.ndarray
     label: np.ndarray
     mask: np.ndarray
-
-
-def random_resized_crop_box(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    area: tuple[float, float] = (0.5, 0.75),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> CropBox:
-    """Draw a crop by torchvision's RandomResizedCrop rule.
-
-    Up to ten tries of an area fraction uniform in `area` and an aspect ratio (width / height) log-uniform
-    in `ratio`, placed uniformly; then the largest central crop whose ratio is within `ratio`.
-
-    The area range is the first two of the six scales that the official code lists: they look like scales of a
-    multi-scale crop but are read as this range (SSC, section 9, item 15).
-    """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        target = height * width * rng.uniform(area[0], area[1])
-        aspect = math.exp(rng.uniform(low, high))
-        crop_width = round(math.sqrt(target * aspect))
-        crop_height = round(math.sqrt(target / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
-            return CropBox(top, left, crop_height, crop_width)
-    if width / height < ratio[0]:
-        crop_height, crop_width = round(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        crop_height, crop_width = height, round(height * ratio[1])
-    else:
-        crop_height, crop_width = height, width
-    return CropBox((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def training_sample(
@@ -103,7 +59,11 @@ def draw_training_sample(
     size: tuple[int, int] = (512, 512),
     area: tuple[float, float] = (0.5, 0.75),
 ) -> SegmentationSample:
-    """`training_sample` with the crop box and the mirroring (probability 0.5) drawn from `rng`."""
+    """`training_sample` with the crop box and the mirroring (probability 0.5) drawn from `rng`.
+
+    The area range is the first two of the six scales that the official code lists: they look like scales of a
+    multi-scale crop but are read as this range (SSC, section 9, item 15).
+    """
     box = random_resized_crop_box(image.shape[0], image.shape[1], rng, area)
     return training_sample(image, label, mask, box, size, mirror=bool(rng.random() < 0.5))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.evaluation.confusion import confusion_matrix
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.segmentation_metrics import selection_metrics
 from wsss.pipeline import Arrays, Reduction, StageContext
 from wsss.schedules import polynomial_decay
@@ -139,7 +140,7 @@ def cotraining_settings(config: SegmentationSettings) -> CoTrainingSettings:
 def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
     """Confusion matrix of every stored epoch at the training size, no CRF, one scale (SSC, section 7).
 
-    All candidates are held in memory at once. Returns "confusion" int32 (E, C, C), "epochs" int64 (E,).
+    All candidates are held in memory at once. Returns counts (E, C, C) of `wsss.evaluation.counts`, "epochs" (E,).
     """
     config: CandidateConfig = context.config
     artifact = context.inputs["weights"]
@@ -155,7 +156,7 @@ def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
             logits = networks[0](image)[1] + networks[1](image)[1]
             prediction = logits[0].argmax(dim=0).cpu().numpy().astype(np.uint8)
             confusions.append(confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index))
-        return {"confusion": np.stack(confusions).astype(np.int32), "epochs": np.array(epochs)}
+        return {**Counts.of(np.stack(confusions)).arrays(), "epochs": np.array(epochs)}
 
     return score
 
@@ -166,7 +167,7 @@ def select_candidate(context: StageContext) -> Reduction:
     artifact = context.inputs["candidates"]
     names = sorted(artifact.images())
     epochs = artifact.arrays(names[0])["epochs"]
-    total = np.sum([artifact.arrays(name)["confusion"].astype(np.int64) for name in names], axis=0)
+    total = np.sum([Counts.read(artifact.arrays(name)).dense() for name in names], axis=0)
     scores = [selection_metrics(confusion, config.epsilon).miou for confusion in total]
     best = int(np.argmax(scores))
     rows = [

@@ -64,11 +64,17 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """`--seeds` and `--until`."""
+    """`--seeds`, `--until` and `--from-checkpoint`."""
     parser.add_argument(
         "--seeds", metavar="0,1,2", type=parse_seeds, help="run the recipe once a seed (default: the recipe's)"
     )
     parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
+    parser.add_argument(
+        "--from-checkpoint",
+        metavar="FILE",
+        type=Path,
+        help="score a released model: its official file stands for the training, only what is behind it runs",
+    )
 
 
 def locations(arguments: argparse.Namespace) -> Locations:

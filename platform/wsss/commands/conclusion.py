@@ -13,11 +13,9 @@ from wsss.commands.screen import console
 from wsss.execution.run import RunResult
 from wsss.reporting.report import ReportFiles, write_report
 from wsss.reporting.run_report import RunReport
-from wsss.reporting.tables import Table, percent, result_table, stage_table, to_rich
+from wsss.reporting.tables import Table, percent, result_table, source_words, stage_table, to_rich
 from wsss.run_record import RunRecord
 from wsss.tracking import open_tracker, ui_command
-
-SOURCES = {"released_weights": "released weights"}
 
 
 def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None, with_verdict: bool) -> None:
@@ -55,7 +53,7 @@ def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
     rows = [
         (
             verdict.claim.metric,
-            f"{verdict.claim.value:.2f} ({SOURCES.get(verdict.claim.source, verdict.claim.source)})",
+            f"{verdict.claim.value:.2f} ({source_words(verdict.claim)})",
             percent(verdict.ours.mean) + _spread(verdict) if verdict.ours is not None else "-",
             "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
             verdict.outcome,

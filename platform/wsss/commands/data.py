@@ -1,10 +1,11 @@
 """`wsss data check NAME [dataset.key=value ...]`: look at every file, report everything that is wrong at once.
-`wsss data fetch voc2012`: download, verify and unpack PASCAL VOC 2012; interrupted, it continues.
+`wsss data fetch NAME`: download, verify and unpack voc2012 or coco2014; interrupted, it continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from wsss.commands.arguments import add_locations, locations
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import file_size, print_table
 from wsss.data.dataset import DatasetConfig
+from wsss.data.errors import DataError
 from wsss.recipe import load_recipe
 
 if TYPE_CHECKING:
     from wsss.data.check import DatasetSummary
 
-FETCHABLE = ("voc2012",)
+FETCHABLE = ("voc2012", "coco2014")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
         prog="wsss data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("action", choices=("check", "fetch"))
-    options.add_argument("name", help="data set: voc2012, shapes")
+    options.add_argument("name", help="data set: voc2012, coco2014, shapes")
     options.add_argument(
         "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
-    options.add_argument("--url", help="fetch: another place of the same archive")
+    options.add_argument("--url", help="fetch: another place of the same archive (coco2014: of all archives)")
     add_locations(options)
     return options
 
@@ -62,6 +64,8 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
 
     dataset, _ = assemble_dataset(config, home)
     if dataset is not None:
+        with contextlib.suppress(DataError):  # check_dataset says what is wrong
+            dataset.prepare_masks(None, Ticker("masks made"))
         _print_summary(summarize_dataset(dataset))
     problems = check_dataset(config, home, quick=quick, progress=Ticker("files"))
     errors = sum(problem.severity == "error" for problem in problems)
@@ -74,10 +78,14 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
 def fetch(name: str, url: str | None, home: Path) -> int:
     """Fetch a data set and say where it lies."""
     from wsss.data.fetch import VOC2012_URL, fetch_voc2012
+    from wsss.data.fetch_coco import COCO2014_URL, fetch_coco2014
 
     if name not in FETCHABLE:
         raise UsageError(f"{name!r} can not be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")
-    folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
+    if name == "coco2014":
+        folder = fetch_coco2014(home, url or COCO2014_URL, progress=Ticker("bytes"))
+    else:
+        folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
     print(f"{name} is in {folder}; the recipes find it there, or say dataset.root={folder}")
     return 0
 
@@ -114,4 +122,5 @@ def _print_summary(summary: DatasetSummary) -> None:
     ]
     columns = ["list", "images", "masks", "labeled", "images with the class"]
     print_table(f"{summary.name} in {summary.root}", columns, rows, right="images masks labeled")
-    print(f"image-level labels: {summary.label_provenance}\n")
+    print(f"image-level labels: {summary.label_provenance}")
+    print(f"masks: {summary.mask_provenance}\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 
 from wsss.commands.arguments import Selection, locations
+from wsss.commands.methods import UsageError
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
 from wsss.commands.screen import print_plan
 from wsss.execution.run import (
@@ -25,6 +27,11 @@ def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple
     """One request a seed; without `--seeds` the seed of the recipe."""
     places = locations(arguments)
     seeds = arguments.seeds or (selection.recipe.seed,)
+    checkpoint: Path | None = arguments.from_checkpoint
+    if checkpoint is not None and len(seeds) > 1:
+        raise UsageError(
+            "a released model has one seed, its own", "--seeds", "leave --seeds out with --from-checkpoint"
+        )
     return tuple(
         RunRequest(
             method=selection.method,
@@ -34,6 +41,7 @@ def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple
             store_url=places.store_url,
             tracking_uri=places.tracking_uri,
             until=arguments.until,
+            checkpoint=checkpoint.expanduser().absolute() if checkpoint is not None else None,
         )
         for seed in seeds
     )
@@ -41,6 +49,8 @@ def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple
 
 def run_title(request: RunRequest) -> str:
     """Method, recipe and seed in one line."""
+    if request.checkpoint is not None:
+        return f"{request.method.name}, recipe {request.recipe_name}, released model {request.checkpoint.name}"
     return f"{request.method.name}, recipe {request.recipe_name}, seed {request.recipe.seed}"
 
 
@@ -52,7 +62,7 @@ def show_plan(request: RunRequest) -> None:
         WsssError: data, weights or store do not fit.
     """
     prepared = prepare_run(request)
-    cpus, gpus, largest, grows = _capacity()
+    cpus, gpus, largest, grows = capacity_now()
     wanted = {planned.stage.name: _resources(prepared, planned, cpus, gpus) for planned in prepared.plan.needed}
     print_plan(prepared.plan, run_title(request), wanted)
     print(f"store: {prepared.store.url}")
@@ -87,7 +97,7 @@ def _resources(prepared: PreparedRun, planned: PlannedStage, cpus: int, gpus: in
     return f"{workers} x {asked}"
 
 
-def _capacity() -> tuple[int, int, int, bool]:
+def capacity_now() -> tuple[int, int, int, bool]:
     """CPUs, GPUs, CPUs of the largest node, whether the cluster grows. Starts no Ray for a look at this machine."""
     if os.environ.get("RAY_ADDRESS"):
         from wsss.execution.cluster import connect, disconnect

@@ -16,6 +16,7 @@ from wsss.execution.train_stage import HISTORY_FILE
 from wsss.method import Method
 from wsss.pipeline import Pipeline, SampleGrid
 from wsss.recipe import flat_dict, load_recipe, settings_of
+from wsss.released import pipeline_of
 from wsss.reporting.comparability import list_deviations
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
 from wsss.run_record import RunRecord, StageResult
@@ -36,15 +37,18 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
     selection = selection_of(first)
     method, recipe = selection.method, selection.recipe
     dataset = load_dataset(recipe.dataset, home)
-    pipeline = method.pipeline(recipe, dataset)
+    pipeline = pipeline_of(method, recipe, dataset, Path(first.checkpoint) if first.checkpoint else None)
     store = store_at(first.store_url, home)
     changed = changed_settings(method, recipe, first.recipe_name)
     imported = sorted({stage.name for record in records for stage in record.stages if stage.imported})
+    # The stage that the released model stands for is what is judged; another one would be an obstacle.
+    foreign = [name for name in imported if not (first.checkpoint and name == pipeline.stages[0].name)]
     protocol = OurProtocol(
         dataset=first.dataset,
         recipe=first.recipe_name,
         changed_settings=changed,
-        deviations=(*list_deviations(pipeline, dataset), *(f"stage {name} was imported" for name in imported)),
+        deviations=(*list_deviations(pipeline, dataset), *(f"stage {name} was imported" for name in foreign)),
+        released=bool(first.checkpoint),
         chosen_by_masks=choices_by_masks(pipeline, first),
     )
     return RunReport(
@@ -91,7 +95,8 @@ def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[s
 
 def _require_alike(records: Sequence[RunRecord]) -> None:
     kinds = {
-        (record.method, record.recipe_name, record.dataset, json.dumps(_without_seed(record))) for record in records
+        (record.method, record.recipe_name, record.dataset, record.checkpoint, json.dumps(_without_seed(record)))
+        for record in records
     }
     if len(kinds) > 1 or len({record.seed for record in records}) < len(records):
         raise UsageError(

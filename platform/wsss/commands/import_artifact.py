@@ -7,8 +7,6 @@ Its manifest says that it was imported, and every report and explanation repeats
 from __future__ import annotations
 
 import argparse
-import hashlib
-import time
 from pathlib import Path
 
 from wsss.commands.arguments import add_locations, add_recipe, locations, select
@@ -32,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Read the layout, publish it under the stage's key, say what a run will now skip."""
     from wsss.commands.artifacts import exporter_of, place_of, store_at
-    from wsss.tracking.provenance import collect_provenance
+    from wsss.execution.import_stage import imported_provenance
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
@@ -62,29 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         writer = store.writer(stage.name, key)
         names = place.dataset.lists[stage.image_list] if stage.image_list else ()
         exporter.read(arguments.path, place.dataset, tuple(names), writer)
-        artifact = writer.publish(
-            {
-                "imported": True,
-                "imported_from": str(arguments.path.resolve()),
-                "imported_digest": source_digest(arguments.path),
-                "note": arguments.note,
-                "layout": exporter.description,
-                "created": time.time(),
-                "inputs": {},
-                "code": collect_provenance().as_dict(),
-            }
-        )
+        artifact = writer.publish(imported_provenance(arguments.path, exporter.description, arguments.note))
     print(f"imported {len(artifact.files)} files ({len(artifact.images())} images) as {stage.name}/{key}")
     print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts behind {stage.name!r}")
     return 0
-
-
-def source_digest(path: Path) -> str:
-    """sha256 over the names and contents of a file or of all files below a folder."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        digest.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""`wsss ls`: methods; `wsss ls METHOD`: its stages, recipes and recipe keys; `wsss ls runs`; `wsss ls store`."""
+"""`wsss ls`: methods; `wsss ls METHOD`: its stages, recipes and recipe keys; `wsss ls runs`, `sweeps` or `store`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsss.recipe import settings_of
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
     options = argparse.ArgumentParser(prog="wsss ls", description=__doc__)
-    options.add_argument("what", nargs="?", help="a method, `runs` or `store`; nothing lists the methods")
+    options.add_argument("what", nargs="?", help="a method, `runs`, `sweeps` or `store`; nothing lists the methods")
     options.add_argument(
         "--recipe", default="demo", metavar="NAME|FILE", help="recipe whose values and stages are shown"
     )
@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         list_methods()
     elif arguments.what == "runs":
         list_runs(places.home)
+    elif arguments.what == "sweeps":
+        list_sweeps(places.home)
     elif arguments.what == "store":
         list_store(places.store_url, places.home)
     else:
@@ -98,6 +100,22 @@ def list_runs(home: Path) -> None:
     print_table(f"runs in {home}", ["run", "status", "began", "took", "executed", "last number"], rows, "took executed")
 
 
+def list_sweeps(home: Path) -> None:
+    """Every sweep below home, oldest first."""
+    from wsss.search.record import find_sweeps, load_trials, sweep_folder
+
+    rows = []
+    for record in find_sweeps(home):
+        ended = sum(trial.status != "running" for trial in load_trials(sweep_folder(home, record.sweep_id)))
+        best = record.best
+        number = f"{100 * best.default_reported:.2f} to {100 * best.reported:.2f} %" if best is not None else ""
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
+        trials = f"{ended} of {record.trials}"
+        rows.append((record.sweep_id, record.status, began, trials, duration(record.wall_seconds), number))
+    columns = ["sweep", "status", "began", "trials", "took", "recipe to best"]
+    print_table(f"sweeps in {home}", columns, rows, "took")
+
+
 def list_store(url: str, home: Path) -> None:
     """Every artifact with its size, and the sum."""
     from wsss.commands.artifacts import store_at
@@ -109,10 +127,13 @@ def list_store(url: str, home: Path) -> None:
 
 
 def _layouts(method: Method, stage: Stage) -> str:
-    exporters = [exporter for exporter in method.exporters.values() if exporter.stage == stage.name]
-    return "; ".join(
-        f"{exporter.description} ({'export, import' if exporter.read else 'export'})" for exporter in exporters
-    )
+    found: list[str] = []
+    for name, exporter in method.exporters.items():
+        if exporter.stage == stage.name:
+            ways = ["export", *(["import"] if exporter.read else [])]
+            ways += ["--from-checkpoint"] if method.released is not None and method.released.layout == name else []
+            found.append(f"{exporter.description} ({', '.join(ways)})")
+    return "; ".join(found)
 
 
 def _value(value: object) -> str:

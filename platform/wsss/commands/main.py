@@ -14,6 +14,7 @@ VERBS = {
     "ls": ("ls", "list methods, a method's stages and recipe keys, runs, or the store"),
     "plan": ("plan", "show what a run would do and what is already there"),
     "run": ("run", "run a method's stages"),
+    "score": ("score", "score a folder of label PNGs against the masks of a data set"),
     "tune": ("tune", "search settings across the stages of a pipeline"),
     "report": ("report", "write a finished run's report again"),
     "explain": ("explain", "walk from a number to the stage, data, seed, commit and machine behind it"),

@@ -86,21 +86,23 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, run the sweep, show what it found."""
-    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan
+    from wsss.commands.engine import capacity_now
+    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan, report_sweep
     from wsss.execution.cluster import disconnect
     from wsss.search.prepare import prepare_sweep
-    from wsss.search.sweep import connect_for, run_sweep
+    from wsss.search.sweep import check_capacity, run_sweep
 
     prepared = prepare_sweep(build_request(arguments))
     print_sweep_plan(prepared)
+    if arguments.dry_run:
+        check_capacity(prepared, *capacity_now())
+        return 0
     try:
-        if arguments.dry_run:
-            connect_for(prepared)
-            return 0
         record = run_sweep(prepared, LineSweepObserver(prepared))
     finally:
         disconnect()
-    print_outcome(record, prepared.folder, arguments.tracking)
+    report = report_sweep(record, prepared.folder, prepared.request.tracking_uri)
+    print_outcome(record, prepared.folder, report, prepared.request.tracking_uri)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +11,10 @@ from pathlib import Path
 
 from PIL import ImageFile
 
-from wsss.data import voc
-from wsss.data.dataset import Dataset, DatasetConfig, assemble_dataset
+from wsss.data.dataset import OFFICIAL_COUNTS, Dataset, DatasetConfig, assemble_dataset
 from wsss.data.errors import DataError, Problem, raise_problems
+from wsss.data.layout import Progress
 from wsss.data.reading import read_header, read_image, read_mask, require_same_size
-
-# Called with (files looked at, files in all).
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class ListSummary:
     """Counts of one list.
 
     Attributes:
-        full_count: images of that list in the full VOC 2012, None where that has no meaning.
+        full_count: images of that list in the full data set, None where that has no meaning.
         masks: how many have a mask file.
         labeled: how many have an image-level label.
         class_counts: class name -> images with it, by image-level labels.
@@ -47,6 +44,7 @@ class DatasetSummary:
     root: Path
     classes: tuple[str, ...]
     label_provenance: str
+    mask_provenance: str
     lists: tuple[ListSummary, ...]
 
 
@@ -63,13 +61,20 @@ def summarize_dataset(dataset: Dataset) -> DatasetSummary:
             ListSummary(
                 list_name,
                 len(names),
-                voc.VOC_COUNTS.get(list_name) if dataset.name == "voc2012" else None,
+                OFFICIAL_COUNTS.get(dataset.name, {}).get(list_name),
                 sum(dataset.mask_path(name, list_name).is_file() for name in names),
                 len(labels),
                 {dataset.classes[label]: count for label, count in counts.items()},
             )
         )
-    return DatasetSummary(dataset.name, dataset.root, dataset.classes, dataset.label_provenance, tuple(summaries))
+    return DatasetSummary(
+        dataset.name,
+        dataset.root,
+        dataset.classes,
+        dataset.label_provenance,
+        dataset.files.mask_provenance,
+        tuple(summaries),
+    )
 
 
 def check_dataset(
@@ -107,6 +112,7 @@ def check_dataset(
     wanted = [list_name for list_name in wanted if list_name in data.lists]
     problems += _overlaps(data)
     problems += _unlabeled(data, wanted)
+    problems += _unmade_masks(data, wanted)
     files = _Files.of(data, wanted, images=True, masks=True)
     return _unique(problems + _check_files(data, files, quick, workers, progress))
 
@@ -130,6 +136,8 @@ def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterab
     problems = list(_overlaps(dataset))
     if "image_labels" in needs:
         problems += _unlabeled(dataset, wanted)
+    if "masks" in needs:
+        problems += _unmade_masks(dataset, wanted)
     files = _Files.of(dataset, wanted, images="images" in needs, masks="masks" in needs)
     problems += _check_files(dataset, files, quick=True, workers=None, progress=None)
     raise_problems(_unique(problems), f"data set {dataset.name} in {dataset.root}")
@@ -184,6 +192,7 @@ def _check_image(dataset: Dataset, name: str, files: _Files, quick: bool) -> lis
             else:
                 height, width, _ = read_image(path).shape
                 size = height, width
+            _require_stated_size(dataset, name, size)
         except DataError as error:
             problems.append(_in_list(error, where))
     for mask_path in files.masks[name]:
@@ -194,6 +203,25 @@ def _check_image(dataset: Dataset, name: str, files: _Files, quick: bool) -> lis
         except DataError as error:
             problems.append(_in_list(error, where))
     return problems
+
+
+def _require_stated_size(dataset: Dataset, name: str, size: tuple[int, int]) -> None:
+    stated = dataset.files.size(name)
+    if stated is not None and stated != size:
+        raise DataError(
+            f"the picture is {size[0]}x{size[1]} (height x width), its annotations are for {stated[0]}x{stated[1]}",
+            str(dataset.image_path(name)),
+            "use pictures and annotations of one version of the data set",
+        )
+
+
+def _unmade_masks(dataset: Dataset, lists: Iterable[str]) -> Iterator[Problem]:
+    """What keeps masks from being made, where they are made and not given."""
+    for list_name in lists:
+        try:
+            dataset.prepare_masks(list_name)
+        except DataError as error:
+            yield Problem.of(error)
 
 
 def _check_mask(dataset: Dataset, path: Path, quick: bool) -> tuple[int, int]:

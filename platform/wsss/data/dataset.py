@@ -6,15 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsss.data import voc
+from wsss.data.coco import COCO_COUNTS, read_coco
+from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.errors import DataError, Problem, raise_problems
-from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_masks, read_label_file
+from wsss.data.layout import Layout, Progress, existing_path
 from wsss.data.manifest import list_digest
 from wsss.data.shapes import ShapesConfig, generate_shapes, shape_classes
 from wsss.data.view import DataView
+from wsss.data.voc import VOC_CLASSES, VOC_COUNTS, VocLayout, read_voc
 from wsss.recipe import setting
 
 IGNORE_INDEX = 255
+
+# Images that a list has in the published protocols, by data set.
+OFFICIAL_COUNTS: Mapping[str, Mapping[str, int]] = {"voc2012": VOC_COUNTS, "coco2014": COCO_COUNTS}
 
 
 @dataclass(frozen=True)
@@ -22,28 +27,40 @@ class DatasetConfig:
     """Which data a run uses. Paths and lists stay out of keys, because the content they name enters them."""
 
     name: str = setting(
-        "shapes", choices=("voc2012", "shapes"), help="data set; shapes is generated, for demonstrations"
+        "shapes",
+        choices=("voc2012", "coco2014", "shapes"),
+        help="data set; shapes is generated, for demonstrations",
     )
     root: Path | None = setting(
         None,
         in_key=False,
-        help="folder in the VOC layout (JPEGImages, ImageSets, ...); none: where `wsss data fetch` puts it",
+        help="folder in the layout of the data set (VOC: JPEGImages, ImageSets, ...; COCO: train2014, val2014, "
+        "annotations); none: where `wsss data fetch` puts it",
     )
     train_list: str = setting(
-        "", in_key=False, help="name in ImageSets/Segmentation or path of the train list; empty: train"
+        "",
+        in_key=False,
+        help="train list: its name in ImageSets/Segmentation (COCO: ImageSets) or its path; empty: train (COCO: "
+        "images with an object; `all` takes the others too)",
     )
     train_aug_list: str = setting(
         "", in_key=False, help="the same for train_aug; empty: train_aug or trainaug, if there is one"
     )
-    val_list: str = setting("", in_key=False, help="the same for val; empty: val")
+    val_list: str = setting("", in_key=False, help="the same as train_list, for val")
     image_label_source: str = setting(
         "auto",
-        choices=("auto", "official", "xml", "masks"),
-        help="auto: the label file given, else image_labels.json or .txt in the root, else VOC annotations "
-        "(XML), else the classes in the masks",
+        choices=("auto", "official", "xml", "instances", "masks"),
+        help="auto: the label file given, else (VOC) image_labels.json or .txt in the root or annotations (XML), "
+        "(COCO) the instances or annotations/image_labels_*.json, else the classes in the masks",
     )
     image_label_file: Path | None = setting(
         None, in_key=False, help="text file of lines `name class class ...`, or JSON name -> class names"
+    )
+    mask_source: str = setting(
+        "auto",
+        choices=("auto", "folder", "instances"),
+        help="COCO: masks given as a folder (SegmentationClass or coco_seg_anno), or made from the instances; "
+        "auto: the folder if there is one",
     )
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
 
@@ -56,22 +73,34 @@ class DatasetConfig:
             problems.append(f"image_label_file: would not be used with image_label_source = {self.image_label_source}")
         if self.name == "shapes" and self.root is not None:
             problems.append("root: the shapes set is generated and has no root; name = voc2012 reads a folder")
+        coco = self.name == "coco2014"
+        if coco and self.train_aug_list:
+            problems.append("train_aug_list: COCO has no train_aug list; train_list and val_list name lists")
+        if coco and self.image_label_source == "xml":
+            problems.append("image_label_source: xml is of VOC; COCO takes instances, official or masks")
+        if not coco and self.image_label_source == "instances":
+            problems.append(f"image_label_source: instances is of coco2014, not of {self.name}")
+        if not coco and self.mask_source == "instances":
+            problems.append(f"mask_source: instances is of coco2014; the masks of {self.name} are given")
+        if self.image_label_file is not None and self.image_label_source == "instances":
+            problems.append("image_label_file: would not be used with image_label_source = instances")
         return problems
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in the VOC layout; picklable.
+    """A data set; picklable.
 
     Attributes:
-        name: "voc2012" or "shapes".
+        name: "voc2012", "coco2014" or "shapes".
         root: its folder.
         classes: class names, index 0 the background.
         lists: list name -> image names, in order.
         image_labels: image name -> class ids 1..num_classes-1, ascending; without images of the test list.
-        label_source: kind of source of the labels: "file", "xml", "masks" or "generated".
+        label_source: kind of source of the labels: "file", "xml", "instances", "masks" or "generated".
         label_provenance: the source in words, for the protocol of a number.
         cache: folder for file hashes; None hashes anew at every digest.
+        layout: where its files lie; None is the VOC layout below `root`.
     """
 
     name: str
@@ -83,6 +112,7 @@ class Dataset:
     label_provenance: str
     cache: Path | None = None
     ignore_index: int = IGNORE_INDEX
+    layout: Layout | None = None
 
     @property
     def num_classes(self) -> int:
@@ -90,29 +120,39 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def files(self) -> Layout:
+        """Where its files lie."""
+        return self.layout if self.layout is not None else VocLayout(self.root)
+
+    @property
     def mask_folders(self) -> tuple[Path, ...]:
-        """Every folder that may hold masks, whether it exists or not: what the firewall forbids."""
-        return (self.root / voc.MASKS, self.root / voc.AUG_MASKS)
+        """Every folder from which masks could be learned, whether it exists or not: what the firewall forbids."""
+        return self.files.forbidden()
 
     def names(self, list_name: str | None) -> tuple[str, ...]:
         """Images of a list; for None those of all lists, sorted. DataError when there is no such list."""
         if list_name is None:
             return tuple(sorted(set().union(*self.lists.values())))
         if list_name not in self.lists:
-            remedy = f"lists there: {', '.join(self.lists)}"
-            if list_name in voc.LIST_FILES:
-                remedy += f"; create {voc.LISTS / (list_name + '.txt')}"
-                remedy += f" or set dataset.{list_name}_list" if list_name != "test" else ""
-            raise DataError(f"there is no list {list_name!r}", f"data set {self.name} in {self.root}", remedy)
+            remedies = [f"lists there: {', '.join(self.lists)}", self.files.list_remedy(list_name)]
+            raise DataError(
+                f"there is no list {list_name!r}",
+                f"data set {self.name} in {self.root}",
+                "; ".join(remedy for remedy in remedies if remedy),
+            )
         return self.lists[list_name]
 
     def image_path(self, name: str) -> Path:
         """The picture's file."""
-        return self.root / voc.IMAGES / f"{name}.jpg"
+        return self.files.images().path(name)
 
     def mask_path(self, name: str, list_name: str | None) -> Path:
-        """The mask's file for an image as a member of a list (train_aug has masks of its own)."""
-        return voc.mask_path(voc.mask_folders(self.root, list_name), name)
+        """The mask's file for an image as a member of a list (train_aug of VOC has masks of its own)."""
+        return existing_path(self.files.masks(list_name), name)
+
+    def prepare_masks(self, list_name: str | None, progress: Progress | None = None) -> None:
+        """Make the masks of a list that are made and not given, as far as they are missing; DataError if it fails."""
+        self.files.prepare_masks(self.names(list_name), progress)
 
     def digest(self, image_list: str | None, reads: Iterable[str]) -> str:
         """Digest of the content of what is read of a list; see `wsss.data.manifest.list_digest`."""
@@ -125,6 +165,8 @@ class Dataset:
         labels = None
         if "image_labels" in needs:
             labels = {name: self.image_labels[name] for name in names if name in self.image_labels}
+        if "masks" in needs:
+            self.prepare_masks(list_name)
         return DataView(
             dataset=self.name,
             list_name=list_name,
@@ -132,9 +174,9 @@ class Dataset:
             classes=self.classes,
             reads=needs,
             ignore_index=self.ignore_index,
-            image_folder=self.root / voc.IMAGES if "images" in needs else None,
+            images=self.files.images() if "images" in needs else None,
             labels=labels,
-            mask_folders=voc.mask_folders(self.root, list_name) if "masks" in needs else None,
+            masks=self.files.masks(list_name) if "masks" in needs else None,
         )
 
 
@@ -155,65 +197,31 @@ def load_dataset(config: DatasetConfig, home: Path) -> Dataset:
 
 def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None, list[Problem]]:
     """The data set as far as it can be read, None when its folder is absent, and what is wrong with it."""
-    if config.name == "shapes":
-        root, classes = generate_shapes(config.shapes, home), shape_classes(config.shapes)
-    else:
-        root, classes = config.root or home / "data" / "VOC2012", voc.VOC_CLASSES
-    root = root.expanduser().absolute()
-    if not (root / voc.IMAGES).is_dir():
-        return None, [_missing_root(root)]
-    problems: list[Problem] = []
-    lists: dict[str, tuple[str, ...]] = {}
-    overrides = {"train": config.train_list, "train_aug": config.train_aug_list, "val": config.val_list}
-    for list_name in voc.LIST_FILES:
-        path = voc.find_list(root, list_name, overrides.get(list_name, ""))
-        if path is None and list_name in voc.REQUIRED_LISTS:
-            path = root / voc.LISTS / f"{list_name}.txt"
-        if path is None:
-            continue
-        names, found = voc.read_list(path)
-        problems += found
-        if names:
-            lists[list_name] = names
     cache = home / "cache"
-    labels, source, provenance, found = _image_labels(config, root, classes, lists, cache)
-    problems += found
-    return Dataset(config.name, root, classes, lists, labels, source, provenance, cache), problems
-
-
-def _missing_root(root: Path) -> Problem:
-    if not root.is_dir():
-        return Problem(
-            "the folder of the data set is missing",
-            str(root),
-            "set dataset.root to a folder in the VOC layout, or run `wsss data fetch voc2012`; "
-            "dataset.name=shapes needs no data",
-        )
-    for candidate in (root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if (candidate / voc.IMAGES).is_dir():
-            return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={candidate}")
-    return Problem(
-        f"there is no folder {voc.IMAGES} in the data set", str(root), "set dataset.root to the folder that holds it"
+    if config.name == "coco2014":
+        root, classes = _absolute(config.root or home / "data" / "COCO2014"), COCO_CLASSES
+        found = read_coco(config, root, home, IGNORE_INDEX)
+    elif config.name == "voc2012":
+        root, classes = _absolute(config.root or home / "data" / "VOC2012"), VOC_CLASSES
+        found = read_voc(config, root, classes, IGNORE_INDEX, cache)
+    else:
+        root, classes = _absolute(generate_shapes(config.shapes, home)), shape_classes(config.shapes)
+        found = read_voc(config, root, classes, IGNORE_INDEX, cache)
+    if isinstance(found, Problem):
+        return None, [found]
+    dataset = Dataset(
+        name=config.name,
+        root=root,
+        classes=classes,
+        lists=found.lists,
+        image_labels=found.image_labels,
+        label_source=found.label_source,
+        label_provenance=found.label_provenance,
+        cache=cache,
+        layout=found.layout,
     )
+    return dataset, list(found.problems)
 
 
-def _image_labels(
-    config: DatasetConfig, root: Path, classes: tuple[str, ...], lists: Mapping[str, tuple[str, ...]], cache: Path
-) -> tuple[ImageLabels, str, str, list[Problem]]:
-    """Labels, kind of source, source in words, problems."""
-    names = sorted({name for list_name, members in lists.items() if list_name != "test" for name in members})
-    source = config.image_label_source
-    path = config.image_label_file
-    if source == "auto" and path is None:
-        path = next((root / name for name in voc.LABEL_FILES if (root / name).is_file()), None)
-    if path is not None and source in ("auto", "official"):
-        labels, problems = read_label_file(path, classes)
-        kind = "generated" if config.name == "shapes" and config.image_label_file is None else "file"
-        return {name: labels[name] for name in names if name in labels}, kind, f"{kind}: {path.name}", problems
-    if source == "xml" or (source == "auto" and (root / voc.ANNOTATIONS).is_dir()):
-        labels, problems = labels_from_annotations(root / voc.ANNOTATIONS, names, classes, cache)
-        return labels, "xml", "objects in the VOC annotations, difficult ones included", problems
-    folders = voc.mask_folders(root, None)
-    paths = {name: voc.mask_path(folders, name) for name in names}
-    labels, problems = labels_from_masks(paths, len(classes), IGNORE_INDEX, cache)
-    return labels, "masks", "classes present in the masks", problems
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()

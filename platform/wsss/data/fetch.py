@@ -49,7 +49,7 @@ def fetch_voc2012(
     target = home / "data" / "VOC2012"
     archive = home / "data" / "VOCtrainval_11-May-2012.tar"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(archive.with_name(f".{archive.name}.lock")):
+    with exclusive(archive.with_name(f".{archive.name}.lock")):
         if (target / IMAGES).is_dir():
             return target
         if not archive.exists():
@@ -178,7 +178,7 @@ def _md5(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process that holds it."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

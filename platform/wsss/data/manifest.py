@@ -53,6 +53,8 @@ def need_digest(dataset: Dataset, list_name: str | None, need: str) -> str:
         return _digest([dataset.label_source, labels])
     if need not in NEEDS:
         raise ValueError(f"a stage can read {', '.join(NEEDS)}; not {need!r}")
+    if need == "masks":
+        dataset.prepare_masks(list_name)
     paths = {
         name: dataset.image_path(name) if need == "images" else dataset.mask_path(name, list_name) for name in names
     }
@@ -77,9 +79,12 @@ def data_manifest(dataset: Dataset, lists: Iterable[str] | None = None, reads: I
         "dataset": dataset.name,
         "classes": list(dataset.classes),
         "label_provenance": dataset.label_provenance,
+        "mask_provenance": dataset.files.mask_provenance,
         "lists": entries,
     }
-    return {**manifest, "digest": _digest({**manifest, "label_provenance": dataset.label_source})}
+    # Words may change; what they stand for is in the digests.
+    content = {name: value for name, value in manifest.items() if name != "mask_provenance"}
+    return {**manifest, "digest": _digest({**content, "label_provenance": dataset.label_source})}
 
 
 def file_digest(path: Path) -> str:

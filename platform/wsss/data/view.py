@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss.data import voc
 from wsss.data.errors import DataError, LabelFirewallError
 from wsss.data.firewall import forbid_mask_reading as forbid_mask_reading
+from wsss.data.layout import Place, existing_path
 from wsss.data.reading import read_header, read_image, read_mask, require_same_size
 
 
@@ -35,9 +35,9 @@ class DataView:
     classes: tuple[str, ...]
     reads: frozenset[str]
     ignore_index: int = 255
-    image_folder: Path | None = None
+    images: Place | None = None
     labels: Mapping[str, tuple[int, ...]] | None = None
-    mask_folders: tuple[Path, ...] | None = None
+    masks: tuple[Place, ...] | None = None
     _members: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class DataView:
 
     def image_size(self, name: str) -> tuple[int, int]:
         """(height, width) from the picture's header, or from the mask's where only masks were declared."""
-        if self.image_folder is None and self.mask_folders is not None:
+        if self.images is None and self.masks is not None:
             return read_header(self._mask_path(name), "mask")[1]
         return read_header(self._image_path(name))[1]
 
@@ -94,22 +94,22 @@ class DataView:
         """
         path = self._mask_path(name)
         mask = read_mask(path, self.num_classes, self.ignore_index)
-        if self.image_folder is not None:
+        if self.images is not None:
             height, width = mask.shape
             require_same_size((height, width), self.image_size(name), path)
         return mask
 
     def _image_path(self, name: str) -> Path:
-        if self.image_folder is None:
+        if self.images is None:
             raise self._undeclared("images", name)
         self._require_member(name)
-        return self.image_folder / f"{name}.jpg"
+        return self.images.path(name)
 
     def _mask_path(self, name: str) -> Path:
-        if self.mask_folders is None:
+        if self.masks is None:
             raise self._undeclared("masks", name)
         self._require_member(name)
-        return voc.mask_path(self.mask_folders, name)
+        return existing_path(self.masks, name)
 
     def _require_member(self, name: str) -> None:
         if name not in self._members:

@@ -1,10 +1,19 @@
-"""The VOC layout of folders, lists and masks, which full VOC 2012 and smaller sets share."""
+"""The VOC layout of folders, lists and masks, which full VOC 2012, smaller and generated sets share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsss.data.errors import Problem
+from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_masks, read_label_file
+from wsss.data.layout import Contents, Place, Progress, existing_path
+from wsss.data.lists import list_file, read_list
+
+if TYPE_CHECKING:
+    from wsss.data.dataset import DatasetConfig
 
 VOC_CLASSES = (
     "background",
@@ -44,71 +53,137 @@ LIST_FILES = {"train": ("train",), "train_aug": ("train_aug", "trainaug"), "val"
 REQUIRED_LISTS = ("train", "val")
 
 
+@dataclass(frozen=True)
+class VocLayout:
+    """Folders below `root` as in VOC 2012; a `Layout`."""
+
+    root: Path
+
+    @property
+    def mask_provenance(self) -> str:
+        """Masks are always given."""
+        official, aug = (self.root / MASKS).is_dir(), (self.root / AUG_MASKS).is_dir()
+        if official and aug:
+            return f"given: {MASKS}; of train_aug {AUG_MASKS}"
+        return f"given: {AUG_MASKS if aug else MASKS}"
+
+    def images(self) -> Place:
+        """JPEGImages/<name>.jpg."""
+        return Place(self.root / IMAGES, _jpg)
+
+    def masks(self, list_name: str | None) -> tuple[Place, ...]:
+        """train_aug: SegmentationClassAug, then SegmentationClass. Other lists: SegmentationClass alone when it
+        exists, so that numbers are never made on the SBD masks, which lack the ignore border, by accident.
+        """
+        official, aug = Place(self.root / MASKS, _png), Place(self.root / AUG_MASKS, _png)
+        if list_name == "train_aug":
+            return tuple(place for place in (aug, official) if place.folder.is_dir()) or (official,)
+        if list_name is None:
+            return tuple(place for place in (official, aug) if place.folder.is_dir()) or (official,)
+        return (official,) if official.folder.is_dir() or not aug.folder.is_dir() else (aug,)
+
+    def forbidden(self) -> tuple[Path, ...]:
+        """Both mask folders."""
+        return (self.root / MASKS, self.root / AUG_MASKS)
+
+    def prepare_masks(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Nothing to make: masks are given."""
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """None: no annotation states sizes."""
+        return None
+
+    def list_remedy(self, list_name: str) -> str:
+        """The file to create, and the setting that names another."""
+        if list_name not in LIST_FILES:
+            return ""
+        return f"create {LISTS / (list_name + '.txt')}" + (
+            f" or set dataset.{list_name}_list" if list_name != "test" else ""
+        )
+
+
+def read_voc(
+    config: DatasetConfig, root: Path, classes: tuple[str, ...], ignore_index: int, cache: Path
+) -> Contents | Problem:
+    """Lists and image-level labels of a folder; the problem where it is no such folder at all."""
+    if not (root / IMAGES).is_dir():
+        return _missing_root(root)
+    problems: list[Problem] = []
+    lists: dict[str, tuple[str, ...]] = {}
+    overrides = {"train": config.train_list, "train_aug": config.train_aug_list, "val": config.val_list}
+    for list_name in LIST_FILES:
+        path = find_list(root, list_name, overrides.get(list_name, ""))
+        if path is None and list_name in REQUIRED_LISTS:
+            path = root / LISTS / f"{list_name}.txt"
+        if path is None:
+            continue
+        names, found = read_list(path)
+        problems += found
+        if names:
+            lists[list_name] = names
+    labels, source, provenance, found = _image_labels(config, root, classes, ignore_index, lists, cache)
+    return Contents(VocLayout(root), lists, labels, source, provenance, (*problems, *found))
+
+
 def find_list(root: Path, list_name: str, override: str) -> Path | None:
     """The file of a list: `override` (a name in ImageSets/Segmentation, or a path), else the usual names.
 
     An override is returned whether it exists or not; without one, None means that there is no such list.
     """
     if override:
-        if override.endswith(".txt") or "/" in override:
-            path = Path(override).expanduser()
-            return path if path.is_absolute() or path.exists() else root / path
-        return root / LISTS / f"{override}.txt"
+        return list_file(root, LISTS, override)
     for name in LIST_FILES[list_name]:
         if (root / LISTS / f"{name}.txt").is_file():
             return root / LISTS / f"{name}.txt"
     return None
 
 
-def read_list(path: Path) -> tuple[tuple[str, ...], list[Problem]]:
-    """Image names of a list file, one per line, in order, without duplicates; and what is wrong in it."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        present = ", ".join(sorted(found.stem for found in path.parent.glob("*.txt"))) or "none"
-        return (), [Problem(f"the list {reason}", str(path), f"create it, or name another; lists there: {present}")]
-    problems: list[Problem] = []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name:
-            continue
-        where = f"{path}, line {number}"
-        if len(name.split()) > 1 or "/" in name or Path(name).suffix in (".jpg", ".png"):
-            problems.append(
-                Problem(
-                    f"malformed line {name[:60]!r}; expected one image name",
-                    where,
-                    "write the name alone, without folder and suffix, e.g. 2007_000032",
-                )
-            )
-        elif name in first_line:
-            problems.append(Problem(f"image {name} is also in line {first_line[name]}", where, "remove the duplicate"))
-        else:
-            first_line[name] = number
-    if not first_line and not problems:
-        problems.append(Problem("the list is empty", str(path), "write one image name per line"))
-    return tuple(first_line), problems
+def _jpg(name: str) -> str:
+    return f"{name}.jpg"
 
 
-def mask_folders(root: Path, list_name: str | None) -> tuple[Path, ...]:
-    """Folders in which to look for the mask of an image of a list, first match first.
-
-    train_aug: SegmentationClassAug, then SegmentationClass. Other lists: SegmentationClass alone when it
-    exists, so that numbers are never made on the SBD masks, which lack the ignore border, by accident.
-    """
-    official, aug = root / MASKS, root / AUG_MASKS
-    if list_name == "train_aug":
-        return tuple(folder for folder in (aug, official) if folder.is_dir()) or (official,)
-    if list_name is None:
-        return tuple(folder for folder in (official, aug) if folder.is_dir()) or (official,)
-    return (official,) if official.is_dir() or not aug.is_dir() else (aug,)
+def _png(name: str) -> str:
+    return f"{name}.png"
 
 
-def mask_path(folders: tuple[Path, ...], name: str) -> Path:
-    """The first existing `<folder>/<name>.png`; where none exists, the one that is missed."""
-    for folder in folders:
-        if (folder / f"{name}.png").is_file():
-            return folder / f"{name}.png"
-    return folders[0] / f"{name}.png"
+def _missing_root(root: Path) -> Problem:
+    if not root.is_dir():
+        return Problem(
+            "the folder of the data set is missing",
+            str(root),
+            "set dataset.root to a folder in the VOC layout, or run `wsss data fetch voc2012`; "
+            "dataset.name=shapes needs no data",
+        )
+    for candidate in (root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (candidate / IMAGES).is_dir():
+            return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={candidate}")
+    return Problem(
+        f"there is no folder {IMAGES} in the data set", str(root), "set dataset.root to the folder that holds it"
+    )
+
+
+def _image_labels(
+    config: DatasetConfig,
+    root: Path,
+    classes: tuple[str, ...],
+    ignore_index: int,
+    lists: Mapping[str, tuple[str, ...]],
+    cache: Path,
+) -> tuple[ImageLabels, str, str, list[Problem]]:
+    """Labels, kind of source, source in words, problems."""
+    names = sorted({name for list_name, members in lists.items() if list_name != "test" for name in members})
+    source = config.image_label_source
+    path = config.image_label_file
+    if source == "auto" and path is None:
+        path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if path is not None and source in ("auto", "official"):
+        labels, problems = read_label_file(path, classes)
+        kind = "generated" if config.name == "shapes" and config.image_label_file is None else "file"
+        return {name: labels[name] for name in names if name in labels}, kind, f"{kind}: {path.name}", problems
+    if source == "xml" or (source == "auto" and (root / ANNOTATIONS).is_dir()):
+        labels, problems = labels_from_annotations(root / ANNOTATIONS, names, classes, cache)
+        return labels, "xml", "objects in the VOC annotations, difficult ones included", problems
+    places = VocLayout(root).masks(None)
+    paths = {name: existing_path(places, name) for name in names}
+    labels, problems = labels_from_masks(paths, len(classes), ignore_index, cache)
+    return labels, "masks", "classes present in the masks", problems

@@ -110,12 +110,6 @@ def paired_comparison(
     first, second: (N, C, C) confusion matrices, image i the same in both.
     Raises EvaluationError when they differ in shape.
     """
-    if first.shape != second.shape:
-        raise EvaluationError(
-            f"the two results cover {first.shape} and {second.shape}",
-            "paired_comparison",
-            "give confusion matrices of the same images in the same order",
-        )
     return paired_comparison_from_counts(
         image_counts(first),
         image_counts(second),
@@ -135,12 +129,12 @@ def paired_comparison_from_counts(
     seed: int = 0,
     mean_over: MeanOver = "defined",
 ) -> PairedComparison:
-    """`paired_comparison` from `image_counts` (N, 3, C) of both results."""
+    """`paired_comparison` from `image_counts` (N, 3, C): with C classes 3/C of the confusion matrices."""
     if first.shape != second.shape:
         raise EvaluationError(
-            f"the two results have counts {first.shape} and {second.shape}",
+            f"the two results cover {first.shape} and {second.shape}",
             "paired_comparison",
-            "give counts of the same images in the same order",
+            "give counts of the same images and classes in the same order",
         )
     _check(first, samples, confidence)
     value = _miou(first.sum(axis=0), mean_over) - _miou(second.sum(axis=0), mean_over)

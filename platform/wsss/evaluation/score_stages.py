@@ -29,6 +29,7 @@ from wsss.evaluation.confusion import (
     miou,
     pixel_accuracy,
 )
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import best_threshold, threshold_confusions
 from wsss.evaluation.selection import half_of
 from wsss.pipeline import Reduction, StageContext
@@ -108,7 +109,7 @@ class SummaryConfig:
 def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
     """Map function (config CurveScoreConfig): image name -> confusion matrices at every threshold.
 
-    Returns "confusion" int32 (T, C, C) and "thresholds" float64 (T,).
+    Returns the counts (T, C, C) of `wsss.evaluation.counts` and "thresholds" float64 (T,).
     """
     config: CurveScoreConfig = context.config
     artifact = context.inputs["scores"]
@@ -136,13 +137,13 @@ def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Ma
         if config.normalize == "image_maximum" and maps.size and maps.max() > 0:
             maps = maps / maps.max()
         confusion = threshold_confusions(maps, keys, truth, thresholds, num_classes, config.ignore_index)
-        return {"confusion": confusion.astype(np.int32), "thresholds": thresholds}
+        return {**Counts.of(confusion).arrays(), "thresholds": thresholds}
 
     return score
 
 
 def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
-    """Map function (config LabelScoreConfig): image name -> "confusion" int32 (C, C)."""
+    """Map function (config LabelScoreConfig): image name -> counts (C, C) of `wsss.evaluation.counts`."""
     config: LabelScoreConfig = context.config
     artifact = context.inputs["labels"]
     return label_scorer(context, lambda name: _named(artifact.arrays(name), config.labels, name, context.stage))
@@ -161,7 +162,7 @@ def label_scorer(context: StageContext, read: LabelReader) -> Callable[[str], Ma
             config.ignore_index,
             prediction_ignore_to=config.prediction_ignore_to,
         )
-        return {"confusion": confusion.astype(np.int32)}
+        return Counts.of(confusion).arrays()
 
     return score
 
@@ -213,11 +214,14 @@ def summarize_curve(context: StageContext) -> Reduction:
     halves: list[Array | None] = [None, None]
     counts: list[Array] = []
     for name in names:
-        confusion = artifact.arrays(name)["confusion"].astype(np.int64)
+        found = Counts.read(artifact.arrays(name))
         half = half_of(name)
         accumulated = halves[half]
-        halves[half] = confusion if accumulated is None else accumulated + confusion
-        counts.append(np.stack(intersections_and_totals(confusion[default])))
+        if accumulated is None:
+            halves[half] = found.dense()
+        else:
+            found.add_to(accumulated)
+        counts.append(np.stack(intersections_and_totals(found.at(default).dense())))
     parts = [half for half in halves if half is not None]
     curve = np.sum(parts, axis=0)
     scores = np.asarray(miou(curve, config.mean_over), dtype=np.float64)
@@ -257,7 +261,7 @@ def summarize_labels(context: StageContext) -> Reduction:
     total: Array | None = None
     counts: list[Array] = []
     for name in names:
-        confusion = artifact.arrays(name)["confusion"].astype(np.int64)
+        confusion = Counts.read(artifact.arrays(name)).dense()
         total = confusion if total is None else total + confusion
         counts.append(np.stack(intersections_and_totals(confusion)))
     assert total is not None

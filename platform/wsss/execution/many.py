@@ -7,6 +7,7 @@ that fails leaves the others alone. Shards are written one by one as in `map_sta
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from wsss.execution.map_stage import compute_reduction, shard_size
 from wsss.execution.stage_job import StageJob
 from wsss.pipeline import Arrays, MapStage
 
+log = logging.getLogger(__name__)
 _RETRIES = 2
-_built: dict[str, Callable[[str], Arrays]] = {}
+_built: dict[str, Callable[[str], Any]] = {}
 
 
 @dataclass
@@ -39,11 +41,11 @@ class JobOutcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def run_map_jobs(jobs: Sequence[StageJob], cpus: int, gpus: int, use_gpu: bool) -> list[JobOutcome]:
+def run_map_jobs(jobs: Sequence[StageJob], workers: int, use_gpu: bool) -> list[JobOutcome]:
     """Compute every unfinished shard of every job; the jobs are of one stage and one image list.
 
     Args:
-        cpus, gpus: of the cluster, to cut the work into enough tasks.
+        workers: tasks at a time, about; the work is cut into enough of them.
         use_gpu: each task takes a GPU.
     """
     names = jobs[0].view.names
@@ -57,11 +59,10 @@ def run_map_jobs(jobs: Sequence[StageJob], cpus: int, gpus: int, use_gpu: bool) 
         resumed[number] = sum(len(shards[index]) for index in finished)
         for index in set(range(len(shards))) - finished:
             unfinished.setdefault(index, []).append(number)
-    workers = max(1, gpus if use_gpu else cpus)
     pieces = [
         (part, index)
         for index, numbers in sorted(unfinished.items())
-        for part in _parts(numbers, len(numbers) * len(unfinished), workers)
+        for part in parts(numbers, len(numbers) * len(unfinished), workers)
     ]
     references = [ray.put(job) for job in jobs]
 
@@ -89,7 +90,7 @@ def run_reduce_jobs(jobs: Sequence[StageJob], cpus: int) -> list[JobOutcome]:
     """Compute reduce stages and store their metrics, tables and arrays."""
     references = [ray.put(job) for job in jobs]
     outcomes = [JobOutcome() for _ in jobs]
-    pieces = [(part, 0) for part in _parts(list(range(len(jobs))), len(jobs), max(1, cpus))]
+    pieces = [(part, 0) for part in parts(list(range(len(jobs))), len(jobs), max(1, cpus))]
 
     def start(part: Sequence[int], index: int) -> Any:
         return _run_reductions.remote([references[number] for number in part])
@@ -105,7 +106,7 @@ def run_reduce_jobs(jobs: Sequence[StageJob], cpus: int) -> list[JobOutcome]:
 
 def call_many(function: Callable[[Any], Any], arguments: Sequence[Any], cpus: int) -> list[Any]:
     """`function` of each argument, in tasks of one CPU; an exception comes back as its text in a RuntimeError."""
-    pieces = [(part, 0) for part in _parts(list(range(len(arguments))), len(arguments), max(1, cpus))]
+    pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, cpus))]
     found: list[Any] = [None] * len(arguments)
 
     def start(part: Sequence[int], index: int) -> Any:
@@ -128,7 +129,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _parts(numbers: Sequence[int], work: int, workers: int) -> list[list[int]]:
+def parts(numbers: Sequence[int], work: int, workers: int) -> list[list[int]]:
     """Cut jobs into parts so that `work` pieces of work make about two tasks a worker, or as many as there are."""
     size = max(1, min(len(numbers), work // (2 * workers)))
     return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
@@ -176,7 +177,19 @@ def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[in
 # DEFAULT: inside a Tune trial Ray would else look for a CPU among what the trial itself reserved, which is none.
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")
 def _run_shard_of(jobs: Sequence[Any], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
-    return [_shard_seconds(job, index, names, gpu) for job in _present(jobs)]
+    return shard_of_jobs(_present(jobs), index, names, gpu)
+
+
+def shard_of_jobs(jobs: Sequence[StageJob], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
+    """Compute and store one shard of every job in this process; seconds of each, or why it failed."""
+    stage = jobs[0].stage
+    assert isinstance(stage, MapStage)
+    if len(jobs) > 1 and stage.build_many is not None:
+        try:
+            return _shared_seconds(jobs, index, names, gpu)
+        except Exception as error:  # one of the settings is to blame: each on its own tells which
+            log.info("stage %s: %s; its settings are computed one by one", stage.name, describe(error))
+    return [_shard_seconds(job, index, names, gpu) for job in jobs]
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")
@@ -197,7 +210,7 @@ def _call(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]
 
 def _present(jobs: Sequence[Any]) -> list[StageJob]:
     present = ray.get(list(jobs))
-    identities = {_identity(job) for job in present}
+    identities = {_identity(job) for job in present} | {_identities(present)}
     for identity in set(_built) - identities:  # models of earlier stages and settings
         del _built[identity]
     torch.set_num_threads(1)
@@ -206,6 +219,29 @@ def _present(jobs: Sequence[Any]) -> list[StageJob]:
 
 def _identity(job: StageJob) -> str:
     return f"{job.stage.name}/{job.key}"
+
+
+def _identities(jobs: Sequence[StageJob]) -> str:
+    return "+".join(_identity(job) for job in jobs)
+
+
+def _shared_seconds(jobs: Sequence[StageJob], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
+    """All jobs image by image; each is told an equal share of the time."""
+    stage = jobs[0].stage
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    started = time.monotonic()
+    identity = _identities(jobs)
+    if identity not in _built:
+        torch.manual_seed(0)
+        _built[identity] = stage.build_many([job.context("cuda:0" if gpu else "cpu") for job in jobs])
+    records: list[dict[str, Arrays]] = [{} for _ in jobs]
+    with torch.inference_mode():
+        for name in names:
+            for record, arrays in zip(records, _built[identity](name), strict=True):
+                record[name] = arrays
+    for job, record in zip(jobs, records, strict=True):
+        job.writer().add_shard(index, record)
+    return [(time.monotonic() - started) / len(jobs)] * len(jobs)
 
 
 def _shard_seconds(job: StageJob, index: int, names: Sequence[str], gpu: bool) -> float | str:

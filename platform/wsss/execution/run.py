@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.execution.stage_job import StageJob
 from wsss.method import ExecutionSettings, Method
-from wsss.pipeline import MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
+from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
 from wsss.recipe import flat_dict, to_dict
+from wsss.released import check_checkpoint, pipeline_of
 from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.store import Artifact, Store, open_store
 from wsss.tracking.provenance import collect_provenance
@@ -57,6 +59,7 @@ class RunRequest:
         store_url: folder or s3://bucket/prefix.
         tracking_uri: MLflow address; None for sqlite and a folder below `home`.
         until: last stage to run; None for all.
+        checkpoint: file of a released model that stands for the training; None trains.
     """
 
     method: Method
@@ -66,6 +69,7 @@ class RunRequest:
     store_url: str
     tracking_uri: str | None = None
     until: str | None = None
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     """
     home = request.home.absolute()
     dataset = load_dataset(request.recipe.dataset, home)
-    pipeline = request.method.pipeline(request.recipe, dataset)
+    if request.checkpoint is not None:
+        check_checkpoint(request.method, request.recipe, dataset, request.checkpoint)
+    pipeline = pipeline_of(request.method, request.recipe, dataset, request.checkpoint)
     store = open_store(request.store_url, home / "cache" / "store")
     costs = CostHistory(home / "costs.json")
     plan = make_plan(pipeline, dataset, store, costs, request.until)
@@ -291,14 +297,21 @@ def compute_stage(
         WsssError: what the stage raised.
     """
     from wsss.execution.cluster import capacity
+    from wsss.execution.import_stage import run_import_stage
     from wsss.execution.map_stage import run_map_stage, run_reduce_stage
 
     stage, execution = planned.stage, prepared.execution
+    job = stage_job(prepared, planned, artifacts)
+    started = time.monotonic()
+    if isinstance(stage, ImportStage):
+        observer.start(stage.name, 1, "file")
+        artifact = run_import_stage(job, prepared.dataset, run_id)
+        tracked.finish("FINISHED")
+        observer.finish(stage.name, time.monotonic() - started, "released model taken in")
+        return artifact
     have = capacity()
     workers, resources = stage_resources(stage, execution, int(have.cpus), int(have.gpus))
-    job = stage_job(prepared, planned, artifacts)
     gpu = resources.gpus > 0
-    started = time.monotonic()
     facts: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     if isinstance(stage, TrainStage):
@@ -424,15 +437,27 @@ def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         dataset=prepared.dataset.name,
         store_url=prepared.store.url,
         keys=keys,
-        protocol=dict(prepared.pipeline.protocol),
+        protocol=_protocol(prepared),
+        checkpoint=str(request.checkpoint.resolve()) if request.checkpoint is not None else "",
         provenance=collect_provenance().as_dict(),
-        data_digest=_data_digest(prepared),
+        data_digest=data_digest(prepared),
     )
     record.save(runs / run_id)
     return record, runs / run_id
 
 
-def _data_digest(prepared: PreparedRun) -> str:
+def _protocol(prepared: PreparedRun) -> dict[str, str]:
+    """The pipeline's, and what only the run knows."""
+    facts = {**prepared.pipeline.protocol, "masks": prepared.dataset.files.mask_provenance}
+    checkpoint = prepared.request.checkpoint
+    if checkpoint is not None:
+        stage = prepared.pipeline.stages[0].name
+        facts["released model"] = f"{checkpoint.name}, sha256 {file_digest(checkpoint)}, in place of {stage}"
+    return facts
+
+
+def data_digest(prepared: PreparedRun) -> str:
+    """Digest (16 hex digits) of all that the stages of a run read of the data set."""
     import hashlib
 
     digests = [

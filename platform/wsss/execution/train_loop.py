@@ -55,7 +55,8 @@ def run_training(
     """Train to the end (from `state`, if given) and return the history by step.
 
     Returns:
-        ``{"loss/<name>": [...], "loss": [...], "learning_rate/<optimizer>": [...]}``, one value per step.
+        ``{"loss/<name>": [...], "loss": [...], "statistic/<name>": [...], "learning_rate/<optimizer>": [...]}``, one
+        value per step.
 
     Raises:
         TrainingError: a batch that cannot be split, an empty epoch, or a loss that is not finite.
@@ -163,7 +164,8 @@ def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_
 
 def _is_candidate(task: TrainTask, epochs_done: int) -> bool:
     every = task.candidate_every
-    return every > 0 and (epochs_done % every == 0 or epochs_done == task.epochs)
+    due = epochs_done % every == 0 and epochs_done > task.candidates_after if every > 0 else False
+    return every > 0 and (due or epochs_done == task.epochs)
 
 
 def _even_split(items: list[Any], parts: int) -> list[list[Any]]:
@@ -263,6 +265,8 @@ def _sum_over_workers(values: list[Tensor], settings: LoopSettings, device: torc
 def _weighted_total(task: TrainTask, losses: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
     total: Tensor | None = None
     for name, value in losses.items():
+        if name in task.statistics:
+            continue
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         term = _ratio(value, counts[name]) * task.loss_weights[name]
         total = term if total is None else total + term
@@ -282,8 +286,13 @@ def _reduced_losses(
     names = sorted(sums)
     device = next(iter(sums.values())).device
     reduced = _sum_over_workers([sums[name] for name in names], settings, device)
-    values = {f"loss/{n}": _ratio(value, counts[n]).item() for n, value in zip(names, reduced, strict=True)}
-    values["loss"] = sum(values[f"loss/{name}"] * task.loss_weights[name] for name in names)
+    values: dict[str, float] = {}
+    total = 0.0
+    for name, value in zip(names, reduced, strict=True):
+        kind = "statistic" if name in task.statistics else "loss"
+        mean = values[f"{kind}/{name}"] = _ratio(value, counts[name]).item()
+        total += mean * task.loss_weights[name] if kind == "loss" else 0.0
+    values["loss"] = total
     return values
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from wsss.data.dataset import Dataset
-from wsss.data.voc import VOC_COUNTS
+from wsss.data.dataset import OFFICIAL_COUNTS, Dataset
 from wsss.pipeline import Pipeline
-
-# Images that a list has in the published protocols, by data set.
-OFFICIAL_COUNTS: Mapping[str, Mapping[str, int]] = {"voc2012": VOC_COUNTS}
 
 
 def list_deviations(pipeline: Pipeline, dataset: Dataset) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from wsss.claims import Verdict
+from wsss.claims import Claim, Verdict
 from wsss.reporting.run_report import RunReport
 
 _ENDINGS = ("_low", "_high", "_oracle", "_held_out", "_all_background")
@@ -61,6 +61,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def source_words(claim: Claim) -> str:
+    """Where a claim stands, and whether it is of the released model: "readme, released model"."""
+    words = claim.source.replace("_", " ")
+    return f"{words}, released model" if claim.released and claim.source != "released_weights" else words
+
+
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """Claim, ours, difference, tolerance, verdict: the product of a reproduction. Percent."""
     rows = []
@@ -73,7 +79,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             (
                 claim.metric,
                 f"{claim.value:.2f}",
-                f"{claim.source.replace('_', ' ')}: {claim.citation}",
+                f"{source_words(claim)}: {claim.citation}",
                 f"{claim.dataset} {claim.split}, {claim.protocol}",
                 number,
                 "-" if verdict.difference is None else f"{verdict.difference:+.2f}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,6 @@ class Outcome:
     def spent_seconds(self) -> float:
         """What the stages that it executed cost."""
         return sum(stage.seconds for stage in self.stages if stage.executed)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 @dataclass
@@ -201,6 +197,14 @@ class BatchEvaluator:
         by_number = dict(zip((setting.number for setting in alive), scores, strict=True))
         return [self._outcome(setting, by_number.get(setting.number)) for setting in settings]
 
+    def so_far(self, settings: Sequence[Setting]) -> list[Outcome]:
+        """What settings that are stopped before their end have computed."""
+        found = [self._outcome(setting, None) for setting in settings]
+        return [
+            replace(outcome, stages=tuple(use for use in outcome.stages if use.name in setting.artifacts))
+            for setting, outcome in zip(settings, found, strict=True)
+        ]
+
     def _outcome(self, setting: Setting, score: Score | RuntimeError | None) -> Outcome:
         if setting.keyed is None:
             return Outcome(setting.number, error=setting.error)
@@ -209,7 +213,8 @@ class BatchEvaluator:
         metrics: dict[str, float] = {}
         artifacts: dict[str, str] = {}
         target = metric_stage(setting.keyed.pipeline, self._evaluation.metric)
-        for stage in setting.keyed.upstream(target):
+        # With the evaluations before the searched one, where early stopping looked at them.
+        for stage in setting.keyed.upstream(target, *setting.executed):
             artifact = setting.artifacts.get(stage.name) or self._find(stage.name, setting.keyed.keys[stage.name])
             seconds = float(artifact.provenance.get("seconds", 0.0)) if artifact is not None else 0.0
             executed = stage.name in setting.executed
@@ -307,12 +312,12 @@ class BatchEvaluator:
         prepared = settings[0].prepared
         assert prepared is not None
         stage = settings[0].pipeline.pipeline.stage(name)
-        cpus, gpus = int(have.cpus), int(have.gpus)
-        workers, resources = stage_resources(stage, prepared.execution, cpus, gpus)
+        cpus = int(have.cpus)
+        workers, resources = stage_resources(stage, prepared.execution, cpus, int(have.gpus))
         use_gpu = resources.gpus > 0
         jobs = [stage_job(_prepared(each), self._planned(each, name), each.artifacts) for each in settings]
         if isinstance(stage, MapStage):
-            outcomes = run_map_jobs(jobs, min(workers, cpus) if not use_gpu else cpus, gpus, use_gpu)
+            outcomes = run_map_jobs(jobs, workers, use_gpu)
         else:
             outcomes = run_reduce_jobs(jobs, cpus)
         errors: dict[str, str] = {}

@@ -14,6 +14,7 @@ import yaml
 
 from wsss.recipe import change_recipe, to_dict
 from wsss.search.record import Best, ConfirmedSetting, SearchedKey, SweepRecord, TrialRecord
+from wsss.search.score import Score
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
 _T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -28,6 +29,18 @@ def ranked(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
 def reported(trial: TrialRecord, metric: str) -> float:
     """The number to quote: on images that chose nothing, where the rule holds some out."""
     return trial.values[metric] if trial.held_out is None else trial.held_out
+
+
+def recipe_numbers(trial: TrialRecord | Score, default: float, keys: Sequence[SearchedKey]) -> tuple[float, float]:
+    """(value that the rule chooses by, value to quote) of the recipe itself: its own threshold, not the curve's best.
+
+    trial: its trial, or its score under another seed. default: the value where no threshold is searched.
+    """
+    threshold = next((key.default for key in keys if key.level == "curve"), None)
+    if threshold is None or not trial.curve:
+        return default, default if trial.held_out is None else trial.held_out
+    point = min(trial.curve, key=lambda point: abs(point.threshold - threshold))
+    return (point.value, point.value) if trial.held_out is None else (point.chosen, point.reported)
 
 
 def best_of(trials: Sequence[TrialRecord], metric: str, keys: Sequence[SearchedKey]) -> Best | None:
@@ -51,8 +64,8 @@ def confirmed_best(
     best = _best(trials[winner.trial], trials[0], metric, keys, confirmed=True)
     return Best(
         trial=best.trial,
-        settings=best.settings,
-        value=best.value,
+        settings=best.settings if winner.trial != 0 else {},  # the recipe was confirmed at its own threshold
+        value=best.value if winner.trial != 0 else best.default_value,
         reported=winner.mean,
         default_value=best.default_value,
         default_reported=default.mean,
@@ -92,12 +105,13 @@ def _best(trial: TrialRecord, default: TrialRecord, metric: str, keys: Sequence[
     if trial.threshold is not None:
         settings.update({key.key: round(trial.threshold, 6) for key in keys if key.level == "curve"})
     defaults = {key.key: key.default for key in keys}
+    default_value, default_reported = recipe_numbers(default, default.values[metric], keys)
     return Best(
         trial=trial.number,
         settings={key: value for key, value in settings.items() if value != defaults.get(key)},
         value=trial.values[metric],
         reported=reported(trial, metric),
-        default_value=default.values[metric],
-        default_reported=reported(default, metric),
+        default_value=default_value,
+        default_reported=default_reported,
         confirmed=confirmed,
     )

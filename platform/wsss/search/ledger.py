@@ -6,6 +6,7 @@ kill between the two costs nothing and counts nothing twice.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 
 from wsss.errors import WsssError
 from wsss.search.batch import Outcome
+from wsss.search.best import best_of
 from wsss.search.nested import Proposal
 from wsss.search.record import SweepRecord, TrialRecord, load_trials
 from wsss.search.sampling import DIRECTIONS, study_trial
@@ -73,10 +75,15 @@ class Ledger:
                     )
                 )
 
-    def finish(self, outcome: Outcome, pruned: str = "") -> TrialRecord:
-        """The outcome of a setting, on disk when this returns. `pruned`: why it was stopped early."""
+    def finish(self, outcome: Outcome, pruned: str = "", stopped_at: tuple[int, float] | None = None) -> TrialRecord:
+        """The outcome of a setting, on disk when this returns. `pruned`: why it was stopped early, at `stopped_at`."""
         before = self.trials[outcome.number]
         score = outcome.score
+        if score is not None and not math.isfinite(score.value):
+            outcome, score = (
+                replace(outcome, error="the metric is undefined: no pixel of a known class was scored"),
+                None,
+            )
         found: dict[str, Any] = {}
         if score is not None:
             found = {name: value for name, value in vars(score).items() if name != "value"}
@@ -86,6 +93,7 @@ class Ledger:
             before,
             status="pruned" if pruned else failed,
             reason=pruned or outcome.error,
+            stopped_at=stopped_at if pruned else None,
             metrics=outcome.metrics,
             stages=outcome.stages,
             artifacts=outcome.artifacts,
@@ -105,7 +113,9 @@ class Ledger:
         return trial
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the sweep's record; its totals are brought up to date with it."""
+        """Change fields of the sweep's record; totals and the best so far are brought up to date with it."""
+        if not self.record.confirmations:
+            changes.setdefault("best", best_of(list(self.trials.values()), self.record.metric, self.record.space))
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         stages = [stage for trial in ended for stage in trial.stages]
         self.record = replace(
@@ -123,8 +133,10 @@ class Ledger:
     def close(self) -> None:
         """Write what is left to the study and end the tracked run."""
         self._writer.shutdown(wait=True)
-        for write in self._written:
-            write.result()
+        errors = [error for write in self._written if (error := write.exception()) is not None]
+        if errors:  # the records are whole; the next time the sweep is opened, what is missing is added
+            note = f"{len(errors)} trials are not in the study yet: {type(errors[0]).__name__}: {errors[0]}"
+            self.update(notes=(*self.record.notes, note))
         if self._parent is not None:
             record = self.record
             totals = {

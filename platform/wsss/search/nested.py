@@ -202,7 +202,7 @@ class NestedSearch:
             if trial.status == "finished":
                 self.tell(trial.number, tuple(trial.values.values()))
             elif trial.status in ("failed", "pruned"):
-                self.tell(trial.number, None)
+                self.tell(trial.number, None, trial.stopped_at)
         self._again = [open_batches[number] for number in sorted(open_batches)]
 
     def _outer_of(self, trial: TrialRecord) -> _Outer:

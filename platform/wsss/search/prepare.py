@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -193,7 +193,7 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
         flat=flat,
     )
     limits = _limits(keys)
-    rungs = _rungs(base, request.metric, keys) if request.early_stop else ()
+    rungs = _rungs(base, request.metric, keys, seconds, request.stage_cost_limit) if request.early_stop else ()
     if request.early_stop and not rungs:
         raise SweepError(
             f"there is no evaluation before {request.metric} that an outer key changes",
@@ -251,20 +251,30 @@ def _limits(keys: Sequence[SearchedKey]) -> tuple[float, float] | None:
     return (min(key.low for key in curve), max(key.high for key in curve)) if curve else None
 
 
-def _rungs(base: KeyedPipeline, metric: str, keys: Sequence[SearchedKey]) -> tuple[str, ...]:
-    """Metrics of evaluations that rest on fewer training stages than the searched one, and that outer keys change."""
+def _rungs(
+    base: KeyedPipeline,
+    metric: str,
+    keys: Sequence[SearchedKey],
+    seconds: Mapping[str, float | None],
+    limit: float | None,
+) -> tuple[str, ...]:
+    """Metrics of evaluations that rest on fewer costly stages than the searched one, and that outer keys change."""
     made = metrics_of(base.pipeline)
 
-    def trained(stage: str) -> set[str]:
-        return {each.name for each in base.upstream(stage) if isinstance(each, TrainStage)}
+    def costly(target: str) -> set[str]:
+        return {
+            stage.name
+            for stage in base.upstream(target)
+            if isinstance(stage, TrainStage) or (limit is not None and (seconds.get(stage.name) or 0.0) > limit)
+        }
 
     changed = {name for key in keys if key.level == "outer" for name in base.pipeline.downstream(key.stage)}
-    target = trained(made[metric])
+    target = costly(made[metric])
     order = [stage.name for stage in base.pipeline if isinstance(stage, ReduceStage)]
     found: dict[frozenset[str], str] = {}
     for name, stage in made.items():
-        before = trained(stage)
-        if before < target and before and stage in changed:
+        before = costly(stage)
+        if before and before < target and stage in changed:
             found.setdefault(frozenset(before), name)
     return tuple(sorted(found.values(), key=lambda name: order.index(made[name])))
 

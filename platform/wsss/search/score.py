@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
+from wsss.evaluation.bootstrap import PairedComparison, bootstrap_interval_from_counts, paired_comparison_from_counts
 from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
-from wsss.evaluation.score_stages import half_of
+from wsss.evaluation.counts import Counts as StoredCounts
+from wsss.evaluation.selection import half_of
 from wsss.search.record import CurvePoint, Select
 from wsss.store import Artifact
 
@@ -57,6 +58,12 @@ class Counts:
     choosing: Array
     mean_over: MeanOver
     default: int
+
+    def at(self, threshold: float | None) -> Array:
+        """(N, 3, C) at a threshold; None: the recipe's own."""
+        if threshold is None or not len(self.thresholds):
+            return self.images[:, self.default]
+        return self.images[:, int(np.abs(self.thresholds - threshold).argmin())]
 
     def curve(self, images: Array) -> Array:
         """mIoU (T,) of a subset of the images, given as a mask."""
@@ -128,6 +135,18 @@ def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | N
     )
 
 
+def paired_gain(
+    best: Counts, threshold: float | None, recipe: Counts, select: Select, samples: int = _BOOTSTRAP_SAMPLES
+) -> PairedComparison | None:
+    """Best setting at its threshold against the recipe at its own, on the images that report; None if these differ."""
+    if best.images.shape[0] != recipe.images.shape[0] or (best.choosing != recipe.choosing).any():
+        return None
+    images = ~best.choosing if select == "held_out" else np.ones(len(best.choosing), dtype=bool)
+    return paired_comparison_from_counts(
+        best.at(threshold)[images], recipe.at(None)[images], samples=samples, mean_over=best.mean_over
+    )
+
+
 def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
     """Counts of each image behind a metric; None when the evaluation keeps none, or only one half has images."""
     arrays = _arrays(evaluation)
@@ -146,13 +165,13 @@ def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifac
     default = next(
         index for index, row in enumerate(evaluation.json("tables.json")[f"curve{suffix}"]) if row["default"]
     )
-    curves = np.stack([_image_curve(scorer.arrays(name)["confusion"]) for name in names])
+    curves = np.stack([_image_curve(StoredCounts.read(scorer.arrays(name)).dense()) for name in names])
     return Counts(curves, thresholds.astype(np.float64), choosing, mean_over, default)
 
 
 def _image_curve(confusion: Array) -> Array:
     """(T, C, C) -> (T, 3, C)."""
-    return np.stack(intersections_and_totals(confusion.astype(np.int64)), axis=-2)
+    return np.stack(intersections_and_totals(confusion), axis=-2)
 
 
 def _arrays(evaluation: Artifact) -> Mapping[str, Array]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from wsss.execution.cluster import connect
-from wsss.execution.run import check_schedulable
+from wsss.execution.run import check_schedulable, data_digest
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
-from wsss.search.batch import BatchEvaluator, Evaluation
-from wsss.search.best import best_of, confirm, confirmed_best, ranked, write_best
+from wsss.search.batch import CONFUSIONS, BatchEvaluator, Evaluation
+from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
 from wsss.search.keyed import metric_stage
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch
@@ -28,11 +28,13 @@ from wsss.search.record import (
     BEST_FILE,
     STUDY_FILE,
     SWEEP_FILE,
+    Best,
     ConfirmedSetting,
     SweepRecord,
     TrialRecord,
     load_sweep,
 )
+from wsss.search.score import Counts, paired_gain, read_counts
 from wsss.search.tuning import run_tune
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
@@ -100,11 +102,11 @@ def _search(prepared: PreparedSweep, trials: Mapping[int, TrialRecord]) -> Neste
 
 
 def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, observer: SweepObserver) -> None:
-    connect_for(prepared)
+    _connect(prepared)
     run_tune(
         search,
         ledger,
-        evaluation_of(prepared, ledger.record),
+        evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance),
         rungs=prepared.rungs,
         concurrency=prepared.request.concurrency,
         on_trial=lambda trial: observer.trial(trial, ledger.record),
@@ -112,7 +114,7 @@ def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, obs
     )
 
 
-def evaluation_of(prepared: PreparedSweep, record: SweepRecord) -> Evaluation:
+def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any]) -> Evaluation:
     """What the trials of a sweep have in common."""
     request = prepared.request
     return Evaluation(
@@ -124,26 +126,24 @@ def evaluation_of(prepared: PreparedSweep, record: SweepRecord) -> Evaluation:
         metric=request.metric,
         select=request.select,
         limits=prepared.limits,
-        run_id=record.sweep_id,
-        code=record.provenance,
+        run_id=run_id,
+        code=code,
     )
 
 
-def connect_for(prepared: PreparedSweep) -> None:
-    """Join or start Ray, and refuse what it can never hold. Raises SchedulingError."""
-    have = connect()
+def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:
+    """Refuse what such a cluster can never hold. Raises SchedulingError."""
     # Settings recompute stages that the store holds for the recipe itself.
     changed = {stage.stage.name for stage in prepared.expected() if stage.executions > 0}
     stages = tuple(
         replace(planned, needed=planned.needed or planned.stage.name in changed) for planned in prepared.run.plan.stages
     )
-    check_schedulable(
-        replace(prepared.run, plan=Plan(stages)),
-        int(have.cpus),
-        int(have.gpus),
-        int(have.largest_node_cpus),
-        have.autoscaling,
-    )
+    check_schedulable(replace(prepared.run, plan=Plan(stages)), cpus, gpus, largest_node_cpus, grows)
+
+
+def _connect(prepared: PreparedSweep) -> None:
+    have = connect()
+    check_capacity(prepared, int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling)
 
 
 def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> None:
@@ -157,20 +157,44 @@ def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
             f"sweep {prepared.sweep_id}, trial 0",
             "make the recipe run (`wsss run`), then begin a new sweep with --new",
         )
+    if request.select == "held_out" and ledger.trials[0].held_out is None:
+        note = f"{request.metric} has no counts per image: chosen and reported on the same images"
+        ledger.update(notes=(note,))
     if request.confirm_top and request.confirm_seeds:
         confirmations = _confirm(prepared, ledger, observer)
         best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys)
         ledger.update(confirmations=tuple(confirmations))
+    best = replace(best, **_gain(prepared, ledger, best))
     ledger.update(best=best)
     write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
+
+
+def _gain(prepared: PreparedSweep, ledger: Ledger, best: Best) -> dict[str, float]:
+    """How sure the gain over the recipe is, as far as images can tell."""
+    request = prepared.request
+    scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
+
+    def counts(trial: TrialRecord) -> Counts | None:
+        found = [
+            prepared.run.store.find(name, trial.artifacts[name]) if name in trial.artifacts else None
+            for name in (ledger.record.metric_stage, scorer or "")
+        ]
+        if found[0] is None:
+            return None
+        return read_counts(request.metric, trial.metrics[request.metric], found[0], found[1])
+
+    trial = ledger.trials[best.trial]
+    ours, recipe = counts(trial), counts(ledger.trials[0])
+    gain = None if ours is None or recipe is None else paired_gain(ours, trial.threshold, recipe, request.select)
+    return {} if gain is None else {"gain_low": gain.low, "gain_high": gain.high}
 
 
 def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> list[ConfirmedSetting]:
     request = prepared.request
     top = [trial for trial in ranked(list(ledger.trials.values()), request.metric) if trial.number != 0]
     chosen = [ledger.trials[0], *top[: request.confirm_top]]
-    connect_for(prepared)
-    evaluator = BatchEvaluator(evaluation_of(prepared, ledger.record), observer.message)
+    _connect(prepared)
+    evaluator = BatchEvaluator(evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
     settings = [
         evaluator.open(trial.number, {**trial.settings, "seed": seed})
         for trial in chosen
@@ -184,7 +208,10 @@ def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
         if any(score is None for score in scores):
             observer.message(f"trial {trial.number} failed under another seed and is not confirmed")
             continue
-        values = [score.reported for score in scores if score is not None]
+        found = [score for score in scores if score is not None]
+        values = [score.reported for score in found]
+        if trial.number == 0:
+            values = [recipe_numbers(score, score.value, prepared.keys)[1] for score in found]
         confirmations.append(confirm(trial.number, request.confirm_seeds, values))
     if not confirmations or confirmations[0].trial != 0:
         raise SweepError("the recipe itself failed under another seed", "--confirm-seeds", "look at the message above")
@@ -229,6 +256,7 @@ def _open_record(prepared: PreparedSweep) -> SweepRecord:
         sampler=request.sampler,
         seed=request.seed,
         seeds=(int(request.recipe.seed),),
+        data_digest=data_digest(prepared.run),
         scheduler="asha" if prepared.rungs else "none",
         rungs=prepared.rungs,
         identity=prepared.identity,

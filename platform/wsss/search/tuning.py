@@ -86,7 +86,8 @@ class BatchTrainable(tune.Trainable):
             known = [value for value in reached if value is not None]
             if known:
                 rung = len(self._rungs) - len(self._waiting)
-                return {RUNG: rung, RUNG_VALUE: max(known), "done": False}
+                so_far = self._evaluator.so_far(self._settings)
+                return {RUNG: rung, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
         self._evaluator.advance(self._settings, self._evaluator.metric)
         outcomes = self._evaluator.outcomes(self._settings)
         values = [outcome.score.value for outcome in outcomes if outcome.score is not None]
@@ -136,16 +137,16 @@ class SweepSearcher(Searcher):
         batch = self._running.pop(trial_id, [])
         outcomes: dict[int, Outcome] = {each.number: each for each in (result or {}).get("outcomes", ())}
         pruned_at = None
-        if not outcomes and not error and result and RUNG in result:
+        if not error and result and result.get(RUNG, 0) in range(1, len(self._rungs) + 1):
             pruned_at = (int(result[RUNG]), float(result[RUNG_VALUE]))
         for proposal in batch:
             pruned = ""
             outcome = outcomes.get(proposal.number)
-            if pruned_at is not None:
+            if pruned_at is not None and not (outcome is not None and outcome.error):
                 pruned = f"stopped at {self._rungs[pruned_at[0] - 1]} = {100 * pruned_at[1]:.2f} %"
             if outcome is None:
                 outcome = Outcome(proposal.number, error="" if pruned else "the trial's worker died repeatedly")
-            trial = self._ledger.finish(outcome, pruned)
+            trial = self._ledger.finish(outcome, pruned, pruned_at)
             values = tuple(trial.values.values()) if trial.status == "finished" else None
             self._search.tell(proposal.number, values, pruned_at)
             self._on_trial(trial)
@@ -182,9 +183,10 @@ def run_tune(
     shutil.rmtree(folder, ignore_errors=True)
     board: Any = ray.remote(num_cpus=0)(NewsBoard).remote()
     searcher = SweepSearcher(search, ledger, rungs, on_trial)
-    # It asks for no CPU, which the stages need; an empty request is refused.
+    # It asks for no CPU, which the stages need, and stays where the driver's home is.
     trainable = tune.with_resources(
-        tune.with_parameters(BatchTrainable, evaluation=evaluation, rungs=rungs, board=board), {"memory": 1 << 20}
+        tune.with_parameters(BatchTrainable, evaluation=evaluation, rungs=rungs, board=board),
+        {"memory": 1 << 20, **_this_node()},
     )
     scheduler = (
         ASHAScheduler(
@@ -218,6 +220,13 @@ def run_tune(
     shutil.rmtree(folder, ignore_errors=True)
     if not search.finished:  # Tune ends without a word when it is interrupted
         raise KeyboardInterrupt
+
+
+def _this_node() -> dict[str, float]:
+    """Next to nothing of the resource that only the driver's node has."""
+    here = ray.get_runtime_context().get_node_id()
+    names = [name for node in ray.nodes() if node["NodeID"] == here for name in node["Resources"]]
+    return {name: 0.001 for name in names if name.startswith("node:") and name != "node:__internal_head__"}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from tests.methods.in_process import InProcessRun, run_pipeline
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
+from wsss.evaluation.counts import Counts
 from wsss.nn.checkpoint import CheckpointError
-from wsss.pipeline import Pipeline
+from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.recipe import load_recipe
+from wsss.released import check_checkpoint, pipeline_of
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
+from wsss_methods.ssc.affinity_stages import RandomWalkConfig
 from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
 from wsss_methods.ssc.prediction_stages import unpack_steps
 from wsss_methods.ssc.pseudo_label import infer_cam
@@ -144,6 +148,9 @@ def test_every_variant_of_the_crf_is_scored(case: Case) -> None:
         assert f"segmentation/miou_val{variant}" in metrics
         assert f"segmentation/miou_val{variant}_low" in metrics
         assert metrics[f"segmentation/miou_val{variant}_all_background"] > 0
+    arrays = case.artifact("segmentation_predictions").arrays(case.dataset.lists["val"][0])
+    for name in ("confusion", "confusion_crf", "confusion_crf_raw"):
+        assert Counts.read(arrays, name).dense().sum() > 0
     assert "segmentation/oracle_iterations_val" not in metrics, "without the CRF there is nothing to choose"
 
 
@@ -275,3 +282,63 @@ def test_predictions_are_written_as_palette_pictures(case: Case, tmp_path: Path)
     name = case.dataset.lists["val"][0]
     arrays = case.artifact("segmentation").arrays(name)
     assert np.array_equal(read_palette_mask(tmp_path / f"{name}.png"), arrays["prediction_crf"])
+
+
+def test_the_released_layout_scores_as_the_networks_that_it_holds(case: Case, tmp_path: Path) -> None:
+    METHOD.exporters["best_checkpoint"].write(case.artifact("segmentation_selection"), case.dataset, tmp_path)
+    checkpoint = tmp_path / "best_ckpt.pth"
+    # Weights that only training needs are asked for in vain by the whole pipeline, and not at all by this one.
+    recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, "weights.allow_random=false"])
+    with pytest.raises(WsssError, match="missing"):
+        pipeline_of(METHOD, recipe, case.dataset)
+    check_checkpoint(METHOD, recipe, case.dataset, checkpoint)
+    run = run_pipeline(pipeline_of(METHOD, recipe, case.dataset, checkpoint), case.dataset, case.store)
+    assert run.executed[0] == "segmentation_train" and not {"cam_train", "affinity_train"} & set(run.executed)
+    trained = {name: value for name, value in case.run.metrics.items() if name.startswith("segmentation/")}
+    assert trained and trained == {name: run.metrics[name] for name in trained}
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_every_difference(case: Case, tmp_path: Path) -> None:
+    METHOD.exporters["best_checkpoint"].write(case.artifact("segmentation_selection"), case.dataset, tmp_path)
+    checkpoint = tmp_path / "best_ckpt.pth"
+    for override, expected in (
+        ("segmentation.architecture=deeplabv2_r18", "missing: "),
+        ("segmentation.width=0.25", "wrong shape: "),
+    ):
+        recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, override])
+        with pytest.raises(CheckpointError, match=rf"do not fit[\s\S]*{expected}[\s\S]*best_ckpt.pth, network1"):
+            check_checkpoint(METHOD, recipe, case.dataset, checkpoint)
+    checkpoint.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check_checkpoint(METHOD, case.recipe, case.dataset, checkpoint)
+
+
+def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(case: Case) -> None:
+    stage = case.pipeline.stage("random_walk")
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    config: RandomWalkConfig = stage.config
+    settings = [
+        config.walk,
+        replace(config.walk, beta=4),
+        replace(config.walk, exp_times=2, radius=3),
+        replace(config.walk, input_size=80),
+    ]
+    contexts = [
+        StageContext(
+            stage=stage.name,
+            config=replace(config, walk=walk),
+            data=case.dataset.view(stage.reads, stage.image_list),
+            inputs={role: case.artifact(upstream) for role, upstream in stage.inputs.items()},
+            files={},
+        )
+        for walk in settings
+    ]
+    together, alone = stage.build_many(contexts), [stage.build(context) for context in contexts]
+    names = case.artifact("random_walk").images()[:3]
+    for name in names:
+        for found, walk in zip(together(name), alone, strict=True):
+            assert {key: value.tobytes() for key, value in found.items()} == {
+                key: value.tobytes() for key, value in walk(name).items()
+            }
+    first = together(names[0])
+    assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"

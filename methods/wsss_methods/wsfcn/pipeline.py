@@ -1,0 +1,252 @@
+"""WS-FCN as a graph of stages: one training run, then scores, labels, CRF and numbers (WS-FCN, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from wsss.data.dataset import Dataset
+from wsss.evaluation.score_stages import (
+    LabelScoreConfig,
+    SummaryConfig,
+    build_label_scorer,
+    summarize_curve,
+    summarize_labels,
+    thresholds_with,
+)
+from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss_methods.wsfcn.inference import DenseCrfSettings
+from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
+from wsss_methods.wsfcn.stage_configs import (
+    CandidateConfig,
+    ChoiceConfig,
+    CrfConfig,
+    CurveConfig,
+    PredictionConfig,
+    PresenceConfig,
+    ScoresConfig,
+    TrainConfig,
+)
+from wsss_methods.wsfcn.stages import (
+    build_candidate_losses,
+    build_crf_predictions,
+    build_curve,
+    build_predictions,
+    build_scores,
+    select_epoch,
+)
+from wsss_methods.wsfcn.training import build_training
+from wsss_methods.wsfcn.weights import required_file
+
+# Where a data set has no such list, its train list is what is trained on.
+TRAINING_LIST = "train_aug"
+IMAGES: frozenset[Reads] = frozenset({"images"})
+IMAGE_LABELS: frozenset[Reads] = frozenset({"image_labels"})
+MASKS: frozenset[Reads] = frozenset({"masks"})
+# Ending of the names of stages and numbers whose presence filter are the image labels.
+BY_LABELS = "image_labels"
+
+
+def build_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
+    """All stages of a recipe.
+
+    Raises:
+        WeightsError: the weight file that the recipe needs is missing.
+    """
+    file = required_file(recipe, dataset.root)
+    files = {} if file is None else {"backbone": file}
+    stages: list[Stage] = [*_training_stages(recipe, dataset, files), *_result_stages(recipe, "")]
+    if recipe.prediction.image_label_filter:
+        stages += _result_stages(recipe, BY_LABELS)
+    final = "segmentation_crf" if recipe.crf.enabled else "segmentation"
+    return Pipeline(
+        stages=tuple(stages),
+        headline=_headline(recipe),
+        grids=(SampleGrid("val", prediction=(final, "prediction")),),
+        protocol=_protocol(recipe, dataset, files),
+    )
+
+
+def _training_stages(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) -> list[Stage]:
+    train, by_loss = _active(recipe.train), recipe.selection.rule == "val_loss"
+    stages: list[Stage] = [
+        TrainStage(
+            name="segmentation_train",
+            version=1,
+            config=TrainConfig(recipe.network, train, recipe.pseudo_label, recipe.selection.every if by_loss else 0),
+            reads=IMAGES | IMAGE_LABELS,
+            image_list=TRAINING_LIST if TRAINING_LIST in dataset.lists else "train",
+            files=files,
+            uses_gpu=True,
+            build=build_training,
+            seed=recipe.seed,
+        )
+    ]
+    inputs = {"weights": "segmentation_train"}
+    if by_loss:
+        stages += [
+            MapStage(
+                name="segmentation_candidates",
+                version=1,
+                config=CandidateConfig(recipe.network, train, recipe.pseudo_label, recipe.seed),
+                inputs=inputs,
+                reads=IMAGES | IMAGE_LABELS,
+                image_list="val",
+                uses_gpu=True,
+                build=build_candidate_losses,
+            ),
+            ReduceStage(
+                name="segmentation_selection",
+                version=1,
+                # The official program looks at the network before an epoch is trained, so never after the last one.
+                config=ChoiceConfig(
+                    mask_loss_weight=train.mask_loss_weight,
+                    batch_size=train.batch_size,
+                    first_epoch=train.pretrain_epochs,
+                    every=recipe.selection.every,
+                    last_epoch=train.num_epochs - 1,
+                ),
+                inputs={"candidates": "segmentation_candidates"},
+                image_list="val",
+                compute=select_epoch,
+            ),
+        ]
+        inputs = {**inputs, "selection": "segmentation_selection"}
+    stages.append(
+        MapStage(
+            name="segmentation_scores",
+            version=1,
+            config=ScoresConfig(recipe.network, recipe.inference),
+            inputs=inputs,
+            reads=IMAGES,
+            image_list="val",
+            uses_gpu=True,
+            build=build_scores,
+        )
+    )
+    return stages
+
+
+def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
+    """From stored masks to numbers, under one presence filter: "" by scores, `BY_LABELS` by image labels."""
+    by_labels = ending == BY_LABELS
+    presence = PresenceConfig(BY_LABELS, 0.0) if by_labels else PresenceConfig("scores", recipe.prediction.fp_cut_score)
+    labels = IMAGE_LABELS if by_labels else frozenset[Reads]()
+    background = recipe.prediction.bg_score
+
+    def named(what: str) -> str:
+        return "_".join(part for part in ("segmentation", ending, what) if part)
+
+    def summary(crf: bool) -> SummaryConfig:
+        variant = "_".join(part for part in ("crf" if crf else "", ending) if part)
+        return SummaryConfig(
+            prefix="segmentation",
+            split="val",
+            variant=variant,
+            default_threshold=0.0 if crf else background,
+            mean_over="truth",
+        )
+
+    stages: list[Stage] = [
+        MapStage(
+            name=named(""),
+            version=1,
+            config=PredictionConfig(presence, background),
+            inputs={"scores": "segmentation_scores"},
+            reads=labels,
+            image_list="val",
+            build=build_predictions,
+        ),
+        MapStage(
+            name=named("curve"),
+            version=1,
+            config=CurveConfig(presence, thresholds_with(background)),
+            inputs={"scores": "segmentation_scores"},
+            reads=MASKS | labels,
+            image_list="val",
+            build=build_curve,
+        ),
+        ReduceStage(
+            name=named("evaluation"),
+            version=1,
+            config=summary(crf=False),
+            inputs={"confusions": named("curve")},
+            compute=summarize_curve,
+        ),
+    ]
+    if recipe.crf.enabled:
+        stages += [
+            MapStage(
+                name=named("crf"),
+                version=1,
+                config=CrfConfig(presence, recipe.crf.alpha, _dense_crf(recipe)),
+                inputs={"scores": "segmentation_scores"},
+                reads=IMAGES | labels,
+                image_list="val",
+                build=build_crf_predictions,
+            ),
+            MapStage(
+                name=named("crf_score"),
+                version=1,
+                config=LabelScoreConfig(labels="prediction"),
+                inputs={"labels": named("crf")},
+                reads=MASKS,
+                image_list="val",
+                build=build_label_scorer,
+            ),
+            ReduceStage(
+                name=named("crf_evaluation"),
+                version=1,
+                config=summary(crf=True),
+                inputs={"confusions": named("crf_score")},
+                compute=summarize_labels,
+            ),
+        ]
+    return stages
+
+
+def _active(train: TrainSettings) -> TrainSettings:
+    """The settings with those reset that another one switches off, so that they enter no key."""
+    return train if train.lr_schedule == "poly" else replace(train, lr_power=TrainSettings().lr_power)
+
+
+def _dense_crf(recipe: WsFcnRecipe) -> DenseCrfSettings:
+    crf = recipe.crf
+    return DenseCrfSettings(
+        iterations=crf.iters,
+        gaussian_sxy=crf.gauss_sxy,
+        gaussian_compat=crf.gauss_compat,
+        bilateral_sxy=crf.bi_sxy,
+        bilateral_srgb=crf.bi_srgb,
+        bilateral_compat=crf.bi_compat,
+    )
+
+
+def _headline(recipe: WsFcnRecipe) -> tuple[str, ...]:
+    variants = ["", *(["_crf"] if recipe.crf.enabled else [])]
+    if recipe.prediction.image_label_filter:
+        variants += [f"{variant}_{BY_LABELS}" for variant in variants]
+    return tuple(f"segmentation/miou_val{variant}" for variant in variants)
+
+
+def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
+    """What belongs to the numbers, in words."""
+    train, inference, prediction, crf = recipe.train, recipe.inference, recipe.prediction, recipe.crf
+    scales = ", ".join(f"{scale:g}" for scale in inference.infer_scales)
+    group = f"groups of {train.norm_group} images" if train.norm_group else f"the batch of {train.batch_size}"
+    return {
+        "image labels": dataset.label_provenance,
+        "network": f"{recipe.network.backbone} from {'ImageNet' if files else 'random weights'}",
+        "normalization": f"body {recipe.network.normalization}; the rest over {group}, on any number of workers",
+        "checkpoint": f"epoch with the lowest loss on val, by its image labels; every {recipe.selection.every} epochs"
+        if recipe.selection.rule == "val_loss"
+        else "last epoch",
+        "inference": f"canvas {inference.infer_canvas}, scales {scales}, each mirrored, mean",
+        "presence": f"scores above {prediction.fp_cut_score:g}; numbers ending in {BY_LABELS}: classes of the label",
+        "background": f"constant {prediction.bg_score:g}",
+        "CRF": f"background (1 - largest class)^{crf.alpha:g}, {crf.iters} iterations, appearance kernel "
+        f"{crf.bi_sxy:g} px, {crf.bi_srgb:g} levels, weight {crf.bi_compat:g}"
+        if crf.enabled
+        else "none",
+    }

@@ -1,0 +1,189 @@
+"""Stage S1: the network, its losses and its optimizer as a training task (WS-FCN, sections 4 to 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsss.pipeline import StageContext
+from wsss.schedules import polynomial_decay
+from wsss.train_task import Batch, OptimizerPlan, Schedule, TrainTask
+from wsss_methods.wsfcn.losses import (
+    UNLABELED,
+    FocalPenalty,
+    PseudoLabelRule,
+    class_counts,
+    class_scores,
+    classification_loss,
+    denormalized,
+    foreground_share,
+    mask_loss,
+    presence_gate,
+    pseudo_label,
+)
+from wsss_methods.wsfcn.networks import Structure, WsFcn, official_state_dict, parameter_groups
+from wsss_methods.wsfcn.recipe import NetworkSettings, PseudoLabelSettings, TrainSettings
+from wsss_methods.wsfcn.stage_configs import TrainConfig
+from wsss_methods.wsfcn.transforms import PUBLISHED_JITTER, training_image
+from wsss_methods.wsfcn.weights import load_imagenet_body
+
+WEIGHTS = "network"
+STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_pixels", "foreground_share")
+
+
+class ImageSamples:
+    """Augmented crops with the labels of their images (WS-FCN, section 5.3)."""
+
+    def __init__(self, context: StageContext, settings: TrainSettings) -> None:
+        self.data = context.data
+        self.settings = settings
+        self.jitter = PUBLISHED_JITTER.scaled(settings.color_jitter)
+
+    def __len__(self) -> int:
+        return len(self.data.names)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Batch:
+        """image float32 (3, S, S) normalized, label float32 (classes without background,)."""
+        name = self.data.names[index]
+        image = training_image(
+            self.data.image(name), rng, self.settings.crop_size, self.settings.crop_scale_min, self.jitter
+        )
+        return {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}
+
+
+class WsFcnTraining(nn.Module):
+    """Both losses of a step; `forward` returns sums over the batch, as the training loop wants them.
+
+    "classification" always, "mask" from epoch `pretrain_epochs` on. Before that the mask loss is computed but only
+    watched. Statistics: "mask_loss"; "presence_gate", 1 for images that contribute to it;
+    "classes_in_pseudo_label", the share of an image's labels that its pseudo label holds; "labeled_pixels";
+    "foreground_share", the mean mask of an image's classes.
+    """
+
+    def __init__(self, network: WsFcn, focal: FocalPenalty, rule: PseudoLabelRule, pretrain_epochs: int) -> None:
+        super().__init__()
+        self.network = network
+        self.focal = focal
+        self.rule = rule
+        self.pretrain_epochs = pretrain_epochs
+
+    def forward(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        logits = self.network(batch["image"])
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            per_image = self.losses(logits, batch, train_masks=epoch >= self.pretrain_epochs)
+        return {name: values.sum() for name, values in per_image.items()}
+
+    def losses(self, logits: Tensor, batch: Batch, train_masks: bool) -> dict[str, Tensor]:
+        """Losses and statistics of each image, (N,): logits (N, C, h, w), background included."""
+        labels = batch["label"]
+        masks = logits.softmax(dim=1)
+        pseudo = pseudo_label(denormalized(batch["image"]), masks, labels, self.rule)
+        with torch.set_grad_enabled(train_masks and torch.is_grad_enabled()):
+            mask = mask_loss(logits, pseudo.label, labels)
+        counts = class_counts(pseudo.label, logits.shape[1])
+        found = ((counts[:, 1:] > 0) & (labels > 0)).sum(dim=1)
+        values = {
+            "classification": classification_loss(class_scores(logits, masks, self.focal), labels),
+            "mask_loss": mask.detach(),
+            "presence_gate": presence_gate(counts, labels),
+            "classes_in_pseudo_label": found.to(labels.dtype) / labels.sum(dim=1).clamp(min=1),
+            "labeled_pixels": (pseudo.label != UNLABELED).to(labels.dtype).mean(dim=(1, 2)),
+            "foreground_share": foreground_share(masks, labels).detach(),
+        }
+        return {**values, "mask": mask} if train_masks else values
+
+    def denominators(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Every loss is a mean over images; one whose gate is closed counts as 0."""
+        images = torch.tensor(float(len(batch["label"])))
+        return dict.fromkeys(("classification", "mask", *STATISTICS), images)
+
+
+def structure_of(network: NetworkSettings, num_classes: int, train: TrainSettings | None = None) -> Structure:
+    """Shape of the network; dropout and norm groups matter in training only. `num_classes` counts the background."""
+    shape = Structure(
+        num_classes=num_classes,
+        backbone=network.backbone,
+        backbone_width=network.backbone_width,
+        head_width=network.head_width,
+        normalization=cast(Any, network.normalization),
+        gate_psi=network.gate_psi,
+    )
+    if train is None:
+        return shape
+    return Structure(
+        **{
+            **vars(shape),
+            "norm_group": train.norm_group,
+            "fca_dropout": train.fca_dropout,
+            "decoder_dropout1": train.dec_dropout1,
+            "decoder_dropout2": train.dec_dropout2,
+        }
+    )
+
+
+def focal_of(network: NetworkSettings) -> FocalPenalty:
+    """The class score's penalty."""
+    return FocalPenalty(network.focal_p, network.focal_lambda)
+
+
+def rule_of(settings: PseudoLabelSettings) -> PseudoLabelRule:
+    """How masks become pseudo labels."""
+    return PseudoLabelRule(
+        iterations=settings.pamr_iters,
+        dilations=settings.pamr_dilations,
+        foreground_ratio=settings.pseudo_fg_ratio,
+        background_ratio=settings.pseudo_bg_ratio,
+        minimum=settings.pseudo_min_score,
+    )
+
+
+def build_training(context: StageContext) -> TrainTask:
+    """S1: one network, SGD with four groups, classification alone at first, then with the mask loss."""
+    config: TrainConfig = context.config
+    train = config.train
+    network = WsFcn(structure_of(config.network, context.data.num_classes, train))
+    if "backbone" in context.files:
+        load_imagenet_body(network.backbone, context.files["backbone"])
+    module = WsFcnTraining(network, focal_of(config.network), rule_of(config.pseudo_label), train.pretrain_epochs)
+    groups = parameter_groups(
+        network,
+        learning_rate=train.lr,
+        weight_decay=train.weight_decay,
+        multipliers=train.multipliers(config.network.backbone),
+    )
+    optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
+    return TrainTask(
+        module=module,
+        denominators=module.denominators,
+        loss_weights={"classification": 1.0, "mask": train.mask_loss_weight},
+        statistics=STATISTICS,
+        optimizers=(OptimizerPlan("network", optimizer, schedule_of(train)),),
+        samples=ImageSamples(context, train),
+        epochs=train.num_epochs,
+        global_batch=train.batch_size,
+        group_size=train.norm_group or 1,
+        trained_weights=lambda: {WEIGHTS: official_state_dict(network)},
+        candidate_every=config.candidate_every,
+        candidates_after=train.pretrain_epochs - 1,
+        precision=cast(Any, train.precision),
+        # The norms inside FCA's branches are in the optimizer, as published, but nothing calls them.
+        find_unused_parameters=True,
+    )
+
+
+def schedule_of(train: TrainSettings) -> Schedule:
+    """Constant, as the official program ran, or polynomial."""
+    if train.lr_schedule == "constant":
+        return constant_rate
+    return partial(polynomial_decay, power=train.lr_power)
+
+
+def constant_rate(step: int, total_steps: int) -> float:
+    """The factor 1 at every step."""
+    return 1.0

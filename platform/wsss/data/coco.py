@@ -1,0 +1,264 @@
+"""COCO 2014: pictures in train2014 and val2014, instances in annotations, semantic masks given or made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsss.data.coco_categories import COCO_CLASSES
+from wsss.data.coco_instances import IMAGE_NAME, InstancesSummary, summarize_instances
+from wsss.data.coco_masks import MadeMaskFile, made_masks_folder, make_masks, split_folder
+from wsss.data.errors import DataError, Problem
+from wsss.data.file_facts import file_facts
+from wsss.data.labels import ImageLabels, labels_from_masks, read_label_file
+from wsss.data.layout import Contents, Place, Progress, existing_path
+from wsss.data.lists import list_file, read_list
+
+if TYPE_CHECKING:
+    from wsss.data.dataset import DatasetConfig
+
+# Images with at least one annotation: the lists that the field trains and evaluates on (WS-FCN, section 5.2).
+COCO_COUNTS = {"train": 82081, "val": 40137}
+
+SPLITS = {"train": "train2014", "val": "val2014"}
+ANNOTATIONS = "annotations"
+LISTS = Path("ImageSets")
+ALL_IMAGES = "all"
+MASKS = "SegmentationClass"
+OFFICIAL_MASKS = "coco_seg_anno"
+
+
+@dataclass(frozen=True)
+class CocoLayout:
+    """Folders of COCO 2014; a `Layout`.
+
+    Attributes:
+        mask_place: where masks are, or will be once they are made.
+        made: whether they are made of the instances.
+        made_folder: where made masks lie, used or not.
+        sizes: split -> image name -> (height, width) by its instances file.
+    """
+
+    root: Path
+    mask_place: Place
+    made: bool
+    made_folder: Path
+    sizes: Mapping[str, Mapping[str, tuple[int, int]]]
+
+    @property
+    def mask_provenance(self) -> str:
+        """The given folder, or the rule by which they are made."""
+        if self.made:
+            return "made from the instances: categories 1..80 by rising id, crowd below, smaller objects above larger"
+        return f"given: {self.mask_place.folder.name}"
+
+    def images(self) -> Place:
+        """<split>/<name>.jpg."""
+        return Place(self.root, _picture)
+
+    def masks(self, list_name: str | None) -> tuple[Place, ...]:
+        """One place for all lists: given and made masks are never mixed."""
+        return (self.mask_place,)
+
+    def forbidden(self) -> tuple[Path, ...]:
+        """Given masks, made masks, and the instances from which masks could be made."""
+        given = [self.root / MASKS / split for split in SPLITS.values()]
+        return (self.root / MASKS, *given, self.root / OFFICIAL_MASKS, self.root / ANNOTATIONS, self.made_folder)
+
+    def prepare_masks(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Make those that are missing; nothing where masks are given."""
+        if not self.made:
+            return
+        wanted = list(names)
+        for split, sizes in self.sizes.items():
+            members = [name for name in wanted if name in sizes]
+            make_masks(instances_file(self.root, split), sizes, members, self.mask_place.path, progress)
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """As the instances file says."""
+        return next((sizes[name] for sizes in self.sizes.values() if name in sizes), None)
+
+    def list_remedy(self, list_name: str) -> str:
+        """Lists come from the instances files, or are named."""
+        if list_name not in SPLITS:
+            return ""
+        return f"put instances_{SPLITS[list_name]}.json into {ANNOTATIONS} or set dataset.{list_name}_list"
+
+
+def read_coco(config: DatasetConfig, root: Path, home: Path, ignore_index: int) -> Contents | Problem:
+    """Lists and image-level labels of a folder; the problem where it is no such folder at all.
+
+    Without a list file, a list is what its instances file names: the pictures with at least one annotation, by
+    rising id; those without any cannot train a classifier and are left out, as the field does. Image-level labels
+    from the instances are the categories of all annotations of a picture, crowd regions included, because the masks
+    show them too; a picture with crowd regions alone is therefore labeled and in the lists.
+    """
+    if not any((root / split).is_dir() for split in SPLITS.values()):
+        return _missing_root(root)
+    problems: list[Problem] = []
+    summaries: dict[str, InstancesSummary] = {}
+    files = [path for split in SPLITS.values() if (path := instances_file(root, split)).is_file()]
+    facts = file_facts(files, "coco-instances-1", summarize_instances, home / "cache")
+    problems += [Problem.of(error) for error in facts.errors.values()]
+    for split in SPLITS.values():
+        if (path := instances_file(root, split)) in facts.facts:
+            summaries[split] = InstancesSummary.of(facts.facts[path])
+            problems += summaries[split].problems
+    lists: dict[str, tuple[str, ...]] = {}
+    for list_name, override in (("train", config.train_list), ("val", config.val_list)):
+        names, found = _list(root, list_name, override, summaries.get(SPLITS[list_name]))
+        problems += found
+        if names:
+            lists[list_name] = names
+    layout, found = _layout(config, root, home, summaries)
+    problems += found
+    labels, source, provenance, found = _image_labels(config, root, home, lists, summaries, layout, ignore_index)
+    return Contents(layout, lists, labels, source, provenance, (*problems, *found))
+
+
+def instances_file(root: Path, split: str) -> Path:
+    """annotations/instances_<split>.json."""
+    return root / ANNOTATIONS / f"instances_{split}.json"
+
+
+def label_file(root: Path, split: str) -> Path:
+    """annotations/image_labels_<split>.json: image name -> category names, where there are no instances."""
+    return root / ANNOTATIONS / f"image_labels_{split}.json"
+
+
+def _layout(
+    config: DatasetConfig, root: Path, home: Path, summaries: Mapping[str, InstancesSummary]
+) -> tuple[CocoLayout, list[Problem]]:
+    sizes = {split: summary.sizes for split, summary in summaries.items()}
+    build = partial(CocoLayout, root, made_folder=made_masks_folder(home), sizes=sizes)
+    given = _given_masks(root)
+    if config.mask_source == "folder" or (config.mask_source == "auto" and given is not None):
+        return build(given or Place(root / MASKS, _mask_by_split), made=False), []
+    folders = tuple((split, split_folder(split, summary.sha256)) for split, summary in summaries.items())
+    layout = build(Place(made_masks_folder(home), MadeMaskFile(folders)), made=True)
+    if config.mask_source == "instances" and not summaries:
+        remedy = f"put instances_train2014.json and instances_val2014.json there, or masks into {root / MASKS}"
+        return layout, [Problem("masks are to be made and there are no instances", str(root / ANNOTATIONS), remedy)]
+    return layout, []
+
+
+def _given_masks(root: Path) -> Place | None:
+    """SegmentationClass/<split>/<name>.png, SegmentationClass/<name>.png, or coco_seg_anno/<12 digits>.png."""
+    if any((root / MASKS / split).is_dir() for split in SPLITS.values()):
+        return Place(root / MASKS, _mask_by_split)
+    if (root / MASKS).is_dir():
+        return Place(root / MASKS, _mask_by_name)
+    if (root / OFFICIAL_MASKS).is_dir():
+        return Place(root / OFFICIAL_MASKS, _mask_by_number)
+    return None
+
+
+def _list(
+    root: Path, list_name: str, override: str, summary: InstancesSummary | None
+) -> tuple[tuple[str, ...], list[Problem]]:
+    """Names of a list; a list file may name pictures by their 12 digits alone."""
+    split = SPLITS[list_name]
+    if override and override != ALL_IMAGES:
+        path = list_file(root, LISTS, override)
+        names, problems = read_list(path)
+        full = [f"COCO_{split}_{int(name):012d}" if name.isascii() and name.isdigit() else name for name in names]
+        problems += [
+            Problem(
+                f"{name!r} is no name of a COCO 2014 picture",
+                str(path),
+                f"write names like COCO_{split}_000000000025, or their digits alone",
+            )
+            for name in full
+            if not IMAGE_NAME.fullmatch(name)
+        ]
+        return tuple(dict.fromkeys(name for name in full if IMAGE_NAME.fullmatch(name))), problems
+    if summary is not None:
+        return tuple(name for name in summary.sizes if override == ALL_IMAGES or summary.classes[name]), []
+    try:
+        named = json.loads(label_file(root, split).read_bytes())
+        return tuple(sorted(name for name, found in named.items() if override == ALL_IMAGES or found)), []
+    except FileNotFoundError:
+        remedy = f"put the file there, or name a list file with dataset.{list_name}_list"
+        return (), [Problem(f"nothing says what the {list_name} list is", str(instances_file(root, split)), remedy)]
+    except (OSError, ValueError, AttributeError):
+        return (), []  # reading the labels says what is wrong with the file
+
+
+def _image_labels(
+    config: DatasetConfig,
+    root: Path,
+    home: Path,
+    lists: Mapping[str, tuple[str, ...]],
+    summaries: Mapping[str, InstancesSummary],
+    layout: CocoLayout,
+    ignore_index: int,
+) -> tuple[ImageLabels, str, str, list[Problem]]:
+    """Labels, kind of source, source in words, problems."""
+    names = sorted({name for members in lists.values() for name in members})
+    source, path = config.image_label_source, config.image_label_file
+    if path is not None:
+        labels, problems = read_label_file(path, COCO_CLASSES)
+        return {name: labels[name] for name in names if name in labels}, "file", f"file: {path.name}", problems
+    if source == "instances" or (source == "auto" and summaries):
+        labels = {
+            name: summary.classes[name] for summary in summaries.values() for name in names if name in summary.classes
+        }
+        return labels, "instances", "categories of the instances, crowd regions included", []
+    files = [path for split in SPLITS.values() if (path := label_file(root, split)).is_file()]
+    if source == "auto" and files:
+        labels, problems = {}, []
+        for path in files:
+            found, wrong = read_label_file(path, COCO_CLASSES)
+            labels.update(found)
+            problems += wrong
+        words = f"file: {', '.join(path.name for path in files)}"
+        return {name: labels[name] for name in names if name in labels}, "file", words, problems
+    try:
+        layout.prepare_masks(names)
+    except DataError as error:
+        return {}, "masks", "classes present in the masks", [Problem.of(error)]
+    paths = {name: existing_path(layout.masks(None), name) for name in names}
+    labels, problems = labels_from_masks(paths, len(COCO_CLASSES), ignore_index, home / "cache")
+    return labels, "masks", "classes present in the masks", problems
+
+
+def _missing_root(root: Path) -> Problem:
+    if not root.is_dir():
+        return Problem(
+            "the folder of the data set is missing",
+            str(root),
+            "set dataset.root to a folder with train2014, val2014 and annotations, or run `wsss data fetch coco2014`",
+        )
+    for candidate in sorted(path for path in root.iterdir() if path.is_dir()):
+        if any((candidate / split).is_dir() for split in SPLITS.values()):
+            return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={candidate}")
+    return Problem(
+        "there is no folder train2014 or val2014 in the data set",
+        str(root),
+        "set dataset.root to the folder that holds them",
+    )
+
+
+def _split_of(name: str) -> str:
+    match = IMAGE_NAME.fullmatch(name)
+    return match[1] if match else "unknown"
+
+
+def _picture(name: str) -> str:
+    return f"{_split_of(name)}/{name}.jpg"
+
+
+def _mask_by_split(name: str) -> str:
+    return f"{_split_of(name)}/{name}.png"
+
+
+def _mask_by_name(name: str) -> str:
+    return f"{name}.png"
+
+
+def _mask_by_number(name: str) -> str:
+    return f"{name.rpartition('_')[2]}.png"

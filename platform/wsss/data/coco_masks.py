@@ -1,0 +1,94 @@
+"""Semantic masks made from COCO's instances, kept below the home by the content that they were made from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsss.data.coco_instances import IMAGE_NAME, RULE_VERSION, annotations_of, read_instances, semantic_mask
+from wsss.data.errors import DataError, Problem, raise_problems
+from wsss.data.layout import Progress
+from wsss.data.palette import write_palette_mask
+
+_TOLD_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class MadeMaskFile:
+    """Image name -> `<split>-<digest>/<name>.png`; a `Place.file`.
+
+    Attributes:
+        folders: split ("train2014") -> folder name.
+    """
+
+    folders: tuple[tuple[str, str], ...]
+
+    def __call__(self, name: str) -> str:
+        """Path of an image's mask below the folder of made masks."""
+        match = IMAGE_NAME.fullmatch(name)
+        folder = dict(self.folders).get(match[1]) if match else None
+        return f"{folder or 'no-instances'}/{name}.png"
+
+
+def made_masks_folder(home: Path) -> Path:
+    """Where made masks of all splits lie."""
+    return home / "data" / "coco2014-masks"
+
+
+def split_folder(split: str, sha256: str) -> str:
+    """Folder of the masks made from an instances file of this content by the present rule."""
+    return f"{split}-{sha256[:16]}-rule{RULE_VERSION}"
+
+
+def make_masks(
+    instances: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    names: Iterable[str],
+    target: Callable[[str], Path],
+    progress: Progress | None = None,
+) -> int:
+    """Make the masks of `names` that are not there yet; returns how many. An interrupted call is simply repeated.
+
+    Args:
+        sizes: image name -> (height, width) of all images of the file.
+        target: image name -> file to write; every file appears whole or not at all.
+        progress: called with (masks done now, masks to make); None tells standard error of long work.
+
+    Raises:
+        DataError: naming all images whose annotations cannot be turned into a mask.
+    """
+    wanted = [name for name in names if name in sizes]
+    present: dict[Path, set[str]] = {}
+    for folder in {target(name).parent for name in wanted}:
+        folder.mkdir(parents=True, exist_ok=True)
+        present[folder] = {entry.name for entry in folder.iterdir()}
+    missing = [name for name in wanted if (path := target(name)).name not in present[path.parent]]
+    if not missing:
+        return 0
+    show = progress or _Told(instances.name)
+    annotations = annotations_of(read_instances(instances), missing)
+    problems: list[Problem] = []
+    for done, name in enumerate(missing, start=1):
+        try:
+            write_palette_mask(target(name), semantic_mask(annotations[name], *sizes[name]))
+        except DataError as error:
+            problems.append(Problem(error.what, f"{instances}, {name}, {error.where}", error.remedy))
+        show(done, len(missing))
+    raise_problems(problems, str(instances))
+    return len(missing)
+
+
+class _Told:
+    """One line on standard error every few seconds, so that long work is not silent."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last > _TOLD_SECONDS:
+            self._last = time.monotonic()
+            print(f"masks from {self._source}: {done} of {total}", file=sys.stderr, flush=True)

@@ -1,0 +1,60 @@
+"""Random brightness, contrast, saturation and hue on 8-bit images, by the rule of torchvision's ColorJitter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Ranges: a factor in [max(0, 1 - x), 1 + x] for the first three, a shift in [-x, x] turns (x <= 0.5) of hue."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def scaled(self, factor: float) -> ColorJitter:
+        """All ranges times `factor`."""
+        return ColorJitter(
+            self.brightness * factor, self.contrast * factor, self.saturation * factor, min(0.5, self.hue * factor)
+        )
+
+
+def random_color_jitter(image: np.ndarray, jitter: ColorJitter, rng: np.random.Generator) -> np.ndarray:
+    """The four operations in random order, each with a value drawn uniformly from its range.
+
+    uint8 (H, W, 3) RGB in and out. A range of 0 leaves its operation out. The generator is used alike
+    whatever the ranges are.
+    """
+    order = rng.permutation(len(_OPERATIONS))
+    draws = rng.uniform(-1.0, 1.0, len(_OPERATIONS))
+    picture = Image.fromarray(image)
+    for index in order:
+        name = _OPERATIONS[index]
+        reach = getattr(jitter, name)
+        if reach == 0:
+            continue
+        if name == "hue":
+            picture = _shifted_hue(picture, reach * draws[index])
+            continue
+        low, high = max(0.0, 1.0 - reach), 1.0 + reach
+        factor = low + (high - low) * (draws[index] + 1) / 2
+        enhance = {
+            "brightness": ImageEnhance.Brightness,
+            "contrast": ImageEnhance.Contrast,
+            "saturation": ImageEnhance.Color,
+        }[name]
+        picture = enhance(picture).enhance(factor)
+    return np.array(picture)
+
+
+def _shifted_hue(picture: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = picture.convert("HSV").split()
+    shifted = np.array(hue, dtype=np.uint8) + np.array(round(turns * 255) % 256, dtype=np.uint8)  # wraps around
+    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")

@@ -1,0 +1,40 @@
+"""Wide-ResNet-38: shapes, taps, and norms that training leaves alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from wsss.nn.wide_resnet38 import WideResNet38
+
+
+def test_taps_have_the_channels_and_strides_that_it_states() -> None:
+    network = WideResNet38(0.125).eval()
+    taps = ("b2", "b3_2", "b4_5", "b5_2", "b6", "b7")
+    with torch.no_grad():
+        last, found = network(torch.randn(1, 3, 48, 64), taps)
+    assert tuple(found) == taps
+    assert [network.strides[name] for name in taps] == [2, 4, 8, 8, 8, 8]
+    for name, value in found.items():
+        stride = network.strides[name]
+        assert value.shape == (1, network.channels[name], 48 // stride, 64 // stride)
+    assert found["b3_2"].min() < 0, "a tap is neither normalized nor rectified"
+    assert last.min() >= 0 and last.shape == found["b7"].shape
+
+
+def test_full_width_is_the_published_network() -> None:
+    with torch.device("meta"):
+        network = WideResNet38()
+    assert network.channels["b3_2"] == 256 and network.channels["b7"] == 4096
+    assert network.get_parameter("b6.conv_branch2b2.weight").shape == (2048, 1024, 1, 1)
+    assert network.get_parameter("b7.conv_branch2b1.weight").shape == (2048, 1024, 3, 3)
+
+
+def test_training_does_not_move_the_statistics() -> None:
+    network = WideResNet38(0.125).train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network(torch.randn(2, 3, 32, 32))
+    assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
+    ordinary = WideResNet38(0.125, nn.BatchNorm2d).train()
+    ordinary(torch.randn(2, 3, 32, 32))
+    assert not torch.equal(ordinary.bn7.running_mean, torch.zeros_like(ordinary.bn7.running_mean))  # type: ignore[arg-type]
