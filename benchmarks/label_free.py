@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from wsss.data.transforms import channels_first, normalize, rescale
 from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
-from wsss.evaluation.label_free import boundary_contrast, color_separation, confidence_margin, label_agreement
+from wsss.evaluation.label_free import boundary_contrast, confidence_margin, label_agreement
 from wsss.evaluation.selection import label_free_choice, rank_correlation, setting_mious
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_labels
@@ -107,7 +107,7 @@ def counts_of(truth: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def score_thresholds(family: Family, cam: np.ndarray, index: int, image: np.ndarray, truth: np.ndarray) -> None:
     """One picture under every exponent and threshold."""
-    counts, margins, contrasts, separations = [], [], [], []
+    counts, margins, contrasts = [], [], []
     for exponent in EXPONENTS:
         sharpened = cam**exponent
         for threshold in THRESHOLDS:
@@ -115,18 +115,16 @@ def score_thresholds(family: Family, cam: np.ndarray, index: int, image: np.ndar
             counts.append(counts_of(truth, label))
             margins.append(confidence_margin(np.stack([np.full_like(cam, threshold), sharpened])))
             contrasts.append(boundary_contrast(label, image))
-            separations.append(color_separation(label, image))
     family.counts.append(np.stack(counts))
     family.criteria["confidence_margin"].append(margins)
     family.criteria["boundary_contrast"].append(contrasts)
-    family.criteria["color_separation"].append(separations)
 
 
 def score_crfs(family: Family, cam: np.ndarray, index: int, image: np.ndarray, truth: np.ndarray) -> None:
     """One picture under every threshold and CRF; thresholds and trusts share the kernels."""
     before = {threshold: (cam > threshold).astype(np.int64) for threshold in CRF_THRESHOLDS}
     models: dict[tuple[float, float], DenseCrf] = {}
-    counts, margins, contrasts, separations, agreements = [], [], [], [], []
+    counts, margins, contrasts, agreements = [], [], [], []
     for trust, weight, width in CRFS:
         if (weight, width) not in models:
             models[weight, width] = DenseCrf(image, 2, DenseCrfSettings(5, 3.0, 3.0, 50.0, width, weight))
@@ -137,10 +135,9 @@ def score_crfs(family: Family, cam: np.ndarray, index: int, image: np.ndarray, t
             counts.append(counts_of(truth, label))
             margins.append(confidence_margin(marginals))
             contrasts.append(boundary_contrast(label, image))
-            separations.append(color_separation(label, image))
             agreements.append(label_agreement(before[threshold], after, 2))
     family.counts.append(np.stack(counts))
-    for name, values in zip(family.criteria, (margins, contrasts, separations, agreements), strict=True):
+    for name, values in zip(family.criteria, (margins, contrasts, agreements), strict=True):
         family.criteria[name].append(values)
 
 
@@ -176,12 +173,12 @@ def main() -> None:
     thresholds = Family(
         [f"exponent {exponent:g}, threshold {threshold:g}" for exponent in EXPONENTS for threshold in THRESHOLDS],
         [],
-        {"confidence_margin": [], "boundary_contrast": [], "color_separation": []},
+        {"confidence_margin": [], "boundary_contrast": []},
     )
     crfs = Family(
         [f"trust {t:g}, weight {w:g}, color {c:g}, threshold {x:g}" for t, w, c in CRFS for x in CRF_THRESHOLDS],
         [],
-        {"confidence_margin": [], "boundary_contrast": [], "color_separation": [], "label_agreement": []},
+        {"confidence_margin": [], "boundary_contrast": [], "label_agreement": []},
     )
     classify = load_classifier(arguments.weights)
     names = []

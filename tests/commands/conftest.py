@@ -46,7 +46,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     root = tmp_path_factory.mktemp("checkout")
     for folder in ("platform", "methods"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "reproduce.py", root)
+    for script in ("reproduce.py", "tune.py"):
+        shutil.copy(ROOT / script, root)
     write_example(root)
     return Checkout(root, root / "home")
 

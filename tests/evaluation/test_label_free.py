@@ -4,11 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
-from wsss.evaluation.curves import label_at_threshold
 from wsss.evaluation.label_free import (
     boundary_contrast,
-    boundary_contrast_curve,
-    color_separation,
     confidence_margin,
     label_agreement,
 )
@@ -61,53 +58,7 @@ def test_boundaries_on_edges_of_the_picture_beat_all_others():
         boundary_contrast(label, image[1:])
 
 
-def test_separation_is_the_share_of_variance_between_labels():
-    label, image = halves()
-    assert color_separation(label, image) == pytest.approx(1)
-    assert color_separation(np.zeros_like(label), image) == pytest.approx(0)
-    assert color_separation(np.roll(label, 3, axis=1), image) < 0.3
-    hidden = label.copy()
-    hidden[:, 5] = 255
-    assert color_separation(hidden, image) == pytest.approx(1)
-    assert np.isnan(color_separation(label, np.full_like(image, 9)))
-    assert np.isnan(color_separation(np.full_like(label, 255), image))
-    with pytest.raises(EvaluationError, match="do not fit"):
-        color_separation(label, image[1:])
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_variance_between_and_within_labels_add_up(seed):
-    rng = np.random.default_rng(seed)
-    label, image = rng.integers(0, 4, (7, 8)), rng.integers(0, 256, (7, 8, 3)).astype(np.uint8)
-    regions = [image[label == value].astype(float) for value in np.unique(label)]
-    within = sum(((region - region.mean(axis=0)) ** 2).sum() for region in regions)
-    total = ((image - image.reshape(-1, 3).mean(axis=0)) ** 2).sum()
-    assert color_separation(label, image) == pytest.approx(1 - within / total)
-
-
 def test_random_boundaries_score_one():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (100, 100, 3)).astype(np.uint8)
     assert boundary_contrast(rng.integers(0, 2, (100, 100)), image) == pytest.approx(1, abs=0.02)
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    classes=st.integers(0, 3),
-    levels=st.integers(2, 12),
-    dtype=st.sampled_from([np.float32, np.float64]),
-)
-@settings(max_examples=60, deadline=None)
-def test_one_pass_is_every_threshold_by_itself(seed, classes, levels, dtype):
-    """Values on a coarse grid, so that ties of two classes and of a class with the threshold are common."""
-    rng = np.random.default_rng(seed)
-    maps = (rng.integers(0, levels, (classes, 6, 7)) / levels).astype(dtype)
-    image = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
-    thresholds = np.unique(rng.integers(0, levels + 1, 5) / levels)
-    keys = np.arange(1, classes + 1)
-    expected = [
-        boundary_contrast(label_at_threshold(maps, keys, threshold), image) if classes else float("nan")
-        for threshold in thresholds
-    ]
-    np.testing.assert_allclose(boundary_contrast_curve(maps, image, thresholds), expected, rtol=1e-9)

@@ -9,7 +9,6 @@ from wsss.evaluation.racing import (
     _t_quantile,
     jackknife,
     race,
-    race_order,
     race_rounds,
     survivors,
 )
@@ -130,12 +129,6 @@ def test_rounds_end_with_all_images():
     assert rounds[-1] == 5000 and list(rounds) == sorted(set(rounds))
     with pytest.raises(EvaluationError, match="make no race"):
         race_rounds(100, RaceRules(growth=1.0))
-
-
-def test_order_depends_on_the_seed_and_not_on_the_list():
-    names = [f"image_{index}" for index in range(30)]
-    assert race_order(names, 1) == race_order(names[::-1], 1) != race_order(names, 2)
-    assert sorted(race_order(names)) == sorted(names)
 
 
 def test_t_quantile_is_that_of_the_tables():

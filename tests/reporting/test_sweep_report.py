@@ -103,11 +103,14 @@ def test_recipe_and_best_side_by_side(sweep, trials):
     assert column(table, "")[-len(SPACE) :] == [key.key for key in SPACE]
 
 
-def test_held_out_is_quoted_without_confirmation(sweep, trials):
-    bare = replace(sweep, best=replace(sweep.best, confirmed=False), confirmations=())
-    best = best_trial(bare, trials)
-    quoted = row_of(best_table(bare, trials), "to quote: held out")
-    assert quoted["best"] == f"{100 * best.held_out:.2f}" and quoted["recipe"] == f"{100 * trials[0].held_out:.2f}"
+def test_what_is_quoted_without_confirmation(sweep, trials):
+    best = replace(sweep.best, confirmed=False, gain_low=0.0123, gain_high=0.0456)
+    table = best_table(replace(sweep, best=best, confirmations=()), trials)
+    quoted = row_of(table, "to quote: held out")
+    assert (quoted["recipe"], quoted["best"]) == ("47.10", "50.80")
+    assert row_of(table, "95 % interval of the gain over images, paired")["change"] == "+1.23 to +4.56"
+    undeclared = best_table(replace(sweep, best=None, confirmations=()), trials)
+    assert not any("to quote" in first for first in column(undeclared, ""))
 
 
 def test_how_a_number_was_chosen_is_said(sweep, trials):

@@ -12,7 +12,7 @@ import pytest
 
 from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
 from wsss.evaluation.confusion import miou
-from wsss.evaluation.score_stages import half_of
+from wsss.evaluation.selection import half_of
 from wsss.search.score import Counts, Score, read_counts, score_counts, score_of
 from wsss.store import Artifact, open_store
 

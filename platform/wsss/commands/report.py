@@ -1,4 +1,5 @@
-"""`wsss report RUN [RUN ...]`: write the report of finished runs again, from their records and the store.
+"""`wsss report RUN [RUN ...]`: write the report of finished runs again, from their records and the store; of a sweep
+while it runs, or after it, with `wsss report SWEEP`.
 
 Several runs are the seeds of one recipe. With --readme the run's table replaces a marked block of that file.
 """
@@ -31,10 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     from wsss.commands.readme_block import replace_block, summary_markdown
     from wsss.reporting.report import write_report
     from wsss.run_record import RunRecord
+    from wsss.search.record import load_sweep, sweep_folder
 
     if (arguments.readme is None) != (arguments.block is None):
         raise UsageError("--readme and --block belong together", "wsss report", "give both or none")
     home = locations(arguments).home
+    sweep = sweep_folder(home, arguments.runs[0])
+    if len(arguments.runs) == 1 and sweep.is_dir():
+        from wsss.commands.sweep_screen import report_sweep
+
+        print(f"report: {report_sweep(load_sweep(sweep), sweep, locations(arguments).tracking_uri)}")
+        return 0
     folders = [run_folder(home, name) for name in arguments.runs]
     report = gather_report([RunRecord.load(folder) for folder in folders], home)
     files = write_report(folders[-1], report)

@@ -8,9 +8,9 @@ from typing import Any
 
 from wsss.commands.screen import duration, print_table
 from wsss.search.prepare import PreparedSweep
-from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord
+from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 from wsss.search.sweep import SweepObserver
-from wsss.tracking import ui_command
+from wsss.tracking import open_tracker, ui_command
 
 NEWS_SECONDS = 15.0
 
@@ -44,8 +44,8 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
         )
         for each in expected
     ]
-    columns = ["stage", "kind", "executions", "independent", "each", "in all"]
-    print_table(f"Stages until {metric}, expected", columns, rows, right="executions independent each in_all")
+    columns = ["stage", "kind", "executions", "independent", "each", "together"]
+    print_table(f"Stages until {metric}, expected", columns, rows, right="executions independent each together")
     ours, independent = sum(each.executions for each in expected), sum(each.independent for each in expected)
     if any(key.level == "outer" for key in prepared.keys) and not plan.flat:
         print(
@@ -81,7 +81,8 @@ class LineSweepObserver(SweepObserver):
             return
         value = trial.values[self._metric]
         mark = " *" if value > self._best else ""
-        self._best = max(self._best, value)
+        known = record.best.value if record.best is not None else value
+        self._best = max(self._best, value, known)
         executed = sum(stage.executed for stage in trial.stages)
         print(
             f"{head}: {100 * value:.2f} % (best {100 * self._best:.2f}){mark}, "
@@ -97,7 +98,29 @@ class LineSweepObserver(SweepObserver):
             print(f"  {text}", flush=True)
 
 
-def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -> None:
+def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) -> Path:
+    """Write the sweep's report, hand it to MLflow, and return its first page."""
+    from wsss.reporting.sweep_report import write_sweep_report
+    from wsss.search.importance import importances
+
+    index = write_sweep_report(record, folder, importances=importances(record, load_trials(folder)))
+    if record.status == "running":  # its own process tracks it
+        return index
+    home = folder.parents[1]
+    tracker = open_tracker(tracking_uri, home, f"{record.dataset}/{record.method}")
+    run = tracker.run(f"sweep {record.sweep_id}", key=record.sweep_id)
+    run.artifact(index.parent)
+    best = folder / BEST_FILE
+    if best.is_file():
+        run.artifact(best)
+    run.finish("FINISHED" if record.status == "finished" else "FAILED")
+    message = tracker.close().message
+    if message:
+        print(message)
+    return index
+
+
+def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri: str | None) -> None:
     """The recipe against the best setting, what it cost, and where everything lies."""
     best = record.best
     assert best is not None
@@ -109,6 +132,9 @@ def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -
     print_table(
         f"Recipe {record.recipe_name} against the best setting", ["", "recipe", "best"], rows, right="recipe best"
     )
+    if best.gain_low is not None and best.gain_high is not None:
+        low, high = 100 * best.gain_low, 100 * best.gain_high
+        print(f"gain over the recipe on these images: {low:+.2f} to {high:+.2f}, 95 % interval, paired")
     for each in record.confirmations:
         name = "recipe" if each.trial == 0 else f"trial {each.trial}"
         print(
@@ -126,6 +152,7 @@ def print_outcome(record: SweepRecord, folder: Path, tracking_uri: str | None) -
         f"\nstages:  {record.asked} asked for, {record.executed} executed, {record.served} served\n"
         f"time:    {duration(record.wall_seconds)}; stages executed {duration(record.executed_seconds)}, "
         f"independent trials would have taken {duration(record.independent_seconds)} ({saved:.1f} times as long)\n"
+        f"report:  {report}\n"
         f"best:    {folder / BEST_FILE}\n"
         f"sweep:   {folder}\n"
         f"study:   optuna-dashboard {record.study_url}\n"

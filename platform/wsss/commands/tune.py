@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, run the sweep, show what it found."""
     from wsss.commands.engine import capacity_now
-    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan
+    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan, report_sweep
     from wsss.execution.cluster import disconnect
     from wsss.search.prepare import prepare_sweep
     from wsss.search.sweep import check_capacity, run_sweep
@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         record = run_sweep(prepared, LineSweepObserver(prepared))
     finally:
         disconnect()
-    print_outcome(record, prepared.folder, arguments.tracking)
+    report = report_sweep(record, prepared.folder, prepared.request.tracking_uri)
+    print_outcome(record, prepared.folder, report, prepared.request.tracking_uri)
     return 0
 
 

@@ -61,29 +61,6 @@ def label_agreement(first: Array, second: Array, num_classes: int, ignore_index:
     return float((joint.diagonal()[union > 0] / union[union > 0]).mean()) if counted.any() else float("nan")
 
 
-def color_separation(label: Array, image: Array, ignore_index: int | None = 255) -> float:
-    """Share of the picture's color variance that lies between the labels rather than within them, 0 to 1.
-
-    label: integer (H, W); image: uint8 (H, W, 3). The criterion of Otsu's threshold for any number of labels and
-    three channels: unlike `boundary_contrast`, small regions explain little. Positions with `ignore_index` are left
-    out; NaN when nothing is left or the picture has one color; 0 when there is one label.
-    """
-    if image.shape != (*label.shape, 3):
-        raise EvaluationError(
-            f"labels of {label.shape} do not fit an image {image.shape}", "color_separation", "resize the maps first"
-        )
-    counted = np.ones(label.shape, dtype=bool) if ignore_index is None else label != ignore_index
-    colors = image[counted].astype(np.float64)
-    if not len(colors):
-        return float("nan")
-    _, region, sizes = np.unique(label[counted], return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(region.ravel(), weights=channel, minlength=sizes.size) for channel in colors.T])
-    mean = colors.mean(axis=0)
-    total = float(((colors - mean) ** 2).sum())
-    between = float((((sums / sizes) - mean[:, None]) ** 2 * sizes).sum())
-    return between / total if total > 0 else float("nan")
-
-
 def boundary_contrast(label: Array, image: Array) -> float:
     """Whether label boundaries lie where the picture changes.
 
@@ -96,39 +73,6 @@ def boundary_contrast(label: Array, image: Array) -> float:
     if not across.any() or size == 0:
         return float("nan")
     return float(steps[across].mean() / size)
-
-
-def boundary_contrast_curve(maps: Array, image: Array, thresholds: Array) -> Array:
-    """`boundary_contrast` of the labels at every background threshold, from one pass over the neighbors.
-
-    maps: floating point (K, H, W); the label at a threshold is the argmax over (constant background, maps), ties go
-    to the background, as in `curves.label_at_threshold`. image: uint8 (H, W, 3). thresholds: float (T,), ascending.
-    Returns float64 (T,), NaN where a threshold leaves no boundary.
-
-    Two neighbors lie on both sides of a boundary from the smaller of their best values on (from the start, when
-    their winning classes differ) up to the larger one.
-    """
-    thresholds = np.asarray(thresholds).astype(maps.dtype if maps.size else np.float64)
-    steps, size = _color_steps(image, maps.shape[1:])
-    if maps.shape[0] == 0 or size == 0:
-        return np.full(thresholds.size, np.nan)
-    winner = maps.argmax(axis=0)
-    best = np.take_along_axis(maps, winner[None], axis=0)[0]
-    first = np.concatenate([best[1:].ravel(), best[:, 1:].ravel()])
-    second = np.concatenate([best[:-1].ravel(), best[:, :-1].ravel()])
-    same = np.concatenate([(winner[1:] == winner[:-1]).ravel(), (winner[:, 1:] == winner[:, :-1]).ravel()])
-    begin = np.where(same, np.searchsorted(thresholds, np.minimum(first, second)), 0)
-    end = np.searchsorted(thresholds, np.maximum(first, second))
-    number, total = (
-        np.cumsum(_summed(begin, weights, thresholds.size) - _summed(end, weights, thresholds.size))[:-1]
-        for weights in (np.ones(steps.size), steps)
-    )
-    some = number > 0.5
-    return np.divide(total, number, out=np.full(thresholds.size, np.nan), where=some) / size
-
-
-def _summed(positions: Array, weights: Array, number: int) -> Array:
-    return np.bincount(positions, weights=weights, minlength=number + 1)
 
 
 def _color_steps(image: Array, size: tuple[int, ...]) -> tuple[Array, float]:

@@ -69,12 +69,6 @@ class RaceResult:
     spent: float
 
 
-def race_order(names: Sequence[str], seed: int = 0) -> list[str]:
-    """The images in the order in which a race sees them; it depends on the set of names and the seed alone."""
-    ordered = sorted(names)
-    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
-
-
 def race_rounds(images: int, rules: RaceRules) -> tuple[int, ...]:
     """Images seen after each round, ascending, the last of them `images`.
 

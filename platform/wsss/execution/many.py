@@ -41,11 +41,11 @@ class JobOutcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def run_map_jobs(jobs: Sequence[StageJob], cpus: int, gpus: int, use_gpu: bool) -> list[JobOutcome]:
+def run_map_jobs(jobs: Sequence[StageJob], workers: int, use_gpu: bool) -> list[JobOutcome]:
     """Compute every unfinished shard of every job; the jobs are of one stage and one image list.
 
     Args:
-        cpus, gpus: of the cluster, to cut the work into enough tasks.
+        workers: tasks at a time, about; the work is cut into enough of them.
         use_gpu: each task takes a GPU.
     """
     names = jobs[0].view.names
@@ -59,11 +59,10 @@ def run_map_jobs(jobs: Sequence[StageJob], cpus: int, gpus: int, use_gpu: bool) 
         resumed[number] = sum(len(shards[index]) for index in finished)
         for index in set(range(len(shards))) - finished:
             unfinished.setdefault(index, []).append(number)
-    workers = max(1, gpus if use_gpu else cpus)
     pieces = [
         (part, index)
         for index, numbers in sorted(unfinished.items())
-        for part in _parts(numbers, len(numbers) * len(unfinished), workers)
+        for part in parts(numbers, len(numbers) * len(unfinished), workers)
     ]
     references = [ray.put(job) for job in jobs]
 
@@ -91,7 +90,7 @@ def run_reduce_jobs(jobs: Sequence[StageJob], cpus: int) -> list[JobOutcome]:
     """Compute reduce stages and store their metrics, tables and arrays."""
     references = [ray.put(job) for job in jobs]
     outcomes = [JobOutcome() for _ in jobs]
-    pieces = [(part, 0) for part in _parts(list(range(len(jobs))), len(jobs), max(1, cpus))]
+    pieces = [(part, 0) for part in parts(list(range(len(jobs))), len(jobs), max(1, cpus))]
 
     def start(part: Sequence[int], index: int) -> Any:
         return _run_reductions.remote([references[number] for number in part])
@@ -107,7 +106,7 @@ def run_reduce_jobs(jobs: Sequence[StageJob], cpus: int) -> list[JobOutcome]:
 
 def call_many(function: Callable[[Any], Any], arguments: Sequence[Any], cpus: int) -> list[Any]:
     """`function` of each argument, in tasks of one CPU; an exception comes back as its text in a RuntimeError."""
-    pieces = [(part, 0) for part in _parts(list(range(len(arguments))), len(arguments), max(1, cpus))]
+    pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, cpus))]
     found: list[Any] = [None] * len(arguments)
 
     def start(part: Sequence[int], index: int) -> Any:
@@ -130,7 +129,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _parts(numbers: Sequence[int], work: int, workers: int) -> list[list[int]]:
+def parts(numbers: Sequence[int], work: int, workers: int) -> list[list[int]]:
     """Cut jobs into parts so that `work` pieces of work make about two tasks a worker, or as many as there are."""
     size = max(1, min(len(numbers), work // (2 * workers)))
     return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
@@ -178,15 +177,19 @@ def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[in
 # DEFAULT: inside a Tune trial Ray would else look for a CPU among what the trial itself reserved, which is none.
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")
 def _run_shard_of(jobs: Sequence[Any], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
-    present = _present(jobs)
-    stage = present[0].stage
+    return shard_of_jobs(_present(jobs), index, names, gpu)
+
+
+def shard_of_jobs(jobs: Sequence[StageJob], index: int, names: Sequence[str], gpu: bool) -> list[float | str]:
+    """Compute and store one shard of every job in this process; seconds of each, or why it failed."""
+    stage = jobs[0].stage
     assert isinstance(stage, MapStage)
-    if len(present) > 1 and stage.build_many is not None:
+    if len(jobs) > 1 and stage.build_many is not None:
         try:
-            return _shared_seconds(present, index, names, gpu)
+            return _shared_seconds(jobs, index, names, gpu)
         except Exception as error:  # one of the settings is to blame: each on its own tells which
             log.info("stage %s: %s; its settings are computed one by one", stage.name, describe(error))
-    return [_shard_seconds(job, index, names, gpu) for job in present]
+    return [_shard_seconds(job, index, names, gpu) for job in jobs]
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="DEFAULT")

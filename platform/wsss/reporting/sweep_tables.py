@@ -9,7 +9,6 @@ from wsss.reporting.sweep_values import (
     best_trial,
     finished,
     recipe_trial,
-    reported,
     setting_of,
     shown_value,
     stage_costs,
@@ -22,6 +21,7 @@ _RULES = {
     "oracle": "the setting is chosen by the masks of all images: too good a number for new images",
     "default_threshold": "the recipe's own threshold, all images; the other settings are chosen by their masks",
 }
+_QUOTED = {"held_out": "held out", "oracle": "chosen by all masks", "default_threshold": "at the recipe's threshold"}
 _TOP = 15
 
 
@@ -33,12 +33,12 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         return Table("Recipe and best", columns, (), note="The recipe or any other setting has no value yet.")
     old, new = recipe.values[sweep.metric], best.values[sweep.metric]
     rows = [_compared(f"{sweep.metric}, as the search saw it", old, new, sweep.metric_stage)]
-    if sweep.best is not None and sweep.best.confirmed:
-        old, new = sweep.best.default_reported, sweep.best.reported
-        rows.append(_compared("to quote: mean over seeds", old, new, ""))
-    elif recipe.held_out is not None or best.held_out is not None:
-        old, new = reported(recipe, sweep.metric), reported(best, sweep.metric)
-        rows.append(_compared("to quote: held out", old, new, ""))
+    if sweep.best is not None:
+        basis = "mean over seeds" if sweep.best.confirmed else _QUOTED[sweep.select]
+        rows.append(_compared(f"to quote: {basis}", sweep.best.default_reported, sweep.best.reported, ""))
+        if sweep.best.gain_low is not None and sweep.best.gain_high is not None:
+            gain = f"{100 * sweep.best.gain_low:+.2f} to {100 * sweep.best.gain_high:+.2f}"
+            rows.append(("95 % interval of the gain over images, paired", "", "", gain, "", ""))
     rows.append(
         ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
     )
@@ -49,8 +49,9 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         changed = "changed" if shown_value(before) != shown_value(after) else ""
         rows.append((key.key, shown_value(before), shown_value(after), changed, key.stage, key.level))
     note = (
-        f"Best: trial {best.number} of {len(trials)}. mIoU in percent; {_RULES[sweep.select]}. Level: a change of an "
-        "outer key forces training, of an inner one only cheaper stages, of a curve one nothing."
+        f"Best: trial {best.number} of {len(trials)}. mIoU in percent; {_RULES[sweep.select]}. What is quoted of the "
+        "recipe is at its own threshold. Level: a change of an outer key forces training, of an inner one only cheaper "
+        "stages, of a curve one nothing."
     )
     return Table("Recipe and best", columns, tuple(rows), frozenset({"recipe", "best", "change"}), note)
 

@@ -312,12 +312,12 @@ class BatchEvaluator:
         prepared = settings[0].prepared
         assert prepared is not None
         stage = settings[0].pipeline.pipeline.stage(name)
-        cpus, gpus = int(have.cpus), int(have.gpus)
-        workers, resources = stage_resources(stage, prepared.execution, cpus, gpus)
+        cpus = int(have.cpus)
+        workers, resources = stage_resources(stage, prepared.execution, cpus, int(have.gpus))
         use_gpu = resources.gpus > 0
         jobs = [stage_job(_prepared(each), self._planned(each, name), each.artifacts) for each in settings]
         if isinstance(stage, MapStage):
-            outcomes = run_map_jobs(jobs, min(workers, cpus) if not use_gpu else cpus, gpus, use_gpu)
+            outcomes = run_map_jobs(jobs, workers, use_gpu)
         else:
             outcomes = run_reduce_jobs(jobs, cpus)
         errors: dict[str, str] = {}

@@ -64,8 +64,8 @@ def confirmed_best(
     best = _best(trials[winner.trial], trials[0], metric, keys, confirmed=True)
     return Best(
         trial=best.trial,
-        settings=best.settings,
-        value=best.value,
+        settings=best.settings if winner.trial != 0 else {},  # the recipe was confirmed at its own threshold
+        value=best.value if winner.trial != 0 else best.default_value,
         reported=winner.mean,
         default_value=best.default_value,
         default_reported=default.mean,

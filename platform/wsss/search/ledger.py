@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from wsss.errors import WsssError
 from wsss.search.batch import Outcome
+from wsss.search.best import best_of
 from wsss.search.nested import Proposal
 from wsss.search.record import SweepRecord, TrialRecord, load_trials
 from wsss.search.sampling import DIRECTIONS, study_trial
@@ -112,7 +113,9 @@ class Ledger:
         return trial
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the sweep's record; its totals are brought up to date with it."""
+        """Change fields of the sweep's record; totals and the best so far are brought up to date with it."""
+        if not self.record.confirmations:
+            changes.setdefault("best", best_of(list(self.trials.values()), self.record.metric, self.record.space))
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         stages = [stage for trial in ended for stage in trial.stages]
         self.record = replace(
@@ -130,8 +133,10 @@ class Ledger:
     def close(self) -> None:
         """Write what is left to the study and end the tracked run."""
         self._writer.shutdown(wait=True)
-        for write in self._written:
-            write.result()
+        errors = [error for write in self._written if (error := write.exception()) is not None]
+        if errors:  # the records are whole; the next time the sweep is opened, what is missing is added
+            note = f"{len(errors)} trials are not in the study yet: {type(errors[0]).__name__}: {errors[0]}"
+            self.update(notes=(*self.record.notes, note))
         if self._parent is not None:
             record = self.record
             totals = {

@@ -88,9 +88,10 @@ def distribution_of(key: SearchedKey, widen_to: Any = None) -> BaseDistribution:
     low, high, step = key.low, key.high, key.step
     if widen_to is not None and not contains(key, widen_to):
         low, high, step = min(low, widen_to), max(high, widen_to), 0.0
+    log = key.log and low > 0
     if key.kind == "int":
-        return IntDistribution(int(low), int(high), log=key.log, step=int(step) or 1)
-    return FloatDistribution(low, high, log=key.log, step=step or None)
+        return IntDistribution(int(low), int(high), log=log, step=int(step) or 1)
+    return FloatDistribution(low, high, log=log, step=step or None)
 
 
 def as_choice(value: Any) -> str | int | float | bool | None:

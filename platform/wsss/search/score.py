@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
+from wsss.evaluation.bootstrap import PairedComparison, bootstrap_interval_from_counts, paired_comparison_from_counts
 from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
 from wsss.evaluation.counts import Counts as StoredCounts
-from wsss.evaluation.score_stages import half_of
+from wsss.evaluation.selection import half_of
 from wsss.search.record import CurvePoint, Select
 from wsss.store import Artifact
 
@@ -58,6 +58,12 @@ class Counts:
     choosing: Array
     mean_over: MeanOver
     default: int
+
+    def at(self, threshold: float | None) -> Array:
+        """(N, 3, C) at a threshold; None: the recipe's own."""
+        if threshold is None or not len(self.thresholds):
+            return self.images[:, self.default]
+        return self.images[:, int(np.abs(self.thresholds - threshold).argmin())]
 
     def curve(self, images: Array) -> Array:
         """mIoU (T,) of a subset of the images, given as a mask."""
@@ -126,6 +132,18 @@ def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | N
         low=interval.low,
         high=interval.high,
         curve=curve,
+    )
+
+
+def paired_gain(
+    best: Counts, threshold: float | None, recipe: Counts, select: Select, samples: int = _BOOTSTRAP_SAMPLES
+) -> PairedComparison | None:
+    """Best setting at its threshold against the recipe at its own, on the images that report; None if these differ."""
+    if best.images.shape[0] != recipe.images.shape[0] or (best.choosing != recipe.choosing).any():
+        return None
+    images = ~best.choosing if select == "held_out" else np.ones(len(best.choosing), dtype=bool)
+    return paired_comparison_from_counts(
+        best.at(threshold)[images], recipe.at(None)[images], samples=samples, mean_over=best.mean_over
     )
 
 

@@ -19,7 +19,7 @@ from wsss.execution.run import data_digest
 from wsss.execution.scheduling import check_schedulable
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
-from wsss.search.batch import BatchEvaluator, Evaluation
+from wsss.search.batch import CONFUSIONS, BatchEvaluator, Evaluation
 from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
 from wsss.search.keyed import metric_stage
 from wsss.search.ledger import Ledger
@@ -29,11 +29,13 @@ from wsss.search.record import (
     BEST_FILE,
     STUDY_FILE,
     SWEEP_FILE,
+    Best,
     ConfirmedSetting,
     SweepRecord,
     TrialRecord,
     load_sweep,
 )
+from wsss.search.score import Counts, paired_gain, read_counts
 from wsss.search.tuning import run_tune
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
@@ -163,8 +165,29 @@ def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
         confirmations = _confirm(prepared, ledger, observer)
         best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys)
         ledger.update(confirmations=tuple(confirmations))
+    best = replace(best, **_gain(prepared, ledger, best))
     ledger.update(best=best)
     write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
+
+
+def _gain(prepared: PreparedSweep, ledger: Ledger, best: Best) -> dict[str, float]:
+    """How sure the gain over the recipe is, as far as images can tell."""
+    request = prepared.request
+    scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
+
+    def counts(trial: TrialRecord) -> Counts | None:
+        found = [
+            prepared.run.store.find(name, trial.artifacts[name]) if name in trial.artifacts else None
+            for name in (ledger.record.metric_stage, scorer or "")
+        ]
+        if found[0] is None:
+            return None
+        return read_counts(request.metric, trial.metrics[request.metric], found[0], found[1])
+
+    trial = ledger.trials[best.trial]
+    ours, recipe = counts(trial), counts(ledger.trials[0])
+    gain = None if ours is None or recipe is None else paired_gain(ours, trial.threshold, recipe, request.select)
+    return {} if gain is None else {"gain_low": gain.low, "gain_high": gain.high}
 
 
 def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> list[ConfirmedSetting]:

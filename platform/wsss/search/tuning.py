@@ -184,10 +184,9 @@ def run_tune(
     board: Any = ray.remote(num_cpus=0)(NewsBoard).remote()
     searcher = SweepSearcher(search, ledger, rungs, on_trial)
     # It asks for no CPU, which the stages need, and stays where the driver's home is.
-    here = f"node:{ray.util.get_node_ip_address()}"
     trainable = tune.with_resources(
         tune.with_parameters(BatchTrainable, evaluation=evaluation, rungs=rungs, board=board),
-        {"memory": 1 << 20, here: 0.001},
+        {"memory": 1 << 20, **_this_node()},
     )
     scheduler = (
         ASHAScheduler(
@@ -221,6 +220,13 @@ def run_tune(
     shutil.rmtree(folder, ignore_errors=True)
     if not search.finished:  # Tune ends without a word when it is interrupted
         raise KeyboardInterrupt
+
+
+def _this_node() -> dict[str, float]:
+    """Next to nothing of the resource that only the driver's node has."""
+    here = ray.get_runtime_context().get_node_id()
+    names = [name for node in ray.nodes() if node["NodeID"] == here for name in node["Resources"]]
+    return {name: 0.001 for name in names if name.startswith("node:") and name != "node:__internal_head__"}
 
 
 @contextmanager

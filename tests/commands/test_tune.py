@@ -1,0 +1,93 @@
+"""`wsss tune`: its plan, what it refuses, and (slow) a whole sweep of the example method from a bare checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.commands.conftest import SMALL, Checkout
+
+from wsss.commands.main import main
+from wsss.search.record import find_sweeps, load_trials, sweep_folder
+
+SPACE = """
+method: {method}
+keys:
+  cam.width: {{float: [0.05, 1]}}
+  evaluation.threshold: {{float: [0.1, 0.5], step: 0.01}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path, example: str) -> Path:
+    path = tmp_path / "widths.yaml"
+    path.write_text(SPACE.format(method=example))
+    return path
+
+
+def test_the_plan_shows_stages_levels_and_price(
+    space: Path, example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WSSS_HOME", str(tmp_path / "home"))
+    words = ["--method", example, "--space", str(space), "--metric", "cam/miou_train", "--trials", "7", *SMALL]
+    assert main(["tune", *words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    width = next(line.split() for line in lines if line.startswith("cam.width"))
+    threshold = next(line.split() for line in lines if line.startswith("evaluation.threshold"))
+    assert width[1:4] == ["0.05", "to", "1"] and "inner" in width and width[-1] == "cam"
+    assert "curve" in threshold and threshold[-1] == "cam_evaluation"
+    assert next(line.split() for line in lines if line.startswith("cam_score"))[2:4] == ["7", "7"]
+    assert "21 stage executions expected" in "\n".join(lines)
+    assert not (tmp_path / "home" / "sweeps").exists(), "nothing is begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--space", "nowhere"], 2, "there is no search space 'nowhere'"),
+        (["--metric", "cam/miou_val"], 1, "metrics of this pipeline: cam/miou_train"),
+        (["--sampler", "grid"], 1, "one of tpe, random"),
+        (["cam.widht=1"], 2, "did you mean 'cam.width'?"),
+    ],
+)
+def test_what_can_not_work_is_refused(
+    space: Path, example: str, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str
+) -> None:
+    known = ["--method", example, "--space", str(space), "--metric", "cam/miou_train", *SMALL]
+    assert main(["tune", *known, *words, "--dry-run"]) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_from_a_bare_checkout_ends_with_a_recipe_that_reproduces(
+    checkout: Checkout, space: Path, example: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["WSSS_HOME"] = str(checkout.home)
+    words = ["--method", example, "--space", str(space), "--metric", "cam/miou_train", "--trials", "8", *SMALL]
+
+    def tune() -> str:
+        done = subprocess.run(
+            [sys.executable, "tune.py", *words],
+            cwd=checkout.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    output = tune()
+    (record,) = find_sweeps(checkout.home)
+    folder = sweep_folder(checkout.home, record.sweep_id)
+    assert "trial 8/8" in output and "24 asked for" in output and str(folder / "best.yaml") in output
+    assert (folder / "report" / "index.html").is_file()
+    assert len(load_trials(folder)) == 8 and record.best is not None
+    again = tune()
+    assert "trial 8/8" not in again and "24 asked for" in again, "nothing is left to do"
+    done = checkout.reproduce("--method", example, "--recipe", str(folder / "best.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
