@@ -16,7 +16,7 @@ from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.manifest import file_digest
 from wsss.execution.scheduling import check_schedulable, stage_resources
-from wsss.execution.stage_job import StageJob
+from wsss.execution.stage_job import StageJob, bind_job, publish_stage
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -220,18 +220,6 @@ def _behind_masks(pipeline: Pipeline) -> set[str]:
     return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.selects_by_masks))
 
 
-def stage_job(prepared: PreparedRun, planned: PlannedStage, artifacts: Mapping[str, Artifact]) -> StageJob:
-    """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
-    stage = planned.stage
-    return StageJob(
-        stage=stage,
-        key=planned.key,
-        view=prepared.dataset.view(stage.reads, stage.image_list),
-        inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
-        store=prepared.store,
-    )
-
-
 def compute_stage(
     prepared: PreparedRun,
     planned: PlannedStage,
@@ -255,7 +243,7 @@ def compute_stage(
     from wsss.execution.map_stage import run_map_stage, run_reduce_stage
 
     stage, execution = planned.stage, prepared.execution
-    job = stage_job(prepared, planned, artifacts)
+    job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts)
     started = time.monotonic()
     if isinstance(stage, ImportStage):
         observer.start(stage.name, 1, "file")
@@ -285,35 +273,6 @@ def compute_stage(
     tracked.finish("FINISHED")
     observer.finish(stage.name, seconds, _summary(stage, facts, metrics))
     return artifact
-
-
-def publish_stage(
-    job: StageJob,
-    seconds: float,
-    workers: int,
-    gpu: bool,
-    facts: Mapping[str, Any],
-    run_id: str,
-    code: Mapping[str, Any],
-) -> Artifact:
-    """Make a computed stage visible, with what is known of its execution."""
-    stage = job.stage
-    return job.writer().publish(
-        {
-            "seconds": round(seconds, 3),
-            "workers": workers,
-            "device": "cuda" if gpu else "cpu",
-            "facts": dict(facts),
-            "run_id": run_id,
-            "created": time.time(),
-            "seed": stage.seed if isinstance(stage, TrainStage) else None,
-            "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
-            "selects_by_masks": stage.selects_by_masks,
-            "code": dict(code),
-        },
-        # Named, because the listing of an object store may not show yet what a worker has just written.
-        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
-    )
 
 
 def _train(
