@@ -163,9 +163,10 @@ def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_
 
 
 def _is_candidate(task: TrainTask, epochs_done: int) -> bool:
-    every = task.candidate_every
-    due = epochs_done % every == 0 and epochs_done > task.candidates_after if every > 0 else False
-    return every > 0 and (due or epochs_done == task.epochs)
+    if task.candidate_every == 0:
+        return False
+    due = epochs_done % task.candidate_every == 0 and epochs_done > task.candidates_after
+    return due or epochs_done == task.epochs
 
 
 def _even_split(items: list[Any], parts: int) -> list[list[Any]]:
