@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 from pathlib import Path
 
 from wsss.commands.arguments import Selection
@@ -15,6 +16,8 @@ from wsss.pipeline import Stage, stage_keys
 from wsss.recipe import load_recipe, settings_of
 from wsss.run_record import RunRecord
 from wsss.store import Store, open_store
+
+_UNKNOWN = object()
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ def selection_of(record: RunRecord) -> Selection:
     method = find_method(record.method)
     overrides = []
     for key in settings_of(method.recipe_type):
-        value = record.recipe
+        value: Any = record.recipe
         for part in key.split("."):
-            value = value[part]
-        overrides.append(f"{key}={json.dumps(value)}")
+            value = value.get(part, _UNKNOWN) if isinstance(value, dict) else _UNKNOWN
+        if value is not _UNKNOWN:  # else the run is older than the key, whose default is how things were
+            overrides.append(f"{key}={json.dumps(value)}")
     return Selection(method, record.recipe_name, load_recipe(method.recipe_type, None, overrides))
 
 
