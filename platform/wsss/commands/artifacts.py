@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 from wsss.commands.arguments import Selection
 from wsss.commands.methods import UsageError, find_method
