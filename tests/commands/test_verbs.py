@@ -86,7 +86,7 @@ def test_report_is_written_again_and_into_a_readme(
     assert (report / "index.html").is_file()
     text = readme.read_text()
     percent = f"{100 * record.metrics['cam/miou_train']:.2f}"
-    assert f"cam/miou_train {percent}" in text and "old" not in text
+    assert f"`cam/miou_train` {percent}" in text and "old" not in text
     assert text.startswith("before\n<!-- table:mini -->\n") and text.endswith("<!-- /table -->\n")
     assert wsss("report", record.run_id, "--readme", str(readme), "--block", "paper") == 2
     assert "0 blocks are named 'paper'" in capsys.readouterr().err

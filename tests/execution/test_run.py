@@ -18,7 +18,8 @@ from tests.execution import toy_method
 
 from wsss.data.view import LabelFirewallError
 from wsss.errors import WsssError
-from wsss.execution.run import SchedulingError, check_schedulable, prepare_run
+from wsss.execution.run import prepare_run
+from wsss.execution.scheduling import SchedulingError, check_schedulable
 from wsss.execution.train_stage import HISTORY_FILE
 from wsss.run_record import find_runs
 from wsss.store import open_store
@@ -153,9 +154,9 @@ def test_what_can_never_be_scheduled_is_refused_at_once(tmp_path: Path) -> None:
 
     many = prepared("execution.train_workers=4", "execution.threads=2")
     with pytest.raises(SchedulingError, match="4 workers with 2 CPUs each"):
-        check_schedulable(many, cpus=4, gpus=0, largest_node_cpus=4, grows=False)
-    check_schedulable(many, cpus=8, gpus=0, largest_node_cpus=8, grows=False)
-    check_schedulable(many, cpus=4, gpus=0, largest_node_cpus=4, grows=True)
+        check_schedulable(many.plan, many.execution, cpus=4, gpus=0, largest_node_cpus=4, grows=False)
+    check_schedulable(many.plan, many.execution, cpus=8, gpus=0, largest_node_cpus=8, grows=False)
+    check_schedulable(many.plan, many.execution, cpus=4, gpus=0, largest_node_cpus=4, grows=True)
 
 
 def start(home: Path, *overrides: str) -> subprocess.Popen[str]:

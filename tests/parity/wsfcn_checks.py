@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.ops.pamr import local_deviation, pamr, pamr_affinity
 from wsss_methods.wsfcn.backbones import PUBLISHED_BACKBONES
-from wsss_methods.wsfcn.context_aggregation import BRANCHES, ContextAggregation
+from wsss_methods.wsfcn.context_aggregation import ContextAggregation
 from wsss_methods.wsfcn.feature_fusion import FeatureFusion, FlowAlignment, StochasticGate
 from wsss_methods.wsfcn.losses import (
     FocalPenalty,
@@ -90,8 +90,7 @@ def check_fca(fixture: DescribedFixture) -> None:
     for number, branch in enumerate(module.branches(x), 1):
         fixture.expect(f"branch{number}", branch)
         fixture.expect(f"ca{number}", module.ca(branch)[:, :, 0, 0])
-    assert number == len(BRANCHES)
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     hook = module.sa.register_forward_hook(lambda _, inputs, output: seen.append(output))
     fixture.expect("y", module(x))
     hook.remove()

@@ -15,10 +15,10 @@ from tests.parity.wsfcn_fixtures import DescribedFixture
 
 from wsss.data.random_resized_crop import CropBox
 from wsss.evaluation.confusion import confusion_matrix, iou, pixel_accuracy
+from wsss.ops.crf import DenseCrfSettings
 from wsss_methods.wsfcn.inference import (
     PUBLISHED_ALPHA,
     PUBLISHED_CRF,
-    DenseCrfSettings,
     best_scores,
     content,
     label_after_crf,

@@ -10,24 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.ops.crf import dense_crf, unary_from_probabilities
+from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
 from wsss_methods.wsfcn.losses import FocalPenalty, class_scores, resized
 from wsss_methods.wsfcn.networks import WsFcn
 from wsss_methods.wsfcn.transforms import Placement, canvas_inputs
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class DenseCrfSettings:
-    """Kernels and steps of the dense CRF; deviations in pixels (xy) and grey levels (rgb)."""
-
-    iterations: int
-    gaussian_sxy: float
-    gaussian_compat: float
-    bilateral_sxy: float
-    bilateral_srgb: float
-    bilateral_compat: float
 
 
 # WS-FCN, section 7, step 5; the background is (1 - largest class) ** PUBLISHED_ALPHA.
@@ -120,16 +108,7 @@ def with_power_background(masks: Array, keys: Array, alpha: float, num_classes: 
 
 def refined_probabilities(image: Array, probabilities: Array, crf: DenseCrfSettings) -> Array:
     """Marginals of the dense CRF over all classes, float32 (C, H, W). image: uint8 (H, W, 3) RGB."""
-    return dense_crf(
-        image,
-        unary_from_probabilities(probabilities),
-        iterations=crf.iterations,
-        gaussian_sxy=crf.gaussian_sxy,
-        gaussian_compat=crf.gaussian_compat,
-        bilateral_sxy=crf.bilateral_sxy,
-        bilateral_srgb=crf.bilateral_srgb,
-        bilateral_compat=crf.bilateral_compat,
-    )
+    return DenseCrf(image, len(probabilities), crf).marginals(unary_from_probabilities(probabilities))
 
 
 def label_after_crf(

@@ -15,8 +15,8 @@ from wsss.evaluation.score_stages import (
     summarize_labels,
     thresholds_with,
 )
+from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
-from wsss_methods.wsfcn.inference import DenseCrfSettings
 from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
 from wsss_methods.wsfcn.stage_configs import (
     CandidateConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wsss_methods.wsfcn.inference import DenseCrfSettings
+from wsss.ops.crf import DenseCrfSettings
 from wsss_methods.wsfcn.recipe import InferenceSettings, NetworkSettings, PseudoLabelSettings, TrainSettings
 
 

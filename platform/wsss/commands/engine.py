@@ -15,11 +15,10 @@ from wsss.execution.run import (
     PreparedRun,
     RunRequest,
     RunResult,
-    check_schedulable,
     execute_run,
     prepare_run,
-    stage_resources,
 )
+from wsss.execution.scheduling import check_schedulable, stage_resources
 from wsss.plan import PlannedStage
 
 
@@ -66,7 +65,7 @@ def show_plan(request: RunRequest) -> None:
     wanted = {planned.stage.name: _resources(prepared, planned, cpus, gpus) for planned in prepared.plan.needed}
     print_plan(prepared.plan, run_title(request), wanted)
     print(f"store: {prepared.store.url}")
-    check_schedulable(prepared, cpus, gpus, largest, grows)
+    check_schedulable(prepared.plan, prepared.execution, cpus, gpus, largest, grows)
 
 
 def run_all(requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:

@@ -11,21 +11,28 @@ from wsss.reporting.tables import duration, miou_metrics, percent
 
 
 def summary_markdown(report: RunReport) -> str:
-    """Stage, time and numbers of a run as a Markdown table, with a line that says what was run where."""
+    """Stages, times and numbers of a run as a Markdown table, with a line that says what was run where.
+
+    A row ends at a stage that makes numbers and begins with what led to it since the number before.
+    """
     scores = set(miou_metrics(report))
-    lines = ["| stage | time | mIoU |", "|---|---:|---|"]
-    for stage in report.stages:
-        if stage.status == "not_needed":
-            continue
-        numbers = ", ".join(f"{name} {percent(stage.metrics[name])}" for name in stage.metrics if name in scores)
+    lines = ["| stages and their times | mIoU |", "|---|---|"]
+    row: list[str] = []
+    stages = [stage for stage in report.stages if stage.status != "not_needed"]
+    for stage in stages:
         notes = f" ({', '.join(stage.notes)})" if stage.notes else ""
-        lines.append(f"| {stage.name}{notes} | {duration(stage.seconds)} | {numbers} |")
+        row.append(f"`{stage.name}` {duration(stage.seconds)}{notes}")
+        numbers = ", ".join(f"`{name}` {percent(stage.metrics[name])}" for name in stage.metrics if name in scores)
+        if numbers or stage is stages[-1]:
+            lines.append(f"| {', '.join(row)} | {numbers} |")
+            row = []
     facts = report.provenance
     seeds = ", ".join(str(seed) for seed in report.seeds)
     lines += [
         "",
-        f"`{report.method}`, recipe `{report.recipe}`, data set {report.dataset}, seed {seeds}; commit "
-        f"{facts['commit'][:12]}; {facts['machine'].partition(', ')[2] or facts['machine']}.",
+        f"`{report.method}`, recipe `{report.recipe}`, data set {report.dataset}, seed {seeds}: "
+        f"{duration(sum(stage.seconds for stage in stages))} of stages; commit {facts['commit'][:12]}; "
+        f"{facts['machine'].partition(', ')[2] or facts['machine']}.",
     ]
     return "\n".join(lines)
 

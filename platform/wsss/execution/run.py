@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.manifest import file_digest
-from wsss.errors import WsssError
-from wsss.execution.stage_job import StageJob
+from wsss.execution.scheduling import check_schedulable, stage_resources
+from wsss.execution.stage_job import StageJob, bind_job, publish_stage
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -26,10 +26,6 @@ from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.store import Artifact, Store, open_store
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.tracker import RunStatus, TrackedRun, open_tracker
-
-
-class SchedulingError(WsssError):
-    """The cluster can never hold what a stage asks."""
 
 
 class RunObserver(Protocol):
@@ -116,48 +112,6 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         for image_list, reads in _needed_data(plan).items():
             preflight(dataset, image_list, frozenset(reads))
     return PreparedRun(request=request, dataset=dataset, pipeline=pipeline, store=store, plan=plan)
-
-
-def stage_resources(stage: Stage, execution: ExecutionSettings, cpus: int, gpus: int) -> tuple[int, Resources]:
-    """Workers of a stage and what each asks, on a cluster with so many CPUs and GPUs."""
-    gpu = stage.uses_gpu and execution.device != "cpu" and (gpus > 0 or execution.device == "cuda")
-    if isinstance(stage, TrainStage):
-        workers = execution.train_workers or (gpus if gpu and gpus else 1)
-        threads = execution.threads or max(1, min(cpus // workers if cpus else 1, 16))
-        return workers, Resources(cpus=threads, gpus=1.0 if gpu else 0.0)
-    if isinstance(stage, MapStage):
-        fitting = gpus if gpu else cpus
-        return execution.map_workers or max(1, fitting), Resources(cpus=1.0, gpus=1.0 if gpu else 0.0)
-    return 1, Resources(cpus=1.0)
-
-
-def check_schedulable(prepared: PreparedRun, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:
-    """Refuse at once what the cluster can never hold; Ray itself would wait for ever.
-
-    Raises:
-        SchedulingError: naming the stage, what it asks and what there is.
-    """
-    if grows:
-        return
-    for planned in prepared.plan.needed:
-        workers, resources = stage_resources(planned.stage, prepared.execution, cpus, gpus)
-        if isinstance(planned.stage, TrainStage):
-            asked_cpus, asked_gpus = workers * resources.cpus, workers * resources.gpus
-        else:
-            asked_cpus, asked_gpus = resources.cpus, resources.gpus
-        if asked_gpus > gpus:
-            raise SchedulingError(
-                f"{asked_gpus:g} GPUs are asked for and the cluster has {gpus}",
-                f"stage {planned.stage.name} (execution.device, execution.train_workers)",
-                "use execution.device=cpu, fewer workers, or a cluster with GPUs (WSSS_AUTOSCALING=1 if it grows)",
-            )
-        if asked_cpus > cpus or resources.cpus > largest_node_cpus:
-            raise SchedulingError(
-                f"{workers} workers with {resources.cpus:g} CPUs each are asked for; the cluster has {cpus} CPUs, "
-                f"its largest node {largest_node_cpus}",
-                f"stage {planned.stage.name} (execution.train_workers, execution.threads)",
-                "ask for fewer workers or threads, or set WSSS_AUTOSCALING=1 if the cluster grows",
-            )
 
 
 def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
@@ -266,18 +220,6 @@ def _behind_masks(pipeline: Pipeline) -> set[str]:
     return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.selects_by_masks))
 
 
-def stage_job(prepared: PreparedRun, planned: PlannedStage, artifacts: Mapping[str, Artifact]) -> StageJob:
-    """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
-    stage = planned.stage
-    return StageJob(
-        stage=stage,
-        key=planned.key,
-        view=prepared.dataset.view(stage.reads, stage.image_list),
-        inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
-        store=prepared.store,
-    )
-
-
 def compute_stage(
     prepared: PreparedRun,
     planned: PlannedStage,
@@ -301,7 +243,7 @@ def compute_stage(
     from wsss.execution.map_stage import run_map_stage, run_reduce_stage
 
     stage, execution = planned.stage, prepared.execution
-    job = stage_job(prepared, planned, artifacts)
+    job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts)
     started = time.monotonic()
     if isinstance(stage, ImportStage):
         observer.start(stage.name, 1, "file")
@@ -331,35 +273,6 @@ def compute_stage(
     tracked.finish("FINISHED")
     observer.finish(stage.name, seconds, _summary(stage, facts, metrics))
     return artifact
-
-
-def publish_stage(
-    job: StageJob,
-    seconds: float,
-    workers: int,
-    gpu: bool,
-    facts: Mapping[str, Any],
-    run_id: str,
-    code: Mapping[str, Any],
-) -> Artifact:
-    """Make a computed stage visible, with what is known of its execution."""
-    stage = job.stage
-    return job.writer().publish(
-        {
-            "seconds": round(seconds, 3),
-            "workers": workers,
-            "device": "cuda" if gpu else "cpu",
-            "facts": dict(facts),
-            "run_id": run_id,
-            "created": time.time(),
-            "seed": stage.seed if isinstance(stage, TrainStage) else None,
-            "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
-            "selects_by_masks": stage.selects_by_masks,
-            "code": dict(code),
-        },
-        # Named, because the listing of an object store may not show yet what a worker has just written.
-        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
-    )
 
 
 def _train(
@@ -409,7 +322,14 @@ def _connect(prepared: PreparedRun) -> None:
     from wsss.execution.cluster import connect
 
     have = connect()
-    check_schedulable(prepared, int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling)
+    check_schedulable(
+        prepared.plan,
+        prepared.execution,
+        int(have.cpus),
+        int(have.gpus),
+        int(have.largest_node_cpus),
+        have.autoscaling,
+    )
 
 
 def _open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:

@@ -1,18 +1,21 @@
-"""A stage with everything bound that a worker needs to run it; travels to workers by pickle."""
+"""A stage with everything bound that a worker needs to run it, and how its result is published."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from wsss.data.dataset import Dataset
 from wsss.data.view import DataView
-from wsss.pipeline import Stage, StageContext, TrainStage
+from wsss.pipeline import MapStage, Stage, StageContext, TrainStage
 from wsss.store import Artifact, ArtifactWriter, Store
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage of one run.
+    """One stage of one run; travels to workers by pickle.
 
     Attributes:
         view: the data set limited to what the stage declares.
@@ -42,3 +45,43 @@ class StageJob:
     def writer(self) -> ArtifactWriter:
         """Writer of the stage's artifact; the same for every worker."""
         return self.store.writer(self.stage.name, self.key)
+
+
+def bind_job(stage: Stage, key: str, dataset: Dataset, store: Store, artifacts: Mapping[str, Artifact]) -> StageJob:
+    """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
+    return StageJob(
+        stage=stage,
+        key=key,
+        view=dataset.view(stage.reads, stage.image_list),
+        inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
+        store=store,
+    )
+
+
+def publish_stage(
+    job: StageJob,
+    seconds: float,
+    workers: int,
+    gpu: bool,
+    facts: Mapping[str, Any],
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Artifact:
+    """Make a computed stage visible, with what is known of its execution."""
+    stage = job.stage
+    return job.writer().publish(
+        {
+            "seconds": round(seconds, 3),
+            "workers": workers,
+            "device": "cuda" if gpu else "cpu",
+            "facts": dict(facts),
+            "run_id": run_id,
+            "created": time.time(),
+            "seed": stage.seed if isinstance(stage, TrainStage) else None,
+            "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
+            "selects_by_masks": stage.selects_by_masks,
+            "code": dict(code),
+        },
+        # Named, because the listing of an object store may not show yet what a worker has just written.
+        shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
+    )

@@ -15,16 +15,11 @@ from wsss.data.dataset import load_dataset
 from wsss.errors import WsssError
 from wsss.execution.cluster import capacity
 from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, run_reduce_jobs
-from wsss.execution.run import (
-    PreparedRun,
-    RunRequest,
-    compute_stage,
-    publish_stage,
-    stage_job,
-    stage_resources,
-)
+from wsss.execution.run import PreparedRun, RunRequest, compute_stage
+from wsss.execution.scheduling import stage_resources
+from wsss.execution.stage_job import StageJob, bind_job, publish_stage
 from wsss.method import Method
-from wsss.pipeline import MapStage, ReduceStage, Stage, TrainStage
+from wsss.pipeline import MapStage, ReduceStage, Stage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
 from wsss.search.keyed import KeyedPipeline, KeyedPipelines, metric_stage
@@ -279,7 +274,8 @@ class BatchEvaluator:
             errors: dict[str, str] = {}
             if needed:
                 stage = next(iter(needed.values())).pipeline.pipeline.stage(name)
-                compute = self._train if isinstance(stage, TrainStage) else self._map_or_reduce
+                together = isinstance(stage, (MapStage, ReduceStage))
+                compute = self._map_or_reduce if together else self._one_by_one
                 errors = compute(name, needed)
         for key, settings in wanting.items():
             artifact = self._find(name, key)
@@ -291,7 +287,7 @@ class BatchEvaluator:
             if key in needed and artifact is not None:
                 needed[key].executed.add(name)
 
-    def _train(self, name: str, needed: Mapping[str, Setting]) -> dict[str, str]:
+    def _one_by_one(self, name: str, needed: Mapping[str, Setting]) -> dict[str, str]:
         errors: dict[str, str] = {}
         for key, setting in needed.items():
             assert setting.prepared is not None
@@ -315,7 +311,10 @@ class BatchEvaluator:
         cpus = int(have.cpus)
         workers, resources = stage_resources(stage, prepared.execution, cpus, int(have.gpus))
         use_gpu = resources.gpus > 0
-        jobs = [stage_job(_prepared(each), self._planned(each, name), each.artifacts) for each in settings]
+        jobs = [
+            bind_job(each.pipeline.pipeline.stage(name), key, self._dataset, self._store, each.artifacts)
+            for key, each in needed.items()
+        ]
         if isinstance(stage, MapStage):
             outcomes = run_map_jobs(jobs, workers, use_gpu)
         else:
@@ -329,7 +328,7 @@ class BatchEvaluator:
                 self._costs.record(stage, self._images(stage), outcome.seconds)
         return errors
 
-    def _publish(self, job: Any, outcome: JobOutcome, workers: int, gpu: bool, evaluation: Evaluation) -> str:
+    def _publish(self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, evaluation: Evaluation) -> str:
         try:
             publish_stage(job, outcome.seconds, workers, gpu, outcome.facts, evaluation.run_id, evaluation.code)
         except WsssError as error:
@@ -343,11 +342,6 @@ class BatchEvaluator:
 
     def _images(self, stage: Stage) -> int:
         return len(self._dataset.lists[stage.image_list]) if stage.image_list else 0
-
-
-def _prepared(setting: Setting) -> PreparedRun:
-    assert setting.prepared is not None
-    return setting.prepared
 
 
 def _score(arguments: tuple[str, Select, Artifact, Artifact | None, tuple[float, float] | None]) -> Score:

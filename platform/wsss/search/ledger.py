@@ -47,6 +47,7 @@ class Ledger:
         self.folder = folder
         self.trials = {trial.number: trial for trial in load_trials(folder)}
         self._wall_before, self._opened = record.wall_seconds, time.monotonic()
+        self._declared = False
         self._tracker = tracker
         self._study = _open_study(record, study_url)
         self._in_study = {trial.user_attrs.get(_NUMBER) for trial in self._study.get_trials(deepcopy=False)}
@@ -114,7 +115,8 @@ class Ledger:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the sweep's record; totals and the best so far are brought up to date with it."""
-        if not self.record.confirmations:
+        self._declared = self._declared or "best" in changes
+        if not self._declared:
             changes.setdefault("best", best_of(list(self.trials.values()), self.record.metric, self.record.space))
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         stages = [stage for trial in ended for stage in trial.stages]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wsss.execution.cluster import connect
-from wsss.execution.run import check_schedulable, data_digest
+from wsss.execution.run import data_digest
+from wsss.execution.scheduling import check_schedulable
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
 from wsss.search.batch import CONFUSIONS, BatchEvaluator, Evaluation
@@ -138,7 +139,7 @@ def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_c
     stages = tuple(
         replace(planned, needed=planned.needed or planned.stage.name in changed) for planned in prepared.run.plan.stages
     )
-    check_schedulable(replace(prepared.run, plan=Plan(stages)), cpus, gpus, largest_node_cpus, grows)
+    check_schedulable(Plan(stages), prepared.run.execution, cpus, gpus, largest_node_cpus, grows)
 
 
 def _connect(prepared: PreparedSweep) -> None:

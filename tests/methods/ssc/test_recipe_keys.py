@@ -183,7 +183,7 @@ CHANGES = {
     "segmentation.crop_area_max": "0.9",
     "segmentation.batch_size": "4",
     "segmentation.num_epochs": "2",
-    "segmentation.learning_rate": "0.01",
+    "segmentation.learning_rate": "0.02",
     "segmentation.head_lr_mult": "1",
     "segmentation.momentum": "0.8",
     "segmentation.weight_decay": "0",

@@ -302,8 +302,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_every_difference(case: C
     METHOD.exporters["best_checkpoint"].write(case.artifact("segmentation_selection"), case.dataset, tmp_path)
     checkpoint = tmp_path / "best_ckpt.pth"
     for override, expected in (
-        ("segmentation.architecture=deeplabv2_r18", "missing: "),
-        ("segmentation.width=0.25", "wrong shape: "),
+        ("segmentation.architecture=deeplabv2_mobilenet_v2", "missing: "),
+        ("segmentation.width=0.5", "wrong shape: "),
     ):
         recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, override])
         with pytest.raises(CheckpointError, match=rf"do not fit[\s\S]*{expected}[\s\S]*best_ckpt.pth, network1"):

@@ -53,11 +53,9 @@ class DoubleSamples:
         return {name: value.double() for name, value in self.samples.sample(index, rng).items()}
 
 
-def train(rank: int, world_size: int, port: int, job: StageJob, out: str) -> None:
-    """One worker of the training stage on gloo, in float64."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def trained(job: StageJob, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """History and weights of the training stage in float64, as one of `world_size` workers."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     stage = job.stage
     assert isinstance(stage, TrainStage)
     torch.manual_seed(stage.seed)
@@ -68,19 +66,17 @@ def train(rank: int, world_size: int, port: int, job: StageJob, out: str) -> Non
         synchronize_batch_norm(task.module)
     silent = LoopEvents(save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None)
     history = run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
+    return {"history": history, "weights": task.trained_weights()["network"]}
+
+
+def worker(rank: int, world_size: int, port: int, jobs: dict[int, StageJob], out: str) -> None:
+    """One of several workers on gloo; rank 0 writes the results."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    results = {group: trained(job, rank, world_size) for group, job in jobs.items()}
     if rank == 0:
-        torch.save({"history": history, "weights": task.trained_weights()["network"]}, out)
+        torch.save(results, out)
     torch.distributed.destroy_process_group()
-
-
-def result_with(world_size: int, job: StageJob, out: Path) -> dict[str, Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        train, args=(world_size, port, job, str(out)), nprocs=world_size
-    )
-    return torch.load(out, weights_only=True)
 
 
 def job_of(folder: Path, norm_group: int) -> StageJob:
@@ -93,11 +89,19 @@ def job_of(folder: Path, norm_group: int) -> StageJob:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
+    """(norm_group, workers) -> history and weights."""
     folder = tmp_path_factory.mktemp("home")
+    jobs = {group: job_of(folder, group) for group in (0, 4)}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+        worker, args=(2, port, jobs, str(folder / "two.pt")), nprocs=2
+    )
+    two = torch.load(folder / "two.pt", weights_only=True)
     return {
-        (group, workers): result_with(workers, job_of(folder, group), folder / f"{group}_{workers}.pt")
-        for group in (0, 4)
-        for workers in (1, 2)
+        **{(group, 1): trained(job) for group, job in jobs.items()},
+        **{(group, 2): two[group] for group in jobs},
     }
 
 

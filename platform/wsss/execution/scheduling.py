@@ -1,0 +1,56 @@
+"""What a stage asks of the cluster, and whether the cluster can ever hold it. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from wsss.errors import WsssError
+from wsss.method import ExecutionSettings
+from wsss.pipeline import MapStage, Resources, Stage, TrainStage
+from wsss.plan import Plan
+
+
+class SchedulingError(WsssError):
+    """The cluster can never hold what a stage asks."""
+
+
+def stage_resources(stage: Stage, execution: ExecutionSettings, cpus: int, gpus: int) -> tuple[int, Resources]:
+    """Workers of a stage and what each asks, on a cluster with so many CPUs and GPUs."""
+    gpu = stage.uses_gpu and execution.device != "cpu" and (gpus > 0 or execution.device == "cuda")
+    if isinstance(stage, TrainStage):
+        workers = execution.train_workers or (gpus if gpu and gpus else 1)
+        threads = execution.threads or max(1, min(cpus // workers if cpus else 1, 16))
+        return workers, Resources(cpus=threads, gpus=1.0 if gpu else 0.0)
+    if isinstance(stage, MapStage):
+        fitting = gpus if gpu else cpus
+        return execution.map_workers or max(1, fitting), Resources(cpus=1.0, gpus=1.0 if gpu else 0.0)
+    return 1, Resources(cpus=1.0)
+
+
+def check_schedulable(
+    plan: Plan, execution: ExecutionSettings, cpus: int, gpus: int, largest_node_cpus: int, grows: bool
+) -> None:
+    """Refuse at once what the cluster can never hold; Ray itself would wait for ever.
+
+    Raises:
+        SchedulingError: naming the stage, what it asks and what there is.
+    """
+    if grows:
+        return
+    for planned in plan.needed:
+        workers, resources = stage_resources(planned.stage, execution, cpus, gpus)
+        if isinstance(planned.stage, TrainStage):
+            asked_cpus, asked_gpus = workers * resources.cpus, workers * resources.gpus
+        else:
+            asked_cpus, asked_gpus = resources.cpus, resources.gpus
+        if asked_gpus > gpus:
+            raise SchedulingError(
+                f"{asked_gpus:g} GPUs are asked for and the cluster has {gpus}",
+                f"stage {planned.stage.name} (execution.device, execution.train_workers)",
+                "use execution.device=cpu, fewer workers, or a cluster with GPUs (WSSS_AUTOSCALING=1 if it grows)",
+            )
+        if asked_cpus > cpus or resources.cpus > largest_node_cpus:
+            raise SchedulingError(
+                f"{workers} workers with {resources.cpus:g} CPUs each are asked for; the cluster has {cpus} CPUs, "
+                f"its largest node {largest_node_cpus}",
+                f"stage {planned.stage.name} (execution.train_workers, execution.threads)",
+                "ask for fewer workers or threads, or set WSSS_AUTOSCALING=1 if the cluster grows",
+            )

@@ -1,0 +1,137 @@
+"""Batches of settings in this process, without a cluster: what is computed once, what fails alone, early stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.search import planted_method
+from tests.search.planted_method import METRIC, QUALITY
+
+from wsss.execution import many
+from wsss.execution.cluster import Capacity
+from wsss.recipe import flat_dict
+from wsss.search import batch as batch_module
+from wsss.search.batch import BatchEvaluator
+from wsss.search.ledger import Ledger
+from wsss.search.nested import NestedSearch
+from wsss.search.prepare import PreparedSweep, prepare_sweep
+from wsss.search.record import TrialRecord
+from wsss.search.sweep import SweepObserver, _declare, _open_record, evaluation_of
+from wsss.search.tuning import BatchTrainable, SweepSearcher
+
+
+class Inline:
+    """Stands for a remote function: runs it at once, here."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def options(self, **options: Any) -> Inline:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def gather(pieces: Any, start: Any, workers: int) -> Any:
+        for part, index in pieces:
+            yield part, start(part, index)
+
+    monkeypatch.setattr(many, "_gather", gather)
+    for name in ("_run_shard_of", "_run_reductions", "_call"):
+        monkeypatch.setattr(many, name, Inline(getattr(many, name)._function))
+    monkeypatch.setattr(many.ray, "put", lambda value: value)
+    monkeypatch.setattr(many.ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(batch_module, "capacity", lambda: Capacity(2, 0, 1, 2, False))
+    many._built.clear()
+    yield
+
+
+def drive(prepared: PreparedSweep, stop_at_rungs: tuple[int, ...] = ()) -> list[TrialRecord]:
+    """The loop that Tune would drive: suggest a batch, evaluate it on the one worker, tell."""
+    record = _open_record(prepared)
+    record.save(prepared.folder)
+    ledger = Ledger(record, prepared.folder, None, f"sqlite:///{prepared.folder / 'study.db'}")
+    search = NestedSearch(prepared.keys, flat_dict(prepared.request.recipe), prepared.plan)
+    search.restore(list(ledger.trials.values()))
+    told: list[TrialRecord] = []
+    searcher = SweepSearcher(search, ledger, prepared.rungs, told.append)
+    trainable = object.__new__(BatchTrainable)
+    trainable._rungs = prepared.rungs
+    trainable._evaluator = BatchEvaluator(evaluation_of(prepared, record.sweep_id, record.provenance))
+    count = 0
+    while isinstance(config := searcher.suggest(f"tune-{count}"), dict):
+        trainable.reset_config(config)
+        result = trainable.step()
+        while not result["done"] and count not in stop_at_rungs:
+            result = trainable.step()
+        searcher.on_trial_complete(f"tune-{count}", result)
+        count += 1
+    assert config == SweepSearcher.FINISHED
+    _declare(prepared, ledger, SweepObserver())
+    ledger.update(status="finished")
+    ledger.close()
+    assert ledger.record.best is not None
+    return told
+
+
+def test_a_sweep_computes_every_artifact_once_and_finds_better_settings(tmp_path: Path) -> None:
+    trials = drive(prepare_sweep(planted_method.request(tmp_path, trials=10, batch=5)))
+    assert [trial.status for trial in trials] == ["finished"] * 10
+    executed = [(use.name, use.key) for trial in trials for use in trial.stages if use.executed]
+    assert len(executed) == len(set(executed))
+    assert max(trial.values[METRIC] for trial in trials) > trials[0].values[METRIC]
+    for trial in trials:
+        assert trial.held_out is not None and trial.low is not None and trial.high is not None
+        assert trial.low <= trial.held_out <= trial.high and len(trial.curve) == 46
+    from wsss.search.record import load_sweep
+
+    record = load_sweep(next(tmp_path.glob("sweeps/*")))
+    best = record.best
+    assert best is not None and best.gain_low is not None and best.gain_high is not None
+    assert best.gain_low <= best.reported - best.default_reported <= best.gain_high
+    assert (tmp_path / "sweeps" / record.sweep_id / "best.yaml").is_file()
+    assert drive(prepare_sweep(planted_method.request(tmp_path, trials=10, batch=5))) == [], "nothing is left to do"
+
+
+def test_outer_settings_that_fall_behind_stop_before_the_next_stage(tmp_path: Path) -> None:
+    from wsss.plan import CostHistory
+
+    costs = CostHistory(tmp_path / "costs.json")
+    for planned in prepare_sweep(planted_method.request(tmp_path)).run.plan.stages:
+        if planned.stage.name in ("base", "detail"):
+            costs.record(planned.stage, planned.images, 100.0)
+    prepared = prepare_sweep(planted_method.request(tmp_path, trials=4, stage_cost_limit=50.0, early_stop=True))
+    assert prepared.rungs == (QUALITY,) and all(key.level != "inner" for key in prepared.keys)
+    trials = drive(prepared, stop_at_rungs=(2,))
+    assert [trial.status for trial in trials] == ["finished", "finished", "pruned", "finished"]
+    stopped = trials[2]
+    assert stopped.stopped_at is not None and stopped.stopped_at[0] == 1 and QUALITY in stopped.reason
+    assert stopped.metrics[QUALITY] == pytest.approx(stopped.stopped_at[1])
+    assert Counter(use.name for use in stopped.stages if use.executed) == {"base": 1, "base_evaluation": 1}
+
+
+def test_a_failing_setting_leaves_its_batch_alone(tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "error").touch()
+    trials = drive(prepare_sweep(planted_method.request(tmp_path, [f"faults={faults}"], trials=6, batch=3)))
+    failed = [trial for trial in trials if trial.status == "failed"]
+    assert len(failed) == 1 and "stage detail: ValueError: the planned error" in failed[0].reason
+    assert Counter(trial.status for trial in trials) == {"finished": 5, "failed": 1}
+
+
+def test_a_value_that_the_recipe_refuses_is_a_failed_setting(tmp_path: Path) -> None:
+    prepared = prepare_sweep(planted_method.request(tmp_path))
+    evaluator = BatchEvaluator(evaluation_of(prepared, "x", {}))
+    settings = [evaluator.open(0, {"detail.scale": 7.0}), evaluator.open(1, {"detail.scale": 0.5})]
+    evaluator.advance(settings, METRIC)
+    bad, good = evaluator.outcomes(settings)
+    assert "detail.scale = 7.0" in bad.error and bad.score is None
+    assert good.error == "" and good.score is not None and good.metrics[METRIC] == good.score.default_value
