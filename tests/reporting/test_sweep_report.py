@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_what_is_quoted_without_confirmation(sweep, trials):
 
 def test_how_a_number_was_chosen_is_said(sweep, trials):
     table = selection_table(sweep, trials)
-    best = best_trial(sweep, trials)
+    best: Any = best_trial(sweep, trials)
     name = f"best (trial {best.number})"
     held_out = row_of(table, "best of one half, on the other half")
     assert held_out["chosen by masks"] == "yes, of other images"
