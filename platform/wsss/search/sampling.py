@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import random
 import warnings
@@ -32,8 +31,6 @@ Direction = Literal["max", "min"]
 DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-logging.getLogger("optuna").propagate = False
 
 
 class SamplerError(WsssError):
@@ -68,14 +65,10 @@ def make_sampler(name: str, seed: int, budget: int) -> BaseSampler:
             independent_sampler=RandomSampler(seed=seed),
             warn_independent_sampling=False,
         )
-    # The trees of a conditional space are sampled as groups; running trials count as bad, so that batches spread.
-    return TPESampler(
-        seed=seed,
-        n_startup_trials=start,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # The trees of a conditional space are sampled as groups; running trials count as bad, so that batches spread.
+        return TPESampler(seed=seed, n_startup_trials=start, multivariate=True, group=True, constant_liar=True)
 
 
 def distribution_of(key: SearchedKey, widen_to: Any = None) -> BaseDistribution:
