@@ -61,7 +61,7 @@ def test_dry_run_refuses_what_can_never_run(
 ) -> None:
     assert main(["--method", example, "--dry-run", "--until", "cam_evalution", *SMALL]) == 1
     assert "there is no stage 'cam_evalution'" in capsys.readouterr().err
-    monkeypatch.setattr(engine, "_capacity", lambda: (0, 0, 0, False))
+    monkeypatch.setattr(engine, "capacity_now", lambda: (0, 0, 0, False))
     assert main(["--method", example, "--dry-run", "cam.width=0.7", *SMALL]) == 1
     assert "the cluster has 0 CPUs" in capsys.readouterr().err
 

@@ -17,7 +17,6 @@ from wsss.reporting.run_report import SampleImage, SampleRows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CELL = 2.3  # inches
-_LEGEND_COLUMNS = 8
 
 
 def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
@@ -32,7 +31,8 @@ def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
     columns = ["input", *(["CAM"] if with_cam else []), *titles]
     heights = [sample.image.shape[0] / sample.image.shape[1] for sample in samples]
     present = _present(samples)
-    legend_rows = -(-len(present) // _LEGEND_COLUMNS)
+    legend_columns = 2 * len(columns) - 1  # what fits below the pictures, long names included
+    legend_rows = -(-len(present) // legend_columns)
     height = _CELL * sum(heights) + 0.3 * len(samples) + 0.5 + 0.28 * legend_rows
     figure = new_figure(_CELL * len(columns), height)
     axes = figure.subplots(len(samples), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -56,7 +56,7 @@ def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
         figure.legend(
             handles=handles,
             loc="outside lower center",
-            ncols=min(_LEGEND_COLUMNS, len(handles)),
+            ncols=min(legend_columns, len(handles)),
             frameon=False,
             fontsize=8,
         )

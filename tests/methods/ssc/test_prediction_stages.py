@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from wsss.evaluation.confusion import confusion_matrix, miou
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.selection import half_of
 from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
 from wsss.pipeline import Reduction, StageContext
@@ -114,7 +115,7 @@ def test_one_run_gives_what_runs_of_every_length_give(data: Pictures, scores: Re
                 expected = alone.marginals(unary_from_probabilities(probabilities)).argmax(axis=0)
                 assert np.array_equal(labels[count - 1], expected)
                 counts = confusion_matrix(data.mask(name), expected.astype(np.uint8), NUM_CLASSES)
-                assert np.array_equal(stored[f"confusion_{variant}"][count - 1], counts)
+                assert np.array_equal(Counts.read(stored, f"confusion_{variant}").at(count - 1).dense(), counts)
             differing += int((labels[0] != labels[5]).sum())
     assert differing > 100, "the steps must differ for the test to say anything"
 
@@ -147,7 +148,8 @@ def test_best_and_held_out_numbers_of_steps(data: Pictures, predictions: Records
 
         halves = [[name for name in NAMES if half_of(name) == half] for half in (0, 1)]
         confusions = [
-            np.sum([predictions.arrays(name)[f"confusion_{variant}"] for name in half], axis=0) for half in halves
+            np.sum([Counts.read(predictions.arrays(name), f"confusion_{variant}").dense() for name in half], axis=0)
+            for half in halves
         ]
         best = [int(np.argmax(miou(confusion, "truth"))) for confusion in confusions]
         held_out = miou(confusions[0][best[1]] + confusions[1][best[0]], "truth")
@@ -164,7 +166,9 @@ def test_as_many_steps_run_as_the_recipe_needs() -> None:
 
 def test_without_a_crf_there_is_one_label_map(data: Pictures, scores: Records) -> None:
     predict = build_predictions(context(PredictionConfig(None, ()), data, scores=scores))
-    assert set(predict(NAMES[0])) == {"prediction", "confusion"}
+    arrays = predict(NAMES[0])
+    assert {name for name in arrays if not name.startswith("confusion_")} == {"prediction"}
+    assert Counts.read(arrays).dense().shape == (NUM_CLASSES, NUM_CLASSES)
 
 
 def test_packed_steps_come_back_and_are_small() -> None:
