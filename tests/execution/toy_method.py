@@ -70,7 +70,7 @@ class ScoreConfig:
 
 def wait_while_held(folder: Path, stage: str) -> None:
     """Stand still while the file `hold-<stage>` exists: what a test kills meanwhile has certainly not finished."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # longer than any wait of a test
     while (folder / f"hold-{stage}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 
