@@ -40,7 +40,7 @@ class ExecutionSettings:
         "fast",
         choices=("fast", "parity"),
         in_key=False,
-        help="fast: channels_last and TF32 on a GPU; parity: plain float32 and deterministic algorithms",
+        help="fast: channels_last, and TF32 on a GPU; parity: plain float32 and deterministic algorithms",
     )
     threads: int = setting(
         0,

@@ -297,7 +297,7 @@ def _train(
             micro_batch=execution.micro_batch,
             loader_workers=execution.loader_workers,
             checkpoint_steps=execution.checkpoint_steps,
-            channels_last=gpu and execution.mode == "fast",
+            channels_last=execution.mode == "fast",
         ),
         max_failures=execution.max_failures,
         checkpoints=checkpoints,
