@@ -11,7 +11,7 @@ families of settings are scored on the same pictures:
     crf         the threshold, the trust in the labels and the weight and color width of a dense CRF after it
 
 For each family: the best setting by masks, what each criterion would choose and what that is worth, and Spearman's
-rank correlation of criterion and mIoU over the settings. `--out` keeps the counts for benchmarks/selection.py.
+rank correlation of criterion and mIoU over the settings. `--out` keeps the counts for benchmarks/racing.py.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss.ops.random_walk import (
-    _direction_weights,
     _gather_step,
     dense_transition,
+    direction_affinity,
     grid_affinity,
     random_walk,
     walk,
@@ -80,8 +80,9 @@ def test_chebyshev_series_equals_step_by_step():
 def test_gather_step_equals_diagonal_step():
     x, edge = _case(7, 6, 2, 5)
     start = torch.from_numpy(x.reshape(2, -1))
-    gathered = _gather_step(*_direction_weights(torch.from_numpy(edge), 5, 10))(start)
-    torch.testing.assert_close(gathered, walk_step(edge, 5, 10)(start), rtol=1e-5, atol=1e-7)
+    affinity = direction_affinity(edge, 5)
+    gathered = _gather_step(affinity.offsets, affinity.values**10)(start)
+    torch.testing.assert_close(gathered, walk_step(affinity, 10)(start), rtol=1e-5, atol=1e-7)
 
 
 def test_affinity_is_symmetric_and_columns_of_the_transition_sum_to_one():

@@ -70,6 +70,7 @@ def trial(number: int, outer: dict[str, Any], inner: dict[str, Any], fresh: bool
         batch=number // 4,
         status="finished",
         values={METRIC: top + 0.01},
+        quoted=top - 0.012,
         metrics={METRIC: top - 0.9 * 0.0025},
         threshold=0.3,
         default_value=top - 0.9 * 0.0025,

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.reporting.sweeps import METRIC, SPACE, example
 from tests.reporting.test_report import Links
 
-from wsss.evaluation.selection import select
+from wsss.evaluation.bootstrap import Interval, PairedComparison
+from wsss.evaluation.selection import Selected
 from wsss.reporting.sweep_report import write_sweep_report
 from wsss.reporting.sweep_tables import (
     best_table,
@@ -26,12 +27,26 @@ from wsss.reporting.sweep_tables import (
     trials_csv,
 )
 from wsss.reporting.sweep_values import NO_VALUE, best_so_far, best_trial, pareto_front, setting_of, stage_costs
-from wsss.search.record import SweepRecord, TrialRecord, load_trials
+from wsss.search.record import Race, SweepRecord, TrialRecord, load_trials
 
 IMPORTANCES = {
     "fANOVA": {"cam.learning_rate": 0.7, "random_walk.beta": 0.2, "random_walk.exp_times": 0.1},
     "PED-ANOVA": {"cam.learning_rate": 0.5, "random_walk.beta": 0.45},
 }
+
+
+def _way(rule: str, settings: tuple[int, ...], images: int, by_masks: bool, gain: float) -> Selected:
+    difference = PairedComparison(gain, gain - 0.02, gain + 0.02, 0.01)
+    return Selected(rule, settings, images, Interval(0.47 + gain, 0.45 + gain, 0.49 + gain), difference, by_masks)
+
+
+WAYS = (
+    _way("default", (0,), 20, False, 0.0),
+    _way("oracle", (9,), 20, True, 0.05),
+    _way("held_out", (9, 4), 20, True, 0.03),
+    _way("split", (9,), 11, True, 0.03),
+    _way("label_free", (0,), 20, False, 0.0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +78,7 @@ def test_report_is_complete_and_self_contained(sweep, folder):
     stale = folder / "report" / "figures" / "old.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
-    counts = np.random.default_rng(0).integers(1, 50, (3, 20, 3, 4)) + np.array([0, 60, 60])[:, None]
-    selected = select(counts, [f"image_{index}" for index in range(20)], samples=50)
-    index = write_sweep_report(
-        sweep, folder, importances=IMPORTANCES, selected=selected, setting_names=("recipe", "trial 3", "trial 4")
-    )
+    index = write_sweep_report(replace(sweep, selected=WAYS), folder, importances=IMPORTANCES)
     target = folder / "report"
     assert index == target / "index.html"
     page = index.read_text()
@@ -130,20 +141,27 @@ def test_how_a_number_was_chosen_is_said(sweep, trials):
 
 
 def test_ways_of_choosing_the_setting():
-    rng = np.random.default_rng(0)
-    truth = rng.integers(50, 90, (1, 30, 4))
-    right = np.round(truth * np.array([0.4, 0.8])[:, None, None])
-    counts = np.stack([right, np.broadcast_to(truth, right.shape), right], axis=2).astype(np.int64)
-    names = [f"image_{index}" for index in range(30)]
-    rows = select(counts, names, samples=50, label_free=np.array([[1.0] * 30, [0.0] * 30]))
-    table = selected_table(rows, ("recipe", "trial 9"))
+    table = selected_table(WAYS)
     assert row_of(table, "none: the recipe")["over the recipe"] == "-"
     oracle = row_of(table, "best of all images")
-    assert oracle["chosen"] == "trial 9" and oracle["by masks"] == "yes" and oracle["over the recipe"].startswith("+4")
-    assert row_of(table, "each half at the other half's best")["chosen"] == "trial 9"
+    assert (oracle["chosen"], oracle["by masks"]) == ("trial 9", "yes")
+    assert (oracle["mIoU"], oracle["95 % interval"]) == ("52.00", "50.00 to 54.00")
+    assert oracle["over the recipe"] == "+5.00 (+3.00 to +7.00)"
+    assert row_of(table, "each half at the other half's best")["chosen"] == "trial 9, trial 4"
     blind = row_of(table, "criterion without masks")
-    assert blind["chosen"] == "recipe" and blind["by masks"] == "no" and blind["over the recipe"].startswith("+0.00")
-    assert int(row_of(table, "best of one part, on the rest")["images"]) < 30
+    assert (blind["chosen"], blind["by masks"]) == ("recipe", "no")
+    assert row_of(table, "best of one half, on the other half")["images"] == "11"
+
+
+def test_settings_that_lost_a_race_are_accounted_for(sweep, trials):
+    lost = replace(
+        trials[5], status="pruned", values={}, race=Race(50, 200, 3.0, estimate=0.3, beaten_by=0), reason="dropped"
+    )
+    plain, raced = cost_table(sweep, trials), cost_table(sweep, [*trials[:5], lost, *trials[6:]])
+    assert "dropped" not in plain.note
+    assert "1 settings were dropped as clearly worse after 50 to 50 of 200 images" in raced.note
+    finished_trials = sum(trial.status == "finished" for trial in trials)
+    assert f"judged on {100 * (finished_trials - 0.75) / finished_trials:.0f} % of them" in raced.note
 
 
 def test_reuse_adds_up(sweep, trials):

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from tests.search import planted_method
 from tests.search.planted_method import METRIC, QUALITY
 
+from wsss.errors import WsssError
 from wsss.execution import many
 from wsss.execution.cluster import Capacity
 from wsss.recipe import flat_dict
 from wsss.search import batch as batch_module
 from wsss.search.batch import BatchEvaluator
 from wsss.search.ledger import Ledger
-from wsss.search.nested import NestedSearch
+from wsss.search.nested import NestedSearch, told_values
 from wsss.search.prepare import PreparedSweep, prepare_sweep
-from wsss.search.record import TrialRecord
+from wsss.search.record import Race, TrialRecord, load_sweep, load_trials
 from wsss.search.sweep import SweepObserver, _declare, _open_record, evaluation_of
 from wsss.search.tuning import BatchTrainable, SweepSearcher
 
@@ -90,8 +93,6 @@ def test_a_sweep_computes_every_artifact_once_and_finds_better_settings(tmp_path
     for trial in trials:
         assert trial.held_out is not None and trial.low is not None and trial.high is not None
         assert trial.low <= trial.held_out <= trial.high and len(trial.curve) == 46
-    from wsss.search.record import load_sweep
-
     record = load_sweep(next(tmp_path.glob("sweeps/*")))
     best = record.best
     assert best is not None and best.gain_low is not None and best.gain_high is not None
@@ -135,3 +136,83 @@ def test_a_value_that_the_recipe_refuses_is_a_failed_setting(tmp_path: Path) -> 
     bad, good = evaluator.outcomes(settings)
     assert "detail.scale = 7.0" in bad.error and bad.score is None
     assert good.error == "" and good.score is not None and good.metrics[METRIC] == good.score.default_value
+
+
+def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path: Path) -> None:
+    """Against the same settings without a race: the best is the same, and what was dropped was worse."""
+    options: dict[str, Any] = {"trials": 12, "batch": 6, "sampler": "random"}
+    many_images = ["dataset.shapes.train=240"]
+    whole = drive(prepare_sweep(planted_method.request(tmp_path / "whole", many_images, race=False, **options)))
+    prepared = prepare_sweep(planted_method.request(tmp_path / "race", many_images, **options))
+    raced = drive(prepared)
+    assert [trial.settings for trial in raced] == [trial.settings for trial in whole]
+    dropped = [trial for trial in raced if trial.status == "pruned"]
+    assert len(dropped) >= 4 and raced[0].status == "finished"
+    best = max(whole, key=lambda trial: trial.values[METRIC]).number
+    for ours, theirs in zip(raced, whole, strict=True):
+        if ours.status == "finished":
+            assert (ours.values, ours.held_out, ours.curve) == (theirs.values, theirs.held_out, theirs.curve)
+            continue
+        race = ours.race
+        assert ours.number != best and race is not None and race.estimate is not None and race.beaten_by is not None
+        assert race.images < race.of < 240 and f"after {race.images} of {race.of} images" in ours.reason
+        assert race.estimate == pytest.approx(theirs.values[METRIC], abs=0.05)
+        assert whole[race.beaten_by].values[METRIC] > theirs.values[METRIC]
+        assert ours.spent_seconds == pytest.approx(race.seconds) and ours.cost_seconds > ours.spent_seconds
+    stored = {(path.parent.name) for path in (tmp_path / "race" / "store" / "detail").glob("*/manifest.json")}
+    assert len(stored) == 12 - len(dropped), "nothing of a dropped setting is kept"
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{prepared.folder / 'study.db'}")
+    assert Counter(trial.state.name for trial in study.get_trials()) == {
+        "COMPLETE": 12 - len(dropped),
+        "PRUNED": len(dropped),
+    }
+    assert drive(prepare_sweep(planted_method.request(tmp_path / "race", many_images, **options))) == []
+
+
+def test_the_search_learns_from_estimates_and_continues_with_them(tmp_path: Path) -> None:
+    """Dropped settings tell the sampler their estimate, in the sweep itself and after it was read back."""
+    trial = TrialRecord(1, {}, {"a": 1}, "k", 0, status="pruned", race=Race(50, 120, 1.0, estimate=0.25, beaten_by=0))
+    assert told_values(trial) == (0.25,)
+    assert told_values(replace(trial, race=None)) is None
+    trial.save(tmp_path)
+    assert load_trials(tmp_path) == [trial]
+
+
+def test_a_setting_that_fails_in_a_race_fails_alone(tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "error").touch()
+    overrides = [f"faults={faults}", "dataset.shapes.train=240"]
+    trials = drive(prepare_sweep(planted_method.request(tmp_path, overrides, trials=6, batch=6, sampler="random")))
+    assert not (faults / "error").exists()
+    assert "failed" not in {trial.status for trial in trials}, "computed again on its own, where it no longer fails"
+
+
+@pytest.mark.parametrize("criterion", ["boundary_contrast", "confidence_margin"])
+def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterion: Any) -> None:
+    prepared = prepare_sweep(
+        planted_method.request(tmp_path, trials=6, batch=6, sampler="random", select="label_free", criterion=criterion)
+    )
+    trials = drive(prepared)
+    record = load_sweep(prepared.folder)
+    for trial in trials:
+        top = max(point.value for point in trial.criterion)
+        assert trial.values[METRIC] == top and trial.quoted == trial.label_free
+        assert trial.threshold == next(point.threshold for point in trial.criterion if point.value == top)
+        (at_choice,) = (point.value for point in trial.curve if point.threshold == trial.threshold)
+        assert trial.label_free == pytest.approx(at_choice), "the criterion chooses, masks only tell what it is worth"
+    best = max(trials, key=lambda trial: trial.values[METRIC])
+    assert record.best is not None and record.best.trial == best.number
+    assert record.best.reported == best.label_free
+    ways = {way.rule: way for way in record.selected}
+    assert set(ways) == {"default", "oracle", "held_out", "split", "label_free"}
+    assert ways["label_free"].settings == (best.number,) and not ways["label_free"].used_masks
+    assert ways["label_free"].miou.value == pytest.approx(best.label_free)
+    assert ways["oracle"].miou.value >= max(ways[rule].miou.value for rule in ("default", "held_out", "label_free"))
+
+
+def test_a_criterion_must_fit_the_metric(tmp_path: Path) -> None:
+    with pytest.raises(WsssError, match="none is named"):
+        prepare_sweep(planted_method.request(tmp_path, select="label_free"))
+    with pytest.raises(WsssError, match=f"boundary_contrast cannot be computed for {QUALITY}"):
+        prepare_sweep(planted_method.request(tmp_path, metric=QUALITY, criterion="boundary_contrast"))

@@ -11,7 +11,7 @@ from tests.search.test_ledger import KEYS, METRIC, sweep
 from wsss.method import ExecutionSettings
 from wsss.recipe import load_recipe, setting
 from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
-from wsss.search.record import Best, CurvePoint, TrialRecord
+from wsss.search.record import Best, CriterionPoint, CurvePoint, TrialRecord
 
 
 def trial(number: int, value: float, cost: float = 1.0, threshold: float | None = 0.2) -> TrialRecord:
@@ -25,6 +25,7 @@ def trial(number: int, value: float, cost: float = 1.0, threshold: float | None 
         status="finished",
         values={METRIC: value},
         threshold=threshold,
+        quoted=value - 0.1,
         chosen=value,
         held_out=value - 0.1,
         cost_seconds=cost,
@@ -38,22 +39,24 @@ def test_trials_are_ranked_by_value_then_by_cost() -> None:
 
 
 def test_the_recipe_is_compared_at_its_own_threshold() -> None:
-    best = best_of([trial(0, 0.4), trial(1, 0.6)], METRIC, KEYS)
+    best = best_of([trial(0, 0.4), trial(1, 0.6)], METRIC, KEYS, "held_out")
     assert best is not None and best.settings == {"a": 0.51, "kind": "p", "t": 0.2}
     assert (best.value, best.reported) == pytest.approx((0.6, 0.5))
     assert (best.default_value, best.default_reported) == pytest.approx((0.2, 0.1)), "at 0.3, not at the best 0.2"
-    oracle = replace(trial(0, 0.4), held_out=None, chosen=None)
-    assert recipe_numbers(oracle, 0.4, KEYS) == pytest.approx((0.3, 0.3))
-    assert recipe_numbers(trial(0, 0.4, threshold=None), 0.4, KEYS) == pytest.approx((0.4, 0.3))
+    oracle = replace(trial(0, 0.4), quoted=0.4, held_out=None, chosen=None)
+    assert recipe_numbers(oracle, 0.4, KEYS, "oracle") == pytest.approx((0.3, 0.3))
+    assert recipe_numbers(trial(0, 0.4, threshold=None), 0.4, KEYS, "held_out") == pytest.approx((0.4, 0.3))
+    blind = replace(oracle, criterion=(CriterionPoint(0.2, 1.4), CriterionPoint(0.3, 1.1)))
+    assert recipe_numbers(blind, 1.4, KEYS, "label_free") == pytest.approx((1.1, 0.3)), "criterion, then mIoU"
 
 
 def test_another_threshold_alone_may_be_best() -> None:
-    best = best_of([trial(0, 0.6), trial(1, 0.4)], METRIC, KEYS)
+    best = best_of([trial(0, 0.6), trial(1, 0.4)], METRIC, KEYS, "held_out")
     assert best is not None and best.trial == 0 and best.settings == {"t": 0.2}
 
 
 def test_there_is_no_best_without_the_recipe() -> None:
-    assert best_of([trial(1, 0.6)], METRIC, KEYS) is None
+    assert best_of([trial(1, 0.6)], METRIC, KEYS, "held_out") is None
 
 
 def test_confirmation_has_a_t_interval_and_may_change_the_choice() -> None:
@@ -63,9 +66,9 @@ def test_confirmation_has_a_t_interval_and_may_change_the_choice() -> None:
     assert confirm(1, (0,), (0.5,)).low == 0.5
     trials = {0: trial(0, 0.4), 1: trial(1, 0.9), 2: trial(2, 0.8)}
     confirmations = [confirm(0, (0, 1), (0.3, 0.3)), confirm(1, (0, 1), (0.9, 0.1)), confirm(2, (0, 1), (0.7, 0.8))]
-    best = confirmed_best(trials, confirmations, METRIC, KEYS)
+    best = confirmed_best(trials, confirmations, METRIC, KEYS, "held_out")
     assert (best.trial, best.reported, best.default_reported, best.confirmed) == (2, pytest.approx(0.75), 0.3, True)
-    tie = confirmed_best(trials, [confirm(0, (0,), (0.5,)), confirm(1, (0,), (0.5,))], METRIC, KEYS)
+    tie = confirmed_best(trials, [confirm(0, (0,), (0.5,)), confirm(1, (0,), (0.5,))], METRIC, KEYS, "held_out")
     assert tie.trial == 0 and tie.settings == {}, "what does not beat the recipe does not replace it"
 
 

@@ -60,7 +60,7 @@ def proposal(number: int, a: float = 0.7, kind: str = "p") -> Proposal:
 
 
 def outcome(number: int, value: float, executed: bool = True) -> Outcome:
-    score = Score(value=value, threshold=0.2, chosen=value, held_out=value - 0.1)
+    score = Score(value=value, quoted=value - 0.1, threshold=0.2, chosen=value, held_out=value - 0.1)
     return Outcome(number, score=score, stages=(StageUse("s", "map", f"k{number}", executed, 2.0),))
 
 

@@ -57,8 +57,8 @@ def test_held_out_chooses_on_one_half_and_reports_on_the_other(tmp_path: Path) -
     score = score_of("x/miou_val", "held_out", *stored(tmp_path, default=2), (0.0, 1.0))
     assert score.threshold == pytest.approx(0.1)
     assert score.value == score.chosen == pytest.approx(value_at(CHOOSING, 0))
-    assert score.held_out == score.reported == pytest.approx(value_at(~CHOOSING, 0))
-    assert score.reported < score.value, "choosing on the images that are reported would look better"
+    assert score.held_out == score.quoted == pytest.approx(value_at(~CHOOSING, 0))
+    assert score.quoted < score.value, "choosing on the images that are reported would look better"
     counts = confusions()[~CHOOSING][:, 0]
     per_image = np.stack([np.stack([np.diag(m), m.sum(1), m.sum(0)]) for m in counts])
     interval = bootstrap_interval_from_counts(per_image)
@@ -69,7 +69,7 @@ def test_oracle_chooses_and_reports_on_all_images(tmp_path: Path) -> None:
     score = score_of("x/miou_val", "oracle", *stored(tmp_path), (0.0, 1.0))
     everything = np.ones(len(NAMES), dtype=bool)
     assert score.threshold == pytest.approx(0.2)
-    assert score.value == score.oracle == score.reported == pytest.approx(value_at(everything, 1))
+    assert score.value == score.oracle == score.quoted == pytest.approx(value_at(everything, 1))
     assert score.default_value == pytest.approx(value_at(everything, 0))
     assert [point.value for point in score.curve] == pytest.approx([value_at(everything, t) for t in range(3)])
     assert [point.chosen for point in score.curve] == pytest.approx([value_at(CHOOSING, t) for t in range(3)])
@@ -102,7 +102,9 @@ def test_variants_and_evaluations_without_a_curve(tmp_path: Path) -> None:
 def test_an_evaluation_without_counts_has_its_metric_alone(tmp_path: Path) -> None:
     writer = open_store(str(tmp_path)).writer("evaluation", "plain")
     writer.add_file("metrics.json", b'{"toy/miou": 0.25}')
-    assert score_of("toy/miou", "held_out", writer.publish({}), None, None) == Score(value=0.25, default_value=0.25)
+    assert score_of("toy/miou", "held_out", writer.publish({}), None, None) == Score(
+        value=0.25, quoted=0.25, default_value=0.25
+    )
 
 
 def test_counts_that_do_not_give_the_reported_number_are_not_used(tmp_path: Path) -> None:
@@ -113,5 +115,5 @@ def test_counts_that_do_not_give_the_reported_number_are_not_used(tmp_path: Path
 def test_the_best_threshold_ignores_undefined_scores() -> None:
     images = np.zeros((4, 2, 3, 2), dtype=np.int64)
     images[:, 1] = [[5, 5], [10, 10], [10, 10]]
-    counts = Counts(images, np.array([0.1, 0.2]), np.array([True, True, False, False]), "defined", 1)
+    counts = Counts(images, np.array([0.1, 0.2]), tuple(NAMES[:4]), "defined", 1)
     assert score_counts(counts, "held_out", (0.0, 1.0), 0.3).threshold == pytest.approx(0.2)

@@ -16,6 +16,7 @@ from wsss.nn.irn import AffinityNetwork
 from wsss.ops.affinity import LOSS_WEIGHTS, affinity_loss_sums, affinity_targets
 from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
+from wsss.ops.random_walk import DirectionAffinity, direction_affinity
 from wsss.pipeline import Arrays, StageContext
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.cam_stages import load_backbone_weights, read_high_res
@@ -205,7 +206,8 @@ def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequence[Arrays]]:
-    """`build_random_walk` for several settings: those of one network and input size share its forward pass."""
+    """`build_random_walk` for several settings: those of one network and input size share its forward pass, and those
+    of one radius as well the affinities of all pairs."""
     networks: dict[tuple[str, RandomWalkConfig], nn.Module] = {}
     sources: list[tuple[str, RandomWalkConfig]] = []
     for context in contexts:
@@ -218,12 +220,16 @@ def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequ
 
     def walk(name: str) -> Sequence[Arrays]:
         edges: dict[tuple[str, RandomWalkConfig], np.ndarray] = {}
+        affinities: dict[tuple[str, RandomWalkConfig, int], DirectionAffinity] = {}
         found = []
         for context, source in zip(contexts, sources, strict=True):
             settings = context.config.walk
             if source not in edges:
                 image = context.data.image(name)
                 edges[source] = irn_edge_and_displacement(networks[source], image, settings.input_size)[0]
+            if (*source, settings.radius) not in affinities:
+                affinity = direction_affinity(edges[source][0], settings.radius, context.device)
+                affinities[*source, settings.radius] = affinity
             arrays = context.inputs["cam"].arrays(name)
             walked = walked_cam(
                 arrays["cam"].astype(np.float32),
@@ -232,6 +238,7 @@ def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequ
                 beta=settings.beta,
                 exp_times=settings.exp_times,
                 device=context.device,
+                affinity=affinities[*source, settings.radius],
             )
             largest = walked.max(initial=0.0)
             if largest > 0:

@@ -187,5 +187,6 @@ def _number_in_words(record: SweepRecord) -> str:
         "held_out": "%, on the half that chose nothing",
         "oracle": "%, chosen by these masks",
         "default_threshold": "%, settings chosen by these masks",
+        "label_free": f"%, chosen without masks by {record.criterion}",
     }[record.select]
     return f"{record.metric} {'%' if record.notes else how}"

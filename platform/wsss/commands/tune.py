@@ -38,10 +38,15 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=_positive, default=40, metavar="N", help="settings in all (default: 40)")
     search.add_argument(
         "--select",
-        choices=("held_out", "oracle", "default_threshold"),
+        choices=("held_out", "oracle", "default_threshold", "label_free"),
         default="held_out",
         help="held_out: chosen on one half of the images, reported on the other; oracle: chosen by all masks; "
-        "default_threshold: thresholds stay the recipe's (default: held_out)",
+        "default_threshold: thresholds stay the recipe's; label_free: by a criterion without masks (default: held_out)",
+    )
+    search.add_argument(
+        "--label-free",
+        choices=("boundary_contrast", "confidence_margin"),
+        help="compute this criterion, which needs no masks, for every setting and show what it would choose",
     )
     search.add_argument("--sampler", default="tpe", help="tpe, random, cmaes, or nsga2 against the cost (default: tpe)")
     search.add_argument(
@@ -62,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         "--early-stop",
         action="store_true",
         help="asynchronous halving of outer settings at the evaluations before the searched one",
+    )
+    search.add_argument(
+        "--no-race",
+        action="store_true",
+        help="evaluate every setting on all images, although a part of them shows that it is clearly worse",
     )
     search.add_argument("--against-cost", action="store_true", help="second objective: seconds that a setting costs")
     search.add_argument(
@@ -123,6 +133,7 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
         metric=arguments.metric,
         trials=arguments.trials,
         select=arguments.select,
+        criterion=arguments.label_free or ("boundary_contrast" if arguments.select == "label_free" else None),
         sampler=arguments.sampler,
         seed=arguments.search_seed,
         inner_trials=arguments.inner,
@@ -130,6 +141,7 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
         concurrency=arguments.concurrency,
         flat=arguments.flat,
         early_stop=arguments.early_stop,
+        race=not arguments.no_race,
         stage_cost_limit=arguments.stage_cost_limit,
         against_cost=arguments.against_cost,
         no_training=arguments.no_training,

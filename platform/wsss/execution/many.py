@@ -104,15 +104,18 @@ def run_reduce_jobs(jobs: Sequence[StageJob], cpus: int) -> list[JobOutcome]:
     return outcomes
 
 
-def call_many(function: Callable[[Any], Any], arguments: Sequence[Any], cpus: int) -> list[Any]:
+def call_many(
+    function: Callable[[Any], Any], arguments: Sequence[Any], workers: int, use_gpu: bool = False
+) -> list[Any]:
     """`function` of each argument, in tasks of one CPU; an exception comes back as its text in a RuntimeError."""
-    pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, cpus))]
+    pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, workers))]
+    task = _call.options(num_gpus=1 if use_gpu else 0)
     found: list[Any] = [None] * len(arguments)
 
     def start(part: Sequence[int], index: int) -> Any:
-        return _call.remote(function, [arguments[number] for number in part])
+        return task.remote(function, [arguments[number] for number in part])
 
-    for part, answer in _gather(pieces, start, max(1, cpus)):
+    for part, answer in _gather(pieces, start, max(1, workers)):
         for number, told in zip(part, answer, strict=True):
             found[number] = RuntimeError(told) if isinstance(told, str) else told[0]
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ def random_walk(
     exp_times: int = 8,
     method: Method = "chebyshev",
     device: str = "cpu",
+    affinity: DirectionAffinity | None = None,
 ) -> Array:
     """Spread class maps along affinities for 2 ** exp_times steps.
 
@@ -44,6 +46,7 @@ def random_walk(
             rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
             of the full matrix (gigabytes for a full-size image).
         device: where the sparse methods compute.
+        affinity: of this edge map and radius, on `device`, where several walks share it; None computes it.
 
     Returns:
         float32 (K, h, w).
@@ -57,7 +60,7 @@ def random_walk(
     if method == "dense":
         result = walk_dense(start, grid_affinity(edge, radius), beta, exp_times)
         return result.reshape(x.shape)
-    step = walk_step(edge, radius, beta, device)
+    step = walk_step(affinity or direction_affinity(edge, radius, device), beta)
     walking = walk_chebyshev if method == "chebyshev" else walk
     result = walking(torch.from_numpy(start).to(device), step, 2**exp_times)
     return result.cpu().numpy().reshape(x.shape)
@@ -102,31 +105,44 @@ def _binomial_weights(steps: int, degree: int) -> list[float]:
     return weights
 
 
-def walk_step(edge: Array, radius: int, beta: float, device: str = "cpu") -> Step:
-    """One step of the walk: (K, positions) maps -> (K, positions), on `device`.
+@dataclass(frozen=True)
+class DirectionAffinity:
+    """Affinities of a grid by direction: what walks of one edge map and radius have in common.
+
+    Attributes:
+        offsets: flat offset of every direction.
+        values: float32 (directions, positions), by source.
+    """
+
+    offsets: list[int]
+    values: Tensor
+
+
+def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
+    """One step of the walk: (K, positions) maps -> (K, positions), on the affinities' device.
 
     Affinities to the power `beta`, each column of the transition divided by its sum.
     """
-    on_device = torch.from_numpy(np.ascontiguousarray(edge, dtype=np.float32)).to(device)
-    offsets, weights = _direction_weights(on_device, radius, beta)
-    if torch.device(device).type == "cpu":
-        return _diagonal_step(offsets, weights.numpy())
-    return _gather_step(offsets, weights)
+    weights = affinity.values**beta
+    if weights.device.type == "cpu":
+        return _diagonal_step(affinity.offsets, weights.numpy())
+    return _gather_step(affinity.offsets, weights)
 
 
-def _direction_weights(edge: Tensor, radius: int, beta: float) -> tuple[list[int], Tensor]:
-    """Flat offset of every direction, and its affinities ** beta: (directions, positions), by source.
+def direction_affinity(edge: Array, radius: int, device: str = "cpu") -> DirectionAffinity:
+    """Affinities of an edge map float32 (h, w) in every direction that a step of `radius` reaches.
 
     The map is padded with edges (1.0) left, right and below, so that every position is a source; a path that
     leaves the map then has affinity 0. Directions that cannot fit on the map are left out.
     """
+    on_device = torch.from_numpy(np.array(edge, dtype=np.float32)).to(device)
     height, width = edge.shape
-    affinity, index = _padded_affinity(edge, radius)
+    affinity, index = _padded_affinity(on_device, radius)
     affinity = affinity.reshape(-1, *index.source_shape)[:, :height, 1 : width + 1].reshape(-1, height * width)
     fits = (index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width)
-    kept = torch.from_numpy(np.flatnonzero(fits)).to(edge.device)
+    kept = torch.from_numpy(np.flatnonzero(fits)).to(device)
     offsets = index.directions[fits] @ np.array([width, 1])
-    return offsets.tolist(), affinity[kept] ** beta
+    return DirectionAffinity(offsets.tolist(), affinity[kept])
 
 
 def _padded_affinity(edge: Tensor, radius: int) -> tuple[Tensor, PathIndex]:
@@ -184,8 +200,8 @@ def _gather_step(offsets: list[int], weights: Tensor) -> Step:
 
 def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
     """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
-    offsets, weights = _direction_weights(torch.from_numpy(np.array(edge, dtype=np.float32)), radius, 1.0)
-    return sparse.csr_array(_symmetric_diagonals(offsets, weights.numpy()))
+    affinity = direction_affinity(edge, radius)
+    return sparse.csr_array(_symmetric_diagonals(affinity.offsets, affinity.values.numpy()))
 
 
 def padded_pair_affinity(edge: Array, radius: int) -> Array:

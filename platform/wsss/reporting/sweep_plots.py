@@ -17,7 +17,6 @@ from wsss.reporting.sweep_values import (
     finished,
     pareto_front,
     recipe_trial,
-    reported,
     setting_of,
     shown_value,
     stage_costs,
@@ -42,7 +41,7 @@ def plot_search_history(sweep: SweepRecord, trials: Sequence[TrialRecord], path:
     axes.plot(numbers, values, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0, label=label)
     axes.step(numbers, best_so_far(values, sweep.mode), where="post", color=_BLUE, linewidth=1.8, label="best so far")
     if held_out:
-        quoted = [100 * reported(trial, sweep.metric) for trial in found]
+        quoted = [100 * (trial.quoted or 0.0) for trial in found]
         axes.plot(numbers, quoted, "o", color=_ORANGE, markersize=4, fillstyle="none", label="held out")
     recipe = recipe_trial(found)
     if recipe is not None:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wsss.evaluation.selection import Selected
 from wsss.reporting.page import figure, page
 from wsss.reporting.plots import plot_threshold_curve
 from wsss.reporting.report import REPORT_FOLDER
@@ -41,8 +40,6 @@ def write_sweep_report(
     folder: Path,
     *,
     importances: Mapping[str, Mapping[str, float]] | None = None,
-    selected: Sequence[Selected] = (),
-    setting_names: Sequence[str] = (),
 ) -> Path:
     """Write `<folder>/report/`: index.html, report.md, trials.csv and figures/*.png; an earlier report is replaced.
 
@@ -50,8 +47,6 @@ def write_sweep_report(
         sweep: finished or not; without a finished trial the report has no plots.
         folder: of the sweep, with the trials' records in it.
         importances: way of computing it ("fANOVA") -> key -> share 0 to 1.
-        selected: ways of choosing among the settings, where counts of the images were at hand.
-        setting_names: name of each setting that `selected` counts.
 
     Returns:
         The path of index.html.
@@ -62,7 +57,7 @@ def write_sweep_report(
     figures_folder = target / "figures"
     figures_folder.mkdir(parents=True)
     figures = _draw(sweep, trials, importances or {}, figures_folder)
-    tables = _tables(sweep, trials, importances or {}, selected, setting_names)
+    tables = _tables(sweep, trials, importances or {})
     details = [top_table(sweep, trials), *_fact_tables(sweep)]
     index = target / "index.html"
     index.write_text(_html_page(sweep, trials, tables, figures, details, target), encoding="utf-8")
@@ -126,12 +121,10 @@ def _tables(
     sweep: SweepRecord,
     trials: Sequence[TrialRecord],
     importances: Mapping[str, Mapping[str, float]],
-    selected: Sequence[Selected],
-    setting_names: Sequence[str],
 ) -> list[Table]:
     tables = [
         best_table(sweep, trials),
-        selected_table(selected, setting_names),
+        selected_table(sweep.selected),
         selection_table(sweep, trials),
         confirmation_table(sweep),
         cost_table(sweep, trials),
@@ -145,7 +138,7 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
     facts = {
         "sweep": sweep.sweep_id,
         "metric": f"{sweep.metric} ({sweep.mode}), stage {sweep.metric_stage}",
-        "rule": sweep.select,
+        "rule": sweep.select + (f", {sweep.criterion}" if sweep.criterion else ""),
         "objectives": ", ".join(f"{name} ({mode})" for name, mode in sweep.objectives.items()),
         "sampler": f"{sweep.sampler}, seed {sweep.seed}, concurrency {sweep.concurrency}, batch {sweep.batch}",
         "scheduler": sweep.scheduler + (f", rungs {', '.join(sweep.rungs)}" if sweep.rungs else ""),

@@ -20,8 +20,15 @@ _RULES = {
     "held_out": "the setting is chosen on one half of the images, and quoted on the other half",
     "oracle": "the setting is chosen by the masks of all images: too good a number for new images",
     "default_threshold": "the recipe's own threshold, all images; the other settings are chosen by their masks",
+    "label_free": "the setting is chosen by a criterion without masks, which the search sees times 100; quoted is the "
+    "mIoU of all images",
 }
-_QUOTED = {"held_out": "held out", "oracle": "chosen by all masks", "default_threshold": "at the recipe's threshold"}
+_QUOTED = {
+    "held_out": "held out",
+    "oracle": "chosen by all masks",
+    "default_threshold": "at the recipe's threshold",
+    "label_free": "chosen without masks",
+}
 _TOP = 15
 
 
@@ -72,7 +79,7 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         ("held_out", "best of one half, on the other half", "yes, of other images"),
         ("label_free", "criterion without masks", "no"),
     )
-    bounded = {"held_out": "held_out", "default_threshold": "default_value", "oracle": "oracle"}[sweep.select]
+    bounded = "default_value" if sweep.select == "default_threshold" else sweep.select
     rows = []
     for field, text, by_masks in ways:
         values = [getattr(trial, field) for _, trial in shown]
@@ -90,19 +97,19 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     return Table("How the number was chosen", tuple(columns), tuple(rows), frozenset(columns[2:]), note)
 
 
-def selected_table(selected: Sequence[Selected], labels: Sequence[str]) -> Table:
-    """Ways of choosing among all settings side by side; labels: name of each setting, by index."""
+def selected_table(selected: Sequence[Selected]) -> Table:
+    """Ways of choosing among all settings side by side; settings are numbers of trials."""
     names = {
         "default": "none: the recipe",
         "oracle": "best of all images",
         "held_out": "each half at the other half's best",
-        "split": "best of one part, on the rest",
+        "split": "best of one half, on the other half",
         "label_free": "criterion without masks",
     }
     rows = []
     for row in selected:
         gain = f"{100 * row.gain.difference:+.2f} ({100 * row.gain.low:+.2f} to {100 * row.gain.high:+.2f})"
-        chosen = ", ".join(dict.fromkeys(labels[index] for index in row.settings))
+        chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.settings))
         interval = f"{percent(row.miou.low)} to {percent(row.miou.high)}"
         rows.append(
             (
@@ -165,6 +172,7 @@ def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         )
     )
     columns = ("stage", "asked for", "executed", "from the store", "time", "independent trials")
+    race = _race_in_words(trials)
     states = {status: sum(trial.status == status for trial in trials) for status in ("finished", "failed", "pruned")}
     ratio = ""
     if sweep.executed_seconds > 0:
@@ -172,9 +180,23 @@ def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     note = (
         f"{', '.join(f'{number} {status}' for status, number in states.items() if number)} of {len(trials)} trials. "
         f"Executed stages took {duration(sweep.executed_seconds)}{ratio}; wall time {duration(sweep.wall_seconds)}. "
-        "Independent: every trial computes all its stages itself."
+        f"Independent: every trial computes all its stages itself.{race}"
     )
     return Table("Cost and reuse", columns, tuple(rows), frozenset(columns[1:]), note)
+
+
+def _race_in_words(trials: Sequence[TrialRecord]) -> str:
+    dropped = [trial.race for trial in trials if trial.race is not None and trial.race.estimate is not None]
+    if not dropped:
+        return ""
+    judged = sum(race.images / race.of for race in dropped)
+    judged += sum(trial.status == "finished" for trial in trials)
+    share = judged / (len(dropped) + sum(trial.status == "finished" for trial in trials))
+    return (
+        f" {len(dropped)} settings were dropped as clearly worse after {min(race.images for race in dropped)} to "
+        f"{max(race.images for race in dropped)} of {dropped[0].of} images; all settings together were judged on "
+        f"{100 * share:.0f} % of them. What they would have cost on their own is extrapolated."
+    )
 
 
 def importance_table(importances: Mapping[str, Mapping[str, float]]) -> Table:
@@ -220,7 +242,7 @@ def failed_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
 
 def trials_csv(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
     """One line for each trial: status, values (fractions), costs (seconds), every key of the space."""
-    numbers = ("default_value", "oracle", "chosen", "held_out", "label_free", "low", "high", "threshold")
+    numbers = ("quoted", "default_value", "oracle", "chosen", "held_out", "label_free", "low", "high", "threshold")
     columns = (
         *("trial", "status", "batch", "outer_key", "seed", "value", *numbers),
         *("cost_seconds", "spent_seconds", "asked", "executed", "reason", *(key.key for key in sweep.space)),

@@ -35,11 +35,6 @@ def finished(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     )
 
 
-def reported(trial: TrialRecord, metric: str) -> float:
-    """The number to quote: on images that chose nothing, where the rule holds some out."""
-    return trial.values[metric] if trial.held_out is None else trial.held_out
-
-
 def best_trial(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """The trial that the sweep declares; while it declares none, the one with the best value."""
     found = finished(trials, sweep.metric)

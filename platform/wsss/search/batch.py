@@ -5,6 +5,7 @@ Runs where the trial runs, on a worker that takes no CPU; the stages take the cl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import load_dataset
+from wsss.data.view import DataView
 from wsss.errors import WsssError
+from wsss.evaluation.racing import RaceRules, race_rounds
+from wsss.evaluation.score_stages import LabelScoreConfig
 from wsss.execution.cluster import capacity
 from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, run_reduce_jobs
 from wsss.execution.run import PreparedRun, RunRequest, compute_stage
@@ -23,8 +27,10 @@ from wsss.pipeline import MapStage, ReduceStage, Stage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
 from wsss.search.keyed import KeyedPipeline, KeyedPipelines, metric_stage
-from wsss.search.record import Select, StageUse
-from wsss.search.score import Score, score_of
+from wsss.search.label_free import Criterion, criterion_curve, criterion_input
+from wsss.search.racing import Chain, Leader, Rule, run_race
+from wsss.search.record import Race, Select, StageUse
+from wsss.search.score import Score, is_choosing, read_counts, score_of
 from wsss.store import Artifact, open_store
 
 Tell = Callable[[str], None]
@@ -38,6 +44,8 @@ class Evaluation:
     Attributes:
         recipe: what settings change.
         metric: what is searched for; limits: range of the thresholds that may be chosen, see `score_of`.
+        criterion: without masks, computed for every setting; None: none.
+        race: how settings are raced, None: each is evaluated on all images; trials: settings of the sweep.
         run_id: who computes, for the manifests of artifacts; code: provenance, likewise.
     """
 
@@ -51,11 +59,19 @@ class Evaluation:
     limits: tuple[float, float] | None
     run_id: str
     code: Mapping[str, Any]
+    criterion: Criterion | None = None
+    race: RaceRules | None = None
+    trials: int = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one setting. `error` is empty unless it failed; else the rest is what was known by then."""
+    """What became of one setting. `error` is empty unless it failed; else the rest is what was known by then.
+
+    Attributes:
+        race: where it took part in one; with an estimate, it was dropped there and has no score.
+        raced_share: of all its images, those that it was judged on in the race.
+    """
 
     number: int
     error: str = ""
@@ -64,16 +80,25 @@ class Outcome:
     stages: tuple[StageUse, ...] = ()
     artifacts: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    race: Race | None = None
+    raced_share: float = 1.0
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it lost a race."""
+        return self.race is not None and self.race.estimate is not None
 
     @property
     def cost_seconds(self) -> float:
-        """What all its stages cost, whoever executed them."""
-        return sum(stage.seconds for stage in self.stages)
+        """What all its stages cost, whoever executed them; what a race left out is extrapolated."""
+        rest = self.race.seconds / self.raced_share if self.race is not None and self.dropped else 0.0
+        return sum(stage.seconds for stage in self.stages) + rest
 
     @property
     def spent_seconds(self) -> float:
-        """What the stages that it executed cost."""
-        return sum(stage.seconds for stage in self.stages if stage.executed)
+        """What the stages that it executed cost, and the race."""
+        raced = 0.0 if self.race is None else self.race.seconds
+        return sum(stage.seconds for stage in self.stages if stage.executed) + raced
 
 
 @dataclass
@@ -86,6 +111,13 @@ class Setting:
     prepared: PreparedRun | None = None
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     executed: set[str] = field(default_factory=set)
+    race: Race | None = None
+    raced_share: float = 1.0
+
+    @property
+    def going_on(self) -> bool:
+        """Whether it neither failed nor lost a race."""
+        return not self.error and (self.race is None or self.race.estimate is None)
 
     @property
     def pipeline(self) -> KeyedPipeline:
@@ -160,37 +192,164 @@ class BatchEvaluator:
 
     def advance(self, settings: Sequence[Setting], metric: str) -> None:
         """Compute what a metric needs, for all settings together. Failures are noted in the settings."""
-        missing: dict[int, set[str]] = {}
+        alive = [setting for setting in settings if setting.going_on]
+        self._compute(alive, {setting.number: self._missing(setting, metric) for setting in alive})
+
+    def race(self, settings: Sequence[Setting], best: Mapping[str, Any] | None) -> None:
+        """Drop settings that are clearly worse than the best one, where the metric allows a look at fewer images.
+
+        The recipe itself (number 0) is never dropped. best: number, metric, threshold and artifacts (stage -> key) of
+        the best trial so far.
+        """
+        evaluation = self._evaluation
+        rules = evaluation.race
+        alive = [setting for setting in settings if setting.going_on and setting.number != 0]
+        if rules is None or not alive:
+            return
+        images = self._images_to_look_at(alive[0])
+        if not images or len(race_rounds(len(images), rules)) < 2:
+            return
+        missing = {setting.number: self._missing(setting, self.metric) for setting in alive}
+        tails = self._tails(alive, missing)
+        racing = [setting for setting in alive if tails[setting.number]]
+        if best is None and racing:
+            best = self._recipe_itself(settings)
+        before = {each.number: missing[each.number] - tails[each.number] - {self._target(each)} for each in racing}
+        self._compute(racing, before)
+        racing = [setting for setting in racing if not setting.error]
+        leader = self._leader(best)
+        if len(racing) + (leader is not None) < 2:
+            return
+        chains = [self._chain(setting, tails[setting.number]) for setting in racing]
+        have = capacity()
+        execution = racing[0].pipeline.recipe.execution
+        placed = [stage_resources(job.stage, execution, int(have.cpus), int(have.gpus)) for job in chains[0].maps]
+        workers = min(workers for workers, _ in placed)
+        gpu = any(resources.gpus > 0 for _, resources in placed)
+        rule = Rule(self.metric, evaluation.select, evaluation.limits, images, evaluation.trials, rules)
+        ends = run_race(chains, leader, rule, workers, gpu, self._tell)
+        for setting, chain in zip(racing, chains, strict=True):
+            if (end := ends.get(setting.number)) is not None:
+                setting.race, setting.error = end.race, end.error
+                setting.raced_share = end.race.images / len(chain.maps[0].view.names)
+
+    def _images_to_look_at(self, setting: Setting) -> tuple[str, ...]:
+        """Those that a choice may rest on, of the metric's scorer; none without one."""
+        scorer = setting.pipeline.pipeline.stage(self._target(setting)).inputs.get(CONFUSIONS)
+        image_list = None if scorer is None else setting.pipeline.pipeline.stage(scorer).image_list
+        names = self._dataset.lists[image_list] if image_list else ()
+        return tuple(name for name in names if self._evaluation.select != "held_out" or is_choosing(name))
+
+    def _target(self, setting: Setting) -> str:
+        return metric_stage(setting.pipeline.pipeline, self.metric)
+
+    def _compute(self, settings: Sequence[Setting], missing: Mapping[int, set[str]]) -> None:
         order: dict[str, None] = {}
         for setting in settings:
-            if not setting.error:
-                missing[setting.number] = self._missing(setting, metric)
-                order.update({stage.name: None for stage in setting.pipeline.pipeline})
+            order.update({stage.name: None for stage in setting.pipeline.pipeline})
         for name in order:
             wanting: dict[str, list[Setting]] = {}
             for setting in settings:
-                if not setting.error and name in missing.get(setting.number, ()):
+                if not setting.error and name in missing[setting.number]:
                     wanting.setdefault(setting.pipeline.keys[name], []).append(setting)
             if wanting:
                 self._settle(name, wanting)
 
+    def _tails(self, settings: Sequence[Setting], missing: Mapping[int, set[str]]) -> dict[int, set[str]]:
+        """Missing map stages of each setting that lie before its numbers and that no other setting wants."""
+        wanted = Counter(setting.pipeline.keys[name] for setting in settings for name in missing[setting.number])
+        tails: dict[int, set[str]] = {}
+        for setting in settings:
+            keyed = setting.pipeline
+            target = self._target(setting)
+            tail: set[str] = set()
+            waiting = [*keyed.pipeline.stage(target).inputs.values()] if target in missing[setting.number] else []
+            while waiting:
+                name = waiting.pop()
+                stage = keyed.pipeline.stage(name)
+                if name in missing[setting.number] and isinstance(stage, MapStage) and wanted[keyed.keys[name]] == 1:
+                    tail.add(name)
+                    waiting += stage.inputs.values()
+            # What another missing stage reads must be there as a whole.
+            for stage in reversed(keyed.pipeline.stages):
+                if stage.name in missing[setting.number] - tail - {target}:
+                    tail -= {each.name for each in keyed.upstream(stage.name)}
+            scorer = keyed.pipeline.stage(target).inputs.get(CONFUSIONS)
+            tails[setting.number] = tail if scorer in tail else set()
+        return tails
+
+    def _chain(self, setting: Setting, tail: set[str]) -> Chain:
+        keyed = setting.pipeline
+        target = keyed.pipeline.stage(self._target(setting))
+        scorer = target.inputs[CONFUSIONS]
+        before = keyed.upstream(scorer)
+        maps = tuple(self._job(setting, stage) for stage in before if stage.name in tail)
+        return Chain(setting.number, maps, self._job(setting, target))
+
+    def _job(self, setting: Setting, stage: Stage) -> StageJob:
+        """The stage with those of its inputs that are there."""
+        inputs = {role: name for role, name in stage.inputs.items() if name in setting.artifacts}
+        bound = bind_job(
+            replace(stage, inputs=inputs),
+            setting.pipeline.keys[stage.name],
+            self._dataset,
+            self._store,
+            setting.artifacts,
+        )
+        return replace(bound, stage=stage)
+
+    def _recipe_itself(self, settings: Sequence[Setting]) -> dict[str, Any] | None:
+        """Evaluates setting 0, where it is among them, so that the others can be held against it."""
+        recipe = [setting for setting in settings if setting.number == 0 and setting.going_on]
+        self.advance(recipe, self.metric)
+        for outcome in self.outcomes(recipe):
+            if outcome.score is not None:
+                return best_so_far(
+                    outcome.number, outcome.metrics[self.metric], outcome.score.threshold, outcome.artifacts
+                )
+        return None
+
+    def _leader(self, best: Mapping[str, Any] | None) -> Leader | None:
+        """Counts of the best trial; None without one, or when its artifacts are gone."""
+        if best is None:
+            return None
+        pipeline = self._pipelines.of(self._evaluation.recipe).pipeline
+        target = metric_stage(pipeline, self.metric)
+        scorer = pipeline.stage(target).inputs.get(CONFUSIONS, "")
+        found = [
+            self._find(name, best["artifacts"][name]) if name in best["artifacts"] else None
+            for name in (target, scorer)
+        ]
+        if found[0] is None or found[1] is None:
+            return None
+        counts = read_counts(self.metric, best["metric"], found[0], found[1])
+        if counts is None:
+            return None
+        return Leader(best["number"], counts.names, counts.at(best["threshold"]), counts.mean_over)
+
     def value(self, setting: Setting, metric: str) -> float | None:
         """A metric of a setting that has advanced to it; None when it failed."""
-        if setting.error:
+        if not setting.going_on:
             return None
         stage = metric_stage(setting.pipeline.pipeline, metric)
         return float(setting.artifacts[stage].json("metrics.json")[metric])
 
     def outcomes(self, settings: Sequence[Setting]) -> list[Outcome]:
         """Scores of settings that have advanced to the metric of the sweep."""
-        alive = [setting for setting in settings if not setting.error]
+        alive = [setting for setting in settings if setting.going_on]
         evaluation = self._evaluation
         arguments = [
-            (evaluation.metric, evaluation.select, *self._scored(setting), evaluation.limits) for setting in alive
+            (evaluation.metric, evaluation.select, *self._scored(setting), evaluation.limits, self._unmasked(setting))
+            for setting in alive
         ]
         scores = call_many(_score, arguments, int(capacity().cpus))
         by_number = dict(zip((setting.number for setting in alive), scores, strict=True))
-        return [self._outcome(setting, by_number.get(setting.number)) for setting in settings]
+        return [
+            self._outcome(setting, by_number.get(setting.number))
+            if setting.going_on or setting.error
+            else self.so_far([setting])[0]
+            for setting in settings
+        ]
 
     def so_far(self, settings: Sequence[Setting]) -> list[Outcome]:
         """What settings that are stopped before their end have computed."""
@@ -226,14 +385,31 @@ class BatchEvaluator:
             stages=tuple(uses),
             artifacts=artifacts,
             seed=int(setting.keyed.recipe.seed),
+            race=setting.race,
+            raced_share=setting.raced_share,
         )
 
     def _scored(self, setting: Setting) -> tuple[Artifact, Artifact | None]:
         """The artifact of the evaluation and of the stage with each image's confusion matrix."""
         keyed = setting.pipeline
-        target = keyed.pipeline.stage(metric_stage(keyed.pipeline, self._evaluation.metric))
+        target = keyed.pipeline.stage(self._target(setting))
         scorer = target.inputs.get(CONFUSIONS)
         return setting.artifacts[target.name], self._find(scorer, keyed.keys[scorer]) if scorer else None
+
+    def _unmasked(self, setting: Setting) -> Unmasked | None:
+        """What the criterion without masks is computed from."""
+        criterion = self._evaluation.criterion
+        if criterion is None:
+            return None
+        keyed = setting.pipeline
+        target = keyed.pipeline.stage(self._target(setting))
+        scorer = keyed.pipeline.stage(target.inputs[CONFUSIONS])
+        source = criterion_input(scorer)
+        artifact = setting.artifacts.get(source) or self._find(source, keyed.keys[source])
+        assert artifact is not None, source
+        view = self._dataset.view({"images"}, scorer.image_list)
+        default = None if isinstance(scorer.config, LabelScoreConfig) else target.config.default_threshold
+        return Unmasked(criterion, scorer, artifact, view, default)
 
     def _missing(self, setting: Setting, metric: str) -> set[str]:
         """Stages to compute for a metric: what is not in the store and read by what must be computed."""
@@ -344,5 +520,29 @@ class BatchEvaluator:
         return len(self._dataset.lists[stage.image_list]) if stage.image_list else 0
 
 
-def _score(arguments: tuple[str, Select, Artifact, Artifact | None, tuple[float, float] | None]) -> Score:
-    return score_of(*arguments)
+def best_so_far(number: int, metric: float, threshold: float | None, artifacts: Mapping[str, str]) -> dict[str, Any]:
+    """What `BatchEvaluator.race` is told of the best trial: plain values, because Tune passes it on."""
+    return {"number": number, "metric": metric, "threshold": threshold, "artifacts": dict(artifacts)}
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """Arguments of `criterion_curve`, see there."""
+
+    criterion: Criterion
+    scorer: Stage
+    artifact: Artifact
+    view: DataView
+    default: float | None
+
+
+def _score(
+    arguments: tuple[str, Select, Artifact, Artifact | None, tuple[float, float] | None, Unmasked | None],
+) -> Score:
+    *known, limits, unmasked = arguments
+    points = ()
+    if unmasked is not None:
+        points = criterion_curve(
+            unmasked.criterion, unmasked.scorer, unmasked.artifact, unmasked.view, limits, unmasked.default
+        )
+    return score_of(*known, limits, points)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from wsss.recipe import change_recipe, to_dict
-from wsss.search.record import Best, ConfirmedSetting, SearchedKey, SweepRecord, TrialRecord
+from wsss.search.record import Best, ConfirmedSetting, SearchedKey, Select, SweepRecord, TrialRecord
 from wsss.search.score import Score
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
@@ -26,30 +26,33 @@ def ranked(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
     return sorted(finished, key=lambda trial: (-trial.values[metric], trial.cost_seconds, trial.number))
 
 
-def reported(trial: TrialRecord, metric: str) -> float:
-    """The number to quote: on images that chose nothing, where the rule holds some out."""
-    return trial.values[metric] if trial.held_out is None else trial.held_out
-
-
-def recipe_numbers(trial: TrialRecord | Score, default: float, keys: Sequence[SearchedKey]) -> tuple[float, float]:
+def recipe_numbers(
+    trial: TrialRecord | Score, default: float, keys: Sequence[SearchedKey], select: Select
+) -> tuple[float, float]:
     """(value that the rule chooses by, value to quote) of the recipe itself: its own threshold, not the curve's best.
 
     trial: its trial, or its score under another seed. default: the value where no threshold is searched.
     """
+    assert trial.quoted is not None
     threshold = next((key.default for key in keys if key.level == "curve"), None)
     if threshold is None or not trial.curve:
-        return default, default if trial.held_out is None else trial.held_out
+        return default, trial.quoted
     point = min(trial.curve, key=lambda point: abs(point.threshold - threshold))
-    return (point.value, point.value) if trial.held_out is None else (point.chosen, point.reported)
+    if trial.held_out is not None:
+        return point.chosen, point.reported
+    if select == "label_free":
+        own = min(trial.criterion, key=lambda each: abs((each.threshold or 0.0) - threshold))
+        return own.value, point.value
+    return point.value, point.value
 
 
-def best_of(trials: Sequence[TrialRecord], metric: str, keys: Sequence[SearchedKey]) -> Best | None:
+def best_of(trials: Sequence[TrialRecord], metric: str, keys: Sequence[SearchedKey], select: Select) -> Best | None:
     """The best trial beside the recipe itself; None while one of the two has not finished."""
     order = ranked(trials, metric)
     default = next((trial for trial in order if trial.number == 0), None)
     if default is None:
         return None
-    return _best(order[0], default, metric, keys, confirmed=False)
+    return _best(order[0], default, metric, keys, select, confirmed=False)
 
 
 def confirmed_best(
@@ -57,11 +60,12 @@ def confirmed_best(
     confirmations: Sequence[ConfirmedSetting],
     metric: str,
     keys: Sequence[SearchedKey],
+    select: Select,
 ) -> Best:
     """The setting with the best mean over seeds; the recipe itself when nothing beats it."""
     winner = max(confirmations, key=lambda each: (each.mean, each.trial == 0))
     default = next(each for each in confirmations if each.trial == 0)
-    best = _best(trials[winner.trial], trials[0], metric, keys, confirmed=True)
+    best = _best(trials[winner.trial], trials[0], metric, keys, select, confirmed=True)
     return Best(
         trial=best.trial,
         settings=best.settings if winner.trial != 0 else {},  # the recipe was confirmed at its own threshold
@@ -100,17 +104,25 @@ def write_best(path: Path, recipe: Any, record: SweepRecord, best: Best) -> None
     Path(temporary).replace(path)
 
 
-def _best(trial: TrialRecord, default: TrialRecord, metric: str, keys: Sequence[SearchedKey], confirmed: bool) -> Best:
+def _best(
+    trial: TrialRecord,
+    default: TrialRecord,
+    metric: str,
+    keys: Sequence[SearchedKey],
+    select: Select,
+    confirmed: bool,
+) -> Best:
+    assert trial.quoted is not None
     settings = dict(trial.settings)
     if trial.threshold is not None:
         settings.update({key.key: round(trial.threshold, 6) for key in keys if key.level == "curve"})
     defaults = {key.key: key.default for key in keys}
-    default_value, default_reported = recipe_numbers(default, default.values[metric], keys)
+    default_value, default_reported = recipe_numbers(default, default.values[metric], keys, select)
     return Best(
         trial=trial.number,
         settings={key: value for key, value in settings.items() if value != defaults.get(key)},
         value=trial.values[metric],
-        reported=reported(trial, metric),
+        reported=trial.quoted,
         default_value=default_value,
         default_reported=default_reported,
         confirmed=confirmed,

@@ -27,6 +27,7 @@ from wsss.tracking.tracker import Tracker
 
 COST = "cost_seconds"
 _NUMBER = "trial"
+_NUMBERS = ("threshold", "quoted", "oracle", "chosen", "held_out", "label_free")
 
 
 class StudyError(WsssError):
@@ -95,6 +96,7 @@ class Ledger:
             status="pruned" if pruned else failed,
             reason=pruned or outcome.error,
             stopped_at=stopped_at if pruned else None,
+            race=outcome.race,
             metrics=outcome.metrics,
             stages=outcome.stages,
             artifacts=outcome.artifacts,
@@ -117,7 +119,7 @@ class Ledger:
         """Change fields of the sweep's record; totals and the best so far are brought up to date with it."""
         self._declared = self._declared or "best" in changes
         if not self._declared:
-            changes.setdefault("best", best_of(list(self.trials.values()), self.record.metric, self.record.space))
+            changes.setdefault("best", best_of(self._all(), self.record.metric, self.record.space, self.record.select))
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         stages = [stage for trial in ended for stage in trial.stages]
         self.record = replace(
@@ -162,6 +164,9 @@ class Ledger:
         every = {self.record.metric: value, COST: cost}
         return {name: every[name] for name in self.record.objectives}
 
+    def _all(self) -> list[TrialRecord]:
+        return list(self.trials.values())
+
     def _put(self, trial: TrialRecord) -> None:
         self.trials[trial.number] = trial
         trial.save(self.folder)
@@ -182,9 +187,19 @@ class Ledger:
             "spent_seconds": trial.spent_seconds,
             **{
                 name: value
-                for name in ("reason", "threshold", "default_value", "oracle", "chosen", "held_out", "low", "high")
+                for name in (
+                    "reason",
+                    "threshold",
+                    "quoted",
+                    "default_value",
+                    "oracle",
+                    "chosen",
+                    "held_out",
+                    "label_free",
+                )
                 if (value := getattr(trial, name)) not in (None, "")
             },
+            **({f"race_{name}": value for name, value in asdict(trial.race).items()} if trial.race else {}),
         }
         values = list(trial.values.values()) if trial.status == "finished" else None
         keys = [key for key in self.record.space if key.level in ("outer", "inner")]
@@ -211,16 +226,7 @@ class Ledger:
             **trial.metrics,
             **{
                 f"search/{name}": value
-                for name in (
-                    "threshold",
-                    "oracle",
-                    "chosen",
-                    "held_out",
-                    "low",
-                    "high",
-                    "cost_seconds",
-                    "spent_seconds",
-                )
+                for name in (*_NUMBERS, "low", "high", "cost_seconds", "spent_seconds")
                 if (value := getattr(trial, name)) is not None
             },
             **{f"search/{name.replace('/', '_')}": value for name, value in trial.values.items()},
@@ -264,6 +270,7 @@ def _tags(record: SweepRecord) -> dict[str, Any]:
             "held_out": "by masks of one half of the images, reported on the other half",
             "oracle": "by masks",
             "default_threshold": "settings by masks, thresholds fixed",
+            "label_free": f"without masks, by {record.criterion}",
         }[record.select],
         "data_manifest": record.data_digest or None,
         "git_commit": record.git_commit or None,

@@ -99,6 +99,15 @@ def default_inner_trials(keys: Sequence[SearchedKey], trials: int) -> int:
     return min(wanted, count, trials) if count is not None else min(wanted, trials)
 
 
+def told_values(trial: TrialRecord) -> tuple[float, ...] | None:
+    """What a search learns of a trial that ended: its objectives, the estimate of one that lost a race, or nothing."""
+    if trial.status == "finished":
+        return tuple(trial.values.values())
+    if trial.status == "pruned" and trial.race is not None and trial.race.estimate is not None:
+        return (trial.race.estimate,)
+    return None
+
+
 class NestedSearch:
     """Ask for batches, tell outcomes.
 
@@ -199,10 +208,8 @@ class NestedSearch:
             if trial.status == "running":
                 open_batches.setdefault(trial.batch, []).append(proposal)
         for trial in trials:
-            if trial.status == "finished":
-                self.tell(trial.number, tuple(trial.values.values()))
-            elif trial.status in ("failed", "pruned"):
-                self.tell(trial.number, None, trial.stopped_at)
+            if trial.status != "running":
+                self.tell(trial.number, told_values(trial), trial.stopped_at)
         self._again = [open_batches[number] for number in sorted(open_batches)]
 
     def _outer_of(self, trial: TrialRecord) -> _Outer:

@@ -18,10 +18,12 @@ from wsss.pipeline import ReduceStage, Stage, TrainStage
 from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict, settings_of
 from wsss.search.keyed import KeyedPipeline, KeyedPipelines, metric_stage, metrics_of
+from wsss.search.label_free import CRITERIA, Criterion, criterion_problem
 from wsss.search.levels import derive_levels
 from wsss.search.nested import SearchPlan, default_inner_trials
 from wsss.search.record import SearchedKey, Select, sweep_folder
 from wsss.search.sampling import check_sampler
+from wsss.search.score import limits_of
 from wsss.search.space import SearchSpace, load_space
 
 COST = "cost_seconds"
@@ -39,6 +41,8 @@ class SweepRequest:
         trials: settings in all. inner_trials, batch: None derives them, see `SearchPlan`.
         stage_cost_limit: seconds above which a stage counts as costly although it trains nothing.
         early_stop: stop outer settings that fall behind at the evaluations before the searched one.
+        criterion: without masks, computed for every setting beside its score; the rule label_free chooses by it.
+        race: drop settings that are clearly worse after a part of the images.
         against_cost: a second objective, the seconds that a setting costs.
         no_training: keep the recipe's values of the keys that force training.
         confirm_top, confirm_seeds: the best settings and the recipe itself run again under these seeds.
@@ -56,6 +60,7 @@ class SweepRequest:
     trials: int
     tracking_uri: str | None = None
     select: Select = "held_out"
+    criterion: Criterion | None = None
     sampler: str = "tpe"
     seed: int = 0
     inner_trials: int | None = None
@@ -63,6 +68,7 @@ class SweepRequest:
     concurrency: int = 1
     flat: bool = False
     early_stop: bool = False
+    race: bool = True
     stage_cost_limit: float | None = None
     against_cost: bool = False
     no_training: bool = False
@@ -173,6 +179,7 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
         space.keys, pipelines, base, request.metric, seconds, request.stage_cost_limit, str(request.space_path)
     )
     keys = tuple(_kept(key, request) for key in keys)
+    _check_criterion(request, base)
     searched = [key for key in keys if key.level in ("outer", "inner")]
     if not searched:
         raise SweepError(
@@ -192,7 +199,7 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
         directions=("max", "min") if request.against_cost else ("max",),
         flat=flat,
     )
-    limits = _limits(keys)
+    limits = limits_of(keys)
     rungs = _rungs(base, request.metric, keys, seconds, request.stage_cost_limit) if request.early_stop else ()
     if request.early_stop and not rungs:
         raise SweepError(
@@ -213,6 +220,28 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
         sweep_id=_sweep_id(request, space, identity),
         identity=identity,
     )
+
+
+def _check_criterion(request: SweepRequest, base: KeyedPipeline) -> None:
+    if request.select == "label_free" and request.criterion is None:
+        raise SweepError(
+            "label_free chooses by a criterion, and none is named", "--label-free", f"one of {', '.join(CRITERIA)}"
+        )
+    if request.criterion is None:
+        return
+    scorer = base.pipeline.stage(metric_stage(base.pipeline, request.metric)).inputs.get("confusions")
+    problem = criterion_problem(request.criterion, None if scorer is None else base.pipeline.stage(scorer))
+    if problem:
+        raise SweepError(
+            f"{request.criterion} cannot be computed for {request.metric}: {problem}",
+            "--label-free",
+            "leave it out, or search another metric",
+        )
+
+
+def racing(request: SweepRequest) -> bool:
+    """Whether settings are raced: not against the cost, which a dropped one has none of, and not without masks."""
+    return request.race and not request.against_cost and request.select != "label_free"
 
 
 def _check_options(request: SweepRequest) -> None:
@@ -244,11 +273,6 @@ def _kept(key: SearchedKey, request: SweepRequest) -> SearchedKey:
     fixed_threshold = key.level == "curve" and request.select == "default_threshold"
     fixed_training = key.level == "outer" and request.no_training
     return replace(key, level="unused") if fixed_threshold or fixed_training else key
-
-
-def _limits(keys: Sequence[SearchedKey]) -> tuple[float, float] | None:
-    curve = [key for key in keys if key.level == "curve"]
-    return (min(key.low for key in curve), max(key.high for key in curve)) if curve else None
 
 
 def _rungs(
@@ -295,6 +319,8 @@ def _identity(request: SweepRequest, keys: Sequence[SearchedKey], base: KeyedPip
             request.seed,
             request.flat,
             request.early_stop,
+            racing(request),
+            request.criterion,
             request.against_cost,
             request.no_training,
             request.inner_trials,

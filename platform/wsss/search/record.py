@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsss.errors import WsssError
+from wsss.evaluation.bootstrap import Interval, PairedComparison
+from wsss.evaluation.selection import Selected
 
 SWEEPS_FOLDER = "sweeps"
 SWEEP_FILE = "sweep.json"
@@ -31,7 +33,7 @@ STUDY_FILE = "study.db"
 Level = Literal["outer", "inner", "curve", "unused"]
 TrialStatus = Literal["running", "finished", "failed", "pruned"]
 SweepStatus = Literal["running", "finished", "failed", "stopped"]
-Select = Literal["held_out", "oracle", "default_threshold"]
+Select = Literal["held_out", "oracle", "default_threshold", "label_free"]
 
 
 class SweepRecordError(WsssError):
@@ -97,6 +99,32 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class CriterionPoint:
+    """A criterion without masks at one threshold (None: there is none to choose); higher is better."""
+
+    threshold: float | None
+    value: float
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a setting showed on a part of the images, before the others were computed.
+
+    Attributes:
+        images, of: images that it was judged on, of those that a choice may look at.
+        seconds: that it took.
+        estimate: of its value over all images, where it was dropped; None where it stayed.
+        beaten_by: number of the better setting, likewise.
+    """
+
+    images: int
+    of: int
+    seconds: float
+    estimate: float | None = None
+    beaten_by: int | None = None
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One setting.
 
@@ -108,20 +136,23 @@ class TrialRecord:
         batch: trials of one batch were evaluated together.
         status: "running" until evaluated; "pruned": stopped early, see reason.
         reason: why it failed or was pruned.
-        stopped_at: of a pruned trial: (number of the rung from 1, best value of its outer setting there).
-        values: objective name -> value that the search saw: {metric: fraction} and, where cost is an objective,
-            {"cost_seconds": seconds}.
+        stopped_at: of a trial pruned at a rung: (its number from 1, best value of the outer setting there).
+        race: where it was held against others on a part of the images; pruned trials without `stopped_at` lost one.
+        values: objective name -> value that the search saw: {metric: fraction} (under label_free the criterion) and,
+            where cost is an objective, {"cost_seconds": seconds}.
+        quoted: the number to quote, a fraction: on images that chose nothing, where the rule holds some out.
         metrics: all numbers of the evaluation stage and of the evaluation stages before it.
         threshold: of the value, where the metric has a curve; None otherwise.
         default_value: at the recipe's own threshold, over all images.
         oracle: at the best threshold, over all images: both chosen by masks.
         chosen: on the half of the images that chooses; None without counts per image.
         held_out: on the other half, at the threshold and setting chosen on the first; the honest number.
-        label_free: value at what a label-free criterion chooses; None when not computed.
-        low, high: 95 % bootstrap interval over images of what the rule reports (`held_out` under held_out, the
-            default-threshold value under default_threshold, the oracle value under oracle); None without counts.
+        criterion: without masks, at a few thresholds; empty when it was not asked for.
+        label_free: mIoU of all images at the threshold that the criterion chooses; None likewise.
+        low, high: 95 % bootstrap interval over images of `quoted`; None without counts.
         curve: score at every threshold; empty without a curve.
-        cost_seconds: what all its stages cost together: the price of this trial on its own.
+        cost_seconds: what all its stages cost together: the price of this trial on its own. Of a trial that lost a
+            race, its time there extrapolated to all images.
         spent_seconds: what the stages that it executed cost.
         stages: asked for, in order.
         run_ids: MLflow keys of the trial and its stage executions.
@@ -137,13 +168,16 @@ class TrialRecord:
     status: TrialStatus = "running"
     reason: str = ""
     stopped_at: tuple[int, float] | None = None
+    race: Race | None = None
     values: dict[str, float] = field(default_factory=dict)
+    quoted: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     threshold: float | None = None
     default_value: float | None = None
     oracle: float | None = None
     chosen: float | None = None
     held_out: float | None = None
+    criterion: tuple[CriterionPoint, ...] = ()
     label_free: float | None = None
     low: float | None = None
     high: float | None = None
@@ -222,11 +256,13 @@ class SweepRecord:
         metric_stage: reduce stage that makes it; `rungs`: metrics of earlier evaluation stages at which early
             stopping compares outer settings.
         select: how the value of a trial is read off its evaluation, see `TrialRecord`.
+        criterion: name of the one without masks, "" when none was asked for.
         objectives: names in `TrialRecord.values`, with their directions.
         sampler, scheduler, seed, concurrency: of the search; with concurrency above 1 the order of results, and
             so the suggestions, differ between repetitions.
         trials: budget of settings; inner_trials: settings under each outer one; batch: evaluated together.
         seeds: of the training stages during the search.
+        selected: ways of choosing side by side, see `wsss.search.ways`; settings are numbers of trials.
         asked, executed, served: stage executions over all trials.
         independent_seconds: sum of what every trial would have cost on its own.
         executed_seconds: sum of what was really executed; wall_seconds: of all attempts together.
@@ -254,6 +290,7 @@ class SweepRecord:
     concurrency: int
     seeds: tuple[int, ...]
     identity: str = ""
+    criterion: str = ""
     scheduler: str = "none"
     rungs: tuple[str, ...] = ()
     mode: Literal["max", "min"] = "max"
@@ -271,6 +308,7 @@ class SweepRecord:
     independent_seconds: float = 0.0
     executed_seconds: float = 0.0
     best: Best | None = None
+    selected: tuple[Selected, ...] = ()
     confirmations: tuple[ConfirmedSetting, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -307,6 +345,17 @@ def load_sweep(folder: Path) -> SweepRecord:
             ConfirmedSetting(**{**each, "seeds": tuple(each["seeds"]), "values": tuple(each["values"])})
             for each in content["confirmations"]
         )
+        content["selected"] = tuple(
+            Selected(
+                **{
+                    **each,
+                    "settings": tuple(each["settings"]),
+                    "miou": Interval(**each["miou"]),
+                    "gain": PairedComparison(**each["gain"]),
+                }
+            )
+            for each in content.get("selected", ())
+        )
         for name in ("seeds", "rungs", "notes"):
             content[name] = tuple(content[name])
         return SweepRecord(**content)
@@ -330,6 +379,8 @@ def load_trial(path: Path) -> TrialRecord:
         content["curve"] = tuple(CurvePoint(**point) for point in content["curve"])
         content["stages"] = tuple(StageUse(**stage) for stage in content["stages"])
         content["run_ids"] = tuple(content["run_ids"])
+        content["criterion"] = tuple(CriterionPoint(**point) for point in content.get("criterion", ()))
+        content["race"] = None if content.get("race") is None else Race(**content["race"])
         stopped = content.get("stopped_at")
         content["stopped_at"] = None if stopped is None else tuple(stopped)
         return TrialRecord(**content)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -13,11 +15,11 @@ from wsss.evaluation.bootstrap import PairedComparison, bootstrap_interval_from_
 from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
 from wsss.evaluation.counts import Counts as StoredCounts
 from wsss.evaluation.selection import half_of
-from wsss.search.record import CurvePoint, Select
+from wsss.search.record import CriterionPoint, CurvePoint, SearchedKey, Select
 from wsss.store import Artifact
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CHOOSING, REPORTING = 0, 1
+_CHOOSING = 0
 _BOOTSTRAP_SAMPLES = 1000
 
 
@@ -26,6 +28,7 @@ class Score:
     """What `TrialRecord` holds of an evaluation; see there. `value` is what the search sees."""
 
     value: float
+    quoted: float
     threshold: float | None = None
     default_value: float | None = None
     oracle: float | None = None
@@ -34,11 +37,8 @@ class Score:
     low: float | None = None
     high: float | None = None
     curve: tuple[CurvePoint, ...] = ()
-
-    @property
-    def reported(self) -> float:
-        """The number to quote: on images that chose nothing, where the rule holds some out."""
-        return self.value if self.held_out is None else self.held_out
+    criterion: tuple[CriterionPoint, ...] = ()
+    label_free: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,44 @@ class Counts:
     Attributes:
         images: (N, T, 3, C) int64; T is 1 without a curve.
         thresholds: (T,); empty without a curve.
-        choosing: (N,) bool, images of the half that chooses.
+        names: (N,) of the images.
         mean_over: how the metric forms its mean.
         default: index of the recipe's own threshold.
     """
 
     images: Array
     thresholds: Array
-    choosing: Array
+    names: tuple[str, ...]
     mean_over: MeanOver
     default: int
 
+    @cached_property
+    def choosing(self) -> Array:
+        """(N,) bool, images of the half that chooses."""
+        return np.array([is_choosing(name) for name in self.names], dtype=bool)
+
+    def of(self, names: Sequence[str]) -> Counts:
+        """The counts of some of the images, in that order."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return replace(self, images=self.images[[places[name] for name in names]], names=tuple(names))
+
+    def allowed(self, limits: tuple[float, float] | None) -> Array:
+        """(T,) bool, thresholds that may be chosen; the recipe's own always may."""
+        found = np.zeros(self.images.shape[1], dtype=bool)
+        found[self.default] = True
+        if limits is not None and len(self.thresholds):
+            found |= (self.thresholds >= limits[0] - 1e-9) & (self.thresholds <= limits[1] + 1e-9)
+        return found
+
     def at(self, threshold: float | None) -> Array:
         """(N, 3, C) at a threshold; None: the recipe's own."""
+        return self.images[:, self.index(threshold)]
+
+    def index(self, threshold: float | None) -> int:
+        """Place of a threshold; None: the recipe's own."""
         if threshold is None or not len(self.thresholds):
-            return self.images[:, self.default]
-        return self.images[:, int(np.abs(self.thresholds - threshold).argmin())]
+            return self.default
+        return int(np.abs(self.thresholds - threshold).argmin())
 
     def curve(self, images: Array) -> Array:
         """mIoU (T,) of a subset of the images, given as a mask."""
@@ -79,6 +101,7 @@ def score_of(
     evaluation: Artifact,
     scorer: Artifact | None,
     limits: tuple[float, float] | None,
+    criterion: Sequence[CriterionPoint] = (),
 ) -> Score:
     """The score of one evaluation.
 
@@ -86,31 +109,42 @@ def score_of(
         metric: name in the evaluation's metrics; mIoU as a fraction.
         evaluation: artifact of the reduce stage; scorer: of the stage with the confusion matrix of each image.
         limits: range of the thresholds that may be chosen; None: the threshold is not searched.
+        criterion: without masks, at some of the thresholds; the rule label_free needs it.
     """
     value = float(evaluation.json("metrics.json")[metric])
     counts = read_counts(metric, value, evaluation, scorer)
     if counts is None:
-        return Score(value=value, default_value=value)
-    return score_counts(counts, select, limits, value)
+        seen = best_point(criterion).value if select == "label_free" else value
+        free = value if criterion else None
+        return Score(value=seen, quoted=value, default_value=value, criterion=tuple(criterion), label_free=free)
+    return score_counts(counts, select, limits, value, criterion)
 
 
-def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | None, default_value: float) -> Score:
+def score_counts(
+    counts: Counts,
+    select: Select,
+    limits: tuple[float, float] | None,
+    default_value: float,
+    criterion: Sequence[CriterionPoint] = (),
+) -> Score:
     """The score from the counts of the images.
 
     Rules: "default_threshold" takes the recipe's own threshold and all images; "oracle" the best threshold of all
-    images, by their masks; "held_out" the best threshold of one half of the images, and reports on the other half.
+    images, by their masks; "held_out" the best threshold of one half of the images, and reports on the other half;
+    "label_free" the threshold with the best criterion, whose value the search then sees, and reports on all images.
     A threshold that is not searched (`limits` None) stays the recipe's.
     """
     everything = np.ones(len(counts.choosing), dtype=bool)
     over_all = counts.curve(everything)
     on_choosing, on_reporting = counts.curve(counts.choosing), counts.curve(~counts.choosing)
-    allowed = np.zeros(len(over_all), dtype=bool)
-    allowed[counts.default] = True
-    if limits is not None and len(counts.thresholds):
-        allowed |= (counts.thresholds >= limits[0] - 1e-9) & (counts.thresholds <= limits[1] + 1e-9)
+    allowed = counts.allowed(limits)
     by_rule = on_choosing if select == "held_out" else over_all
+    free = counts.index(best_point(criterion).threshold) if criterion else None
     index = counts.default
-    if select != "default_threshold":
+    if select == "label_free":
+        assert free is not None
+        index = free
+    elif select != "default_threshold":
         index = int(np.nanargmax(np.where(allowed, by_rule, -np.inf)))
     best = int(np.nanargmax(np.where(allowed, over_all, -np.inf)))
     images = ~counts.choosing if select == "held_out" else everything
@@ -123,7 +157,8 @@ def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | N
     )
     held = select == "held_out"
     return Score(
-        value=float(by_rule[index]),
+        value=best_point(criterion).value if select == "label_free" else float(by_rule[index]),
+        quoted=float(on_reporting[index]) if held else float(over_all[index]),
         threshold=float(counts.thresholds[index]) if len(counts.thresholds) else None,
         default_value=default_value,
         oracle=float(over_all[best]),
@@ -132,14 +167,27 @@ def score_counts(counts: Counts, select: Select, limits: tuple[float, float] | N
         low=interval.low,
         high=interval.high,
         curve=curve,
+        criterion=tuple(criterion),
+        label_free=None if free is None else float(over_all[free]),
     )
+
+
+def best_point(criterion: Sequence[CriterionPoint]) -> CriterionPoint:
+    """The point with the highest value, the first among equals; one without a value is the worst."""
+    return max(criterion, key=lambda point: -math.inf if math.isnan(point.value) else point.value)
+
+
+def limits_of(keys: Sequence[SearchedKey]) -> tuple[float, float] | None:
+    """Range of the thresholds that the curve may choose from; None: no threshold is searched."""
+    curve = [key for key in keys if key.level == "curve"]
+    return (min(key.low for key in curve), max(key.high for key in curve)) if curve else None
 
 
 def paired_gain(
     best: Counts, threshold: float | None, recipe: Counts, select: Select, samples: int = _BOOTSTRAP_SAMPLES
 ) -> PairedComparison | None:
     """Best setting at its threshold against the recipe at its own, on the images that report; None if these differ."""
-    if best.images.shape[0] != recipe.images.shape[0] or (best.choosing != recipe.choosing).any():
+    if best.names != recipe.names:
         return None
     images = ~best.choosing if select == "held_out" else np.ones(len(best.choosing), dtype=bool)
     return paired_comparison_from_counts(
@@ -147,26 +195,47 @@ def paired_gain(
     )
 
 
+def is_choosing(name: str) -> bool:
+    """Whether an image belongs to the half that chooses."""
+    return half_of(name) == _CHOOSING
+
+
 def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
     """Counts of each image behind a metric; None when the evaluation keeps none, or only one half has images."""
-    arrays = _arrays(evaluation)
+    tables = evaluation.json("tables.json") if scorer is not None else {}
+    counts = counts_of(metric, value, _arrays(evaluation), tables, None if scorer is None else scorer.arrays)
+    return None if counts is None or counts.choosing.all() or not counts.choosing.any() else counts
+
+
+def counts_of(
+    metric: str,
+    value: float,
+    arrays: Mapping[str, Array],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    scored: Callable[[str], Mapping[str, Array]] | None,
+) -> Counts | None:
+    """Counts of each image from what an evaluation returned.
+
+    Args:
+        value: of the metric, which tells how it forms its mean.
+        scored: image name -> arrays of the scorer before it, which hold the curve of each image; None: no curve.
+
+    Returns None when the evaluation keeps no counts per image.
+    """
     suffix = _variant(metric, arrays)
     if suffix is None:
         return None
     per_image = arrays[f"image_counts{suffix}"].astype(np.int64)
-    names = [str(name) for name in arrays[f"images{suffix}"]]
-    choosing = np.array([half_of(name) == CHOOSING for name in names])
+    names = tuple(str(name) for name in arrays[f"images{suffix}"])
     mean_over = _mean_over(per_image, value)
-    if mean_over is None or choosing.all() or not choosing.any():
+    if mean_over is None:
         return None
     thresholds = arrays.get(f"thresholds{suffix}")
-    if thresholds is None or scorer is None:
-        return Counts(per_image[:, None], np.zeros(0), choosing, mean_over, 0)
-    default = next(
-        index for index, row in enumerate(evaluation.json("tables.json")[f"curve{suffix}"]) if row["default"]
-    )
-    curves = np.stack([_image_curve(StoredCounts.read(scorer.arrays(name)).dense()) for name in names])
-    return Counts(curves, thresholds.astype(np.float64), choosing, mean_over, default)
+    if thresholds is None or scored is None:
+        return Counts(per_image[:, None], np.zeros(0), names, mean_over, 0)
+    default = next(index for index, row in enumerate(tables[f"curve{suffix}"]) if row["default"])
+    curves = np.stack([_image_curve(StoredCounts.read(scored(name)).dense()) for name in names])
+    return Counts(curves, thresholds.astype(np.float64), names, mean_over, default)
 
 
 def _image_curve(confusion: Array) -> Array:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsss.evaluation.racing import RaceRules
 from wsss.execution.cluster import connect
 from wsss.execution.run import data_digest
 from wsss.execution.scheduling import check_schedulable
@@ -24,7 +25,7 @@ from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_nu
 from wsss.search.keyed import metric_stage
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch
-from wsss.search.prepare import PreparedSweep, SweepError
+from wsss.search.prepare import PreparedSweep, SweepError, racing
 from wsss.search.record import (
     BEST_FILE,
     STUDY_FILE,
@@ -37,6 +38,7 @@ from wsss.search.record import (
 )
 from wsss.search.score import Counts, paired_gain, read_counts
 from wsss.search.tuning import run_tune
+from wsss.search.ways import ways_of_choosing
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker
@@ -129,6 +131,9 @@ def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any])
         limits=prepared.limits,
         run_id=run_id,
         code=code,
+        criterion=request.criterion,
+        race=RaceRules(seed=request.seed) if racing(request) else None,
+        trials=prepared.plan.trials,
     )
 
 
@@ -150,7 +155,7 @@ def _connect(prepared: PreparedSweep) -> None:
 def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> None:
     """Confirm the best settings under other seeds, where asked for, and write the best recipe."""
     request = prepared.request
-    best = best_of(list(ledger.trials.values()), request.metric, prepared.keys)
+    best = best_of(list(ledger.trials.values()), request.metric, prepared.keys, request.select)
     if best is None:
         failed = ledger.trials.get(0)
         raise SweepError(
@@ -163,15 +168,17 @@ def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
         ledger.update(notes=(note,))
     if request.confirm_top and request.confirm_seeds:
         confirmations = _confirm(prepared, ledger, observer)
-        best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys)
+        best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys, request.select)
         ledger.update(confirmations=tuple(confirmations))
-    best = replace(best, **_gain(prepared, ledger, best))
-    ledger.update(best=best)
+    counts = _counts_reader(prepared, ledger)
+    best = replace(best, **_gain(prepared, ledger, best, counts))
+    finished = ranked(list(ledger.trials.values()), request.metric)
+    ledger.update(best=best, selected=ways_of_choosing(finished, prepared.keys, counts))
     write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
 
 
-def _gain(prepared: PreparedSweep, ledger: Ledger, best: Best) -> dict[str, float]:
-    """How sure the gain over the recipe is, as far as images can tell."""
+def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRecord], Counts | None]:
+    """Reads the counts of a trial's images from the store; None when it keeps none."""
     request = prepared.request
     scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
 
@@ -184,9 +191,17 @@ def _gain(prepared: PreparedSweep, ledger: Ledger, best: Best) -> dict[str, floa
             return None
         return read_counts(request.metric, trial.metrics[request.metric], found[0], found[1])
 
+    return counts
+
+
+def _gain(
+    prepared: PreparedSweep, ledger: Ledger, best: Best, counts: Callable[[TrialRecord], Counts | None]
+) -> dict[str, float]:
+    """How sure the gain over the recipe is, as far as images can tell."""
     trial = ledger.trials[best.trial]
     ours, recipe = counts(trial), counts(ledger.trials[0])
-    gain = None if ours is None or recipe is None else paired_gain(ours, trial.threshold, recipe, request.select)
+    select = prepared.request.select
+    gain = None if ours is None or recipe is None else paired_gain(ours, trial.threshold, recipe, select)
     return {} if gain is None else {"gain_low": gain.low, "gain_high": gain.high}
 
 
@@ -210,9 +225,9 @@ def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
             observer.message(f"trial {trial.number} failed under another seed and is not confirmed")
             continue
         found = [score for score in scores if score is not None]
-        values = [score.reported for score in found]
+        values = [score.quoted for score in found]
         if trial.number == 0:
-            values = [recipe_numbers(score, score.value, prepared.keys)[1] for score in found]
+            values = [recipe_numbers(score, score.value, prepared.keys, request.select)[1] for score in found]
         confirmations.append(confirm(trial.number, request.confirm_seeds, values))
     if not confirmations or confirmations[0].trial != 0:
         raise SweepError("the recipe itself failed under another seed", "--confirm-seeds", "look at the message above")
@@ -253,6 +268,7 @@ def _open_record(prepared: PreparedSweep) -> SweepRecord:
         metric=request.metric,
         metric_stage=metric_stage(prepared.base.pipeline, request.metric),
         select=request.select,
+        criterion=request.criterion or "",
         objectives=prepared.objectives,
         sampler=request.sampler,
         seed=request.seed,

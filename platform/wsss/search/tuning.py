@@ -23,9 +23,10 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from wsss.search.batch import BatchEvaluator, Evaluation, Outcome, Setting
+from wsss.search.batch import BatchEvaluator, Evaluation, Outcome, Setting, best_so_far
+from wsss.search.best import ranked
 from wsss.search.ledger import Ledger
-from wsss.search.nested import NestedSearch, Proposal
+from wsss.search.nested import NestedSearch, Proposal, told_values
 from wsss.search.record import TrialRecord
 
 _ENVIRONMENT = {
@@ -72,6 +73,7 @@ class BatchTrainable(tune.Trainable):
         """The next batch."""
         self._proposals: list[dict[str, Any]] = new_config["proposals"]
         self._waiting = list(self._rungs) if new_config["with_rungs"] else []
+        self._best: dict[str, Any] | None = new_config["best"]
         self._settings: list[Setting] | None = None
         return True
 
@@ -88,6 +90,7 @@ class BatchTrainable(tune.Trainable):
                 rung = len(self._rungs) - len(self._waiting)
                 so_far = self._evaluator.so_far(self._settings)
                 return {RUNG: rung, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
+        self._evaluator.race(self._settings, self._best)
         self._evaluator.advance(self._settings, self._evaluator.metric)
         outcomes = self._evaluator.outcomes(self._settings)
         values = [outcome.score.value for outcome in outcomes if outcome.score is not None]
@@ -127,6 +130,7 @@ class SweepSearcher(Searcher):
             "batch": batch[0].batch,
             "proposals": [{"number": each.number, "settings": each.settings} for each in batch],
             "with_rungs": bool(self._rungs) and first,
+            "best": self._best_so_far(),
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -144,13 +148,26 @@ class SweepSearcher(Searcher):
             outcome = outcomes.get(proposal.number)
             if pruned_at is not None and not (outcome is not None and outcome.error):
                 pruned = f"stopped at {self._rungs[pruned_at[0] - 1]} = {100 * pruned_at[1]:.2f} %"
+            elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
+                race = outcome.race
+                pruned = (
+                    f"dropped after {race.images} of {race.of} images: clearly worse than trial {race.beaten_by}, "
+                    f"about {100 * outcome.race.estimate:.2f} %"
+                )
             if outcome is None:
                 outcome = Outcome(proposal.number, error="" if pruned else "the trial's worker died repeatedly")
             trial = self._ledger.finish(outcome, pruned, pruned_at)
-            values = tuple(trial.values.values()) if trial.status == "finished" else None
-            self._search.tell(proposal.number, values, pruned_at)
+            self._search.tell(proposal.number, told_values(trial), pruned_at)
             self._on_trial(trial)
         self._ledger.update()
+
+    def _best_so_far(self) -> dict[str, Any] | None:
+        metric = self._ledger.record.metric
+        order = ranked(list(self._ledger.trials.values()), metric)
+        if not order:
+            return None
+        best = order[0]
+        return best_so_far(best.number, best.metrics[metric], best.threshold, best.artifacts)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the records are the state."""

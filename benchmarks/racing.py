@@ -1,11 +1,10 @@
-"""What honest selection and racing cost and give, on counts of each image.
+"""What racing costs and gives, on counts of each image.
 
-    python benchmarks/selection.py COUNTS.npz [--family crf] [--races 20]
-    python benchmarks/selection.py --synthetic [--settings 40] [--images 1464]
+    python benchmarks/racing.py COUNTS.npz [--family crf] [--races 20]
+    python benchmarks/racing.py --synthetic [--settings 40] [--images 1464]
 
-COUNTS.npz comes from benchmarks/label_free.py --out. Prints every way of choosing beside each other, the time of all
-intervals, and for races in several orders: how much of the full evaluation they look at, how often the best setting
-was dropped, and what the winner loses against it (points of mIoU).
+COUNTS.npz comes from benchmarks/label_free.py --out. Prints, for races in several orders: how much of the full
+evaluation they look at, how often the best setting was dropped, and what the winner loses against it (points of mIoU).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from wsss.evaluation.racing import RaceRules, race
-from wsss.evaluation.selection import select, setting_mious
+from wsss.evaluation.selection import setting_mious
 
 
-def synthetic(settings: int, images: int) -> tuple[np.ndarray, list[str]]:
+def synthetic(settings: int, images: int) -> np.ndarray:
     """Counts as of VOC: rare classes, one to three a picture, sizes with a long tail, settings of unequal quality."""
     rng = np.random.default_rng(0)
     classes = 21
@@ -36,8 +35,7 @@ def synthetic(settings: int, images: int) -> tuple[np.ndarray, list[str]]:
         truth / (1 + np.exp(-0.8 - quality - 0.7 * rng.normal(size=(1, images, 1)) - rng.normal(size=shape) / 2))
     )
     wrong = np.round(truth * rng.lognormal(-1.9, 0.9, (1, images, classes)) * np.exp(-quality / 2))
-    counts = np.stack([right, np.broadcast_to(truth, shape), right + wrong], axis=2).astype(np.int64)
-    return counts, [f"image_{index:05d}" for index in range(images)]
+    return np.stack([right, np.broadcast_to(truth, shape), right + wrong], axis=2).astype(np.int64)
 
 
 def main() -> None:
@@ -53,25 +51,13 @@ def main() -> None:
     if arguments.synthetic == (arguments.counts is not None):
         parser.error("give a file of counts, or --synthetic")
     if arguments.synthetic:
-        counts, names = synthetic(arguments.settings, arguments.images)
+        counts = synthetic(arguments.settings, arguments.images)
     else:
         with np.load(arguments.counts, allow_pickle=False) as arrays:
-            counts, names = arrays[f"{arguments.family}_counts"], [str(name) for name in arrays["names"]]
+            counts = arrays[f"{arguments.family}_counts"]
     number, images = counts.shape[:2]
     mious = setting_mious(counts)
     print(f"{number} settings, {images} images; mIoU {100 * mious.min():.2f} to {100 * mious.max():.2f}")
-
-    started = time.process_time()
-    rows = select(counts, names)
-    seconds = time.process_time() - started
-    for row in rows:
-        print(
-            f"  {row.rule:10s} settings {row.settings!s:10s} {row.images:5d} images  {100 * row.miou.value:6.2f}"
-            f" ({100 * row.miou.low:.2f} to {100 * row.miou.high:.2f})"
-            f"  over the first {100 * row.gain.difference:+.2f}"
-            f" ({100 * row.gain.low:+.2f} to {100 * row.gain.high:+.2f})"
-        )
-    print(f"  {seconds:.2f} CPU seconds for {len(rows)} ways with intervals of 1000 resamples")
 
     best = int(mious.argmax())
     spent, dropped, lost = [], 0, []
