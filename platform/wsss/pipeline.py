@@ -102,12 +102,28 @@ class Stage:
     kind: str = field(init=False, default="stage")
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A training that stops after `epoch` to show what it has learned so far. The whole training, whose key is
+    `whole_key`, goes on from there as if it had not stopped."""
+
+    epoch: int
+    whole_key: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(Stage):
-    """Trains networks under DDP. `fully_supervised` must be set for one that reads masks."""
+    """Trains networks under DDP. `fully_supervised` must be set for one that reads masks.
+
+    Attributes:
+        epochs: of the whole training, as its config says, for a search that looks at it on the way; 0: no look.
+        preview: set by a search alone.
+    """
 
     build: Callable[[StageContext], TrainTask]
     seed: int
+    epochs: int = 0
+    preview: Preview | None = None
     fully_supervised: bool = False
     kind: str = field(init=False, default="train")
 
@@ -260,6 +276,8 @@ def stage_keys(pipeline: Pipeline, data: DataDigests, file_digest: Callable[[Pat
         }
         if isinstance(stage, TrainStage):
             content["seed"] = stage.seed
+            if stage.preview is not None:
+                content["preview_epoch"] = stage.preview.epoch
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         keys[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:32]
     return keys

@@ -12,7 +12,14 @@ import torch
 import torch.multiprocessing as multiprocessing
 from tests.execution import toy_training
 
-from wsss.execution.train_loop import LoopSettings, TrainingError, epoch_order, run_training, split_batch
+from wsss.execution.train_loop import (
+    LoopEvents,
+    LoopSettings,
+    TrainingError,
+    epoch_order,
+    run_training,
+    split_batch,
+)
 
 
 def train(**settings: Any) -> tuple[dict[str, list[float]], list[float]]:
@@ -98,6 +105,43 @@ def test_candidates() -> None:
         toy_training.task(epochs=5, candidate_every=2), 3, LoopSettings(), toy_training.events(candidates=epochs), None
     )
     assert epochs == [2, 4, 5]
+
+
+def test_a_training_that_stops_early_goes_on_as_if_it_had_not() -> None:
+    whole = toy_training.task()
+    expected = run_training(whole, 3, LoopSettings(), toy_training.events(), None)
+    saved: list[dict[str, Any]] = []
+    keep = LoopEvents(
+        save=lambda state, step: saved.append(copy.deepcopy(state or {})),
+        step=lambda *told: None,
+        candidate=lambda *told: None,
+    )
+    early = toy_training.task()
+    history = run_training(early, 3, LoopSettings(), keep, None, until_epoch=1)
+    steps = early.steps_per_epoch()
+    assert {len(values) for values in history.values()} == {steps} and saved[-1]["step"] == steps
+    assert history["loss"] == expected["loss"][:steps], "schedules are those of the whole training"
+    rest = toy_training.task()
+    assert run_training(rest, 3, LoopSettings(), toy_training.events(), saved[-1])["loss"] == expected["loss"]
+    for ours, theirs in zip(rest.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_weights_of_a_training_that_stops_early_are_a_candidate(from_checkpoint: bool) -> None:
+    saved: list[dict[str, Any]] = []
+    kept: list[int] = []
+    events = LoopEvents(
+        save=lambda state, step: saved.append(copy.deepcopy(state or {})),
+        step=lambda *told: None,
+        candidate=lambda epoch, weights: kept.append(epoch),
+    )
+    run_training(toy_training.task(candidate_every=2), 3, LoopSettings(), events, None, until_epoch=1)
+    assert kept == [1]
+    if from_checkpoint:  # killed after its last checkpoint
+        kept.clear()
+        run_training(toy_training.task(candidate_every=2), 3, LoopSettings(), events, saved[-1], until_epoch=1)
+        assert kept == [1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage() -> None:

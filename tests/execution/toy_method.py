@@ -186,6 +186,7 @@ def pipeline(recipe: ToyRecipe, dataset: Dataset) -> Pipeline:
                 image_list="train",
                 build=build_training,
                 seed=recipe.seed,
+                epochs=recipe.train.epochs,
             ),
             MapStage(
                 name="toy_score",

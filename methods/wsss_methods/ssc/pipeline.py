@@ -146,6 +146,7 @@ def _cam_stages(recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Pa
             uses_gpu=True,
             build=build_cam_training,
             seed=recipe.seed,
+            epochs=recipe.cam.num_epochs,
         ),
         MapStage(
             name=cam,
@@ -201,6 +202,7 @@ def _affinity_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[Stage
             uses_gpu=True,
             build=build_affinity_training,
             seed=recipe.seed,
+            epochs=recipe.affinity.num_epochs,
         ),
     ]
     if recipe.affinity.displacement_mean:
@@ -289,6 +291,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
             uses_gpu=True,
             build=build_segmentation_training,
             seed=recipe.seed,
+            epochs=settings.num_epochs,
         )
     ]
     score_inputs = {"weights": "segmentation_train"}

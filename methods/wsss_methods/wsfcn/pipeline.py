@@ -81,6 +81,7 @@ def _training_stages(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, 
             uses_gpu=True,
             build=build_training,
             seed=recipe.seed,
+            epochs=recipe.train.num_epochs,
         )
     ]
     inputs = {"weights": "segmentation_train"}

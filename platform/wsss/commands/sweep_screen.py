@@ -60,7 +60,7 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
         alone = sum((each.seconds or 0.0) * each.independent for each in expected)
         print(f"Expected {duration(total)}, {duration(alone)} if every setting ran on its own.")
     if prepared.rungs:
-        print(f"Outer settings that fall behind stop at {', '.join(prepared.rungs)}.")
+        print(f"Outer settings that fall behind stop at {', '.join(rung.text for rung in prepared.rungs)}.")
     print(f"metric {metric}, chosen by {prepared.request.select}; sweep {prepared.sweep_id}\n")
 
 

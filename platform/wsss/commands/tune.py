@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--early-stop",
         action="store_true",
-        help="asynchronous halving of outer settings at the evaluations before the searched one",
+        help="asynchronous halving of outer settings: while they train, and at the evaluations before the searched one",
     )
     search.add_argument(
         "--no-race",

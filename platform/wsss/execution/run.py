@@ -267,7 +267,8 @@ def compute_stage(
         tracked.metrics(metrics)
     seconds = time.monotonic() - started
     artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
-    if not facts.get("resumed_images"):
+    preview = stage.preview if isinstance(stage, TrainStage) else None
+    if not facts.get("resumed_images") and not facts.get("resumed_steps") and preview is None:
         CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
     tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
     tracked.finish("FINISHED")
@@ -283,12 +284,6 @@ def _train(
 
     execution = prepared.execution
     gpu = resources.gpus > 0
-    store_url = prepared.store.url
-    checkpoints = (
-        f"{store_url.rstrip('/')}/checkpoints"
-        if "://" in store_url
-        else str(prepared.request.home.absolute() / "checkpoints")
-    )
     plan = TrainPlan(
         workers=workers,
         gpu=gpu,
@@ -300,7 +295,7 @@ def _train(
             channels_last=execution.mode == "fast",
         ),
         max_failures=execution.max_failures,
-        checkpoints=checkpoints,
+        checkpoints=checkpoints_place(prepared),
         parity=execution.mode == "parity",
         forbidden_folders=() if "masks" in job.stage.reads else prepared.dataset.mask_folders,
     )
@@ -314,8 +309,17 @@ def _train(
         tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
 
     _, facts = run_train_stage(job, plan, show)
-    remove_checkpoints(plan, job)
+    if isinstance(job.stage, TrainStage) and job.stage.preview is None:
+        remove_checkpoints(plan, job)
     return facts
+
+
+def checkpoints_place(prepared: PreparedRun) -> str:
+    """Folder or address below which running trainings keep their checkpoints."""
+    store_url = prepared.store.url
+    if "://" in store_url:
+        return f"{store_url.rstrip('/')}/checkpoints"
+    return str(prepared.request.home.absolute() / "checkpoints")
 
 
 def _connect(prepared: PreparedRun) -> None:

@@ -85,3 +85,9 @@ def publish_stage(
         # Named, because the listing of an object store may not show yet what a worker has just written.
         shards=range(int(facts["shards"])) if isinstance(stage, MapStage) else None,
     )
+
+
+def training_name(stage: Stage, key: str) -> str:
+    """Folder of a training's checkpoints; a preview has that of the training which it is a part of."""
+    preview = stage.preview if isinstance(stage, TrainStage) else None
+    return f"{stage.name}-{key if preview is None else preview.whole_key}"

@@ -50,9 +50,17 @@ class LoopEvents:
 
 
 def run_training(
-    task: TrainTask, seed: int, settings: LoopSettings, events: LoopEvents, state: dict[str, Any] | None
+    task: TrainTask,
+    seed: int,
+    settings: LoopSettings,
+    events: LoopEvents,
+    state: dict[str, Any] | None,
+    until_epoch: int | None = None,
 ) -> dict[str, list[float]]:
     """Train to the end (from `state`, if given) and return the history by step.
+
+    With `until_epoch` it stops after that many epochs, at a checkpoint from which it can be continued, and those
+    weights are a candidate like those of the last epoch. Schedules are those of the whole training.
 
     Returns:
         ``{"loss/<name>": [...], "loss": [...], "statistic/<name>": [...], "learning_rate/<optimizer>": [...]}``, one
@@ -81,10 +89,11 @@ def run_training(
     first_step = 0
     if state is not None:
         first_step = _restore(task, module, scaler, history, state)
+    last_step = total_steps if until_epoch is None else min(total_steps, until_epoch * steps_per_epoch)
     wrapped = _wrap(module, task, settings, device)
-    batches = _batches(task, seed, settings, first_step, total_steps)
+    batches = _batches(task, seed, settings, first_step, last_step)
 
-    for step in range(first_step, total_steps):
+    for step in range(first_step, last_step):
         epoch = step // steps_per_epoch
         for plan, rates in zip(task.optimizers, base_rates, strict=True):
             factor = plan.schedule(step, total_steps)
@@ -120,10 +129,13 @@ def run_training(
 
         end_of_epoch = (step + 1) % steps_per_epoch == 0
         finished = step + 1 == total_steps
-        if settings.rank == 0 and end_of_epoch and _is_candidate(task, epoch + 1):
+        if settings.rank == 0 and end_of_epoch and is_candidate(task, epoch + 1, until_epoch):
             events.candidate(epoch + 1, task.trained_weights())
         if not finished and (end_of_epoch or (step + 1) % settings.checkpoint_steps == 0):
             events.save(_state(task, module, scaler, history, step + 1) if settings.rank == 0 else None, step + 1)
+    killed_at_its_end = until_epoch is not None and first_step == last_step
+    if killed_at_its_end and settings.rank == 0 and is_candidate(task, until_epoch, until_epoch):
+        events.candidate(until_epoch, task.trained_weights())  # it may not have been written
     return history
 
 
@@ -162,11 +174,12 @@ def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_
     ]
 
 
-def _is_candidate(task: TrainTask, epochs_done: int) -> bool:
+def is_candidate(task: TrainTask, epochs_done: int, until_epoch: int | None = None) -> bool:
+    """Whether the weights after so many epochs are kept for a later choice; the last ones always are."""
     if task.candidate_every == 0:
         return False
     due = epochs_done % task.candidate_every == 0 and epochs_done > task.candidates_after
-    return due or epochs_done == task.epochs
+    return due or epochs_done in (task.epochs, until_epoch)
 
 
 def _even_split(items: list[Any], parts: int) -> list[list[Any]]:
@@ -187,13 +200,13 @@ class _SeededSamples(torch.utils.data.Dataset[Batch]):
 
 
 def _batches(
-    task: TrainTask, seed: int, settings: LoopSettings, first_step: int, total_steps: int
+    task: TrainTask, seed: int, settings: LoopSettings, first_step: int, last_step: int
 ) -> Iterator[list[Batch]]:
-    """Micro-batches of this rank for every step from `first_step`."""
+    """Micro-batches of this rank for every step from `first_step` until before `last_step`."""
     plan: list[list[list[tuple[int, int]]]] = []
     steps_per_epoch = task.steps_per_epoch()
     order, order_epoch = np.empty(0, dtype=np.int64), -1
-    for step in range(first_step, total_steps):
+    for step in range(first_step, last_step):
         epoch, place = divmod(step, steps_per_epoch)
         if epoch != order_epoch:
             order, order_epoch = epoch_order(seed, epoch, len(task.samples)), epoch

@@ -25,8 +25,15 @@ from ray.train.torch import TorchTrainer
 from wsss.data.view import forbid_mask_reading
 from wsss.errors import WsssError
 from wsss.execution.board import Told, create_board
-from wsss.execution.stage_job import StageJob
-from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, run_training, split_batch
+from wsss.execution.stage_job import StageJob, training_name
+from wsss.execution.train_loop import (
+    LoopEvents,
+    LoopSettings,
+    TrainingError,
+    is_candidate,
+    run_training,
+    split_batch,
+)
 from wsss.nn.sync_norm import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 from wsss.store import Artifact
@@ -83,7 +90,6 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
         TrainingError: the workers could not be started, or died more often than allowed.
     """
     board = create_board()
-    name = f"{job.stage.name}-{job.key}"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "plan": plan, "board": board},
@@ -94,7 +100,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
             placement_strategy="PACK",
         ),
         run_config=RunConfig(
-            name=name,
+            name=training_name(job.stage, job.key),
             storage_path=plan.checkpoints,
             failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -127,7 +133,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
 def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
     """Free what a finished stage no longer needs (folders only; an object store expires its own)."""
     if "://" not in plan.checkpoints:
-        shutil.rmtree(Path(plan.checkpoints) / f"{job.stage.name}-{job.key}", ignore_errors=True)
+        shutil.rmtree(Path(plan.checkpoints) / training_name(job.stage, job.key), ignore_errors=True)
 
 
 def load_weights(artifact: Artifact, stem: str = "weights") -> dict[str, torch.Tensor]:
@@ -167,17 +173,24 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     writer = job.writer()
     teller = _Teller(board, rank)
     started = time.monotonic()
+    until_epoch, writers = None, [writer]
+    if stage.preview is not None:
+        until_epoch = stage.preview.epoch
+        writers.append(job.store.writer(stage.name, stage.preview.whole_key))
+    last_step = task.total_steps() if until_epoch is None else until_epoch * task.steps_per_epoch()
     state, first_step = _load_state(), 0
+    if state is not None and int(state["step"]) > last_step:
+        state = None  # a preview that was lost after the training had gone on
     if state is not None:
         first_step = int(state["step"])
 
     def candidate(epoch: int, weights: dict[str, dict[str, torch.Tensor]]) -> None:
-        for stem, values in weights.items():
-            writer.add_file(f"epoch_{epoch:04d}/{stem}.pt", _encoded(values))
+        for place in writers if is_candidate(task, epoch) else writers[:1]:
+            for stem, values in weights.items():
+                place.add_file(f"epoch_{epoch:04d}/{stem}.pt", _encoded(values))
 
-    history = run_training(
-        task, stage.seed, settings, LoopEvents(save=_save_state, step=teller.step, candidate=candidate), state
-    )
+    events = LoopEvents(save=_save_state, step=teller.step, candidate=candidate)
+    history = run_training(task, stage.seed, settings, events, state, until_epoch)
     if rank != 0:
         return {}
     files: dict[str, str] = {}
@@ -186,9 +199,10 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
         files[stem] = f"{stem}.pt"
     writer.add_file(HISTORY_FILE, json.dumps(history).encode())
     seconds = time.monotonic() - started
-    trained = task.total_steps() - first_step
+    trained = last_step - first_step
     facts = {
-        "steps": task.total_steps(),
+        "steps": last_step,
+        "resumed_steps": first_step,
         "images_per_second": trained * task.global_batch / seconds if seconds > 0 else 0.0,
         "peak_gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if plan.gpu else 0.0,
     }

@@ -141,7 +141,8 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
         "rule": sweep.select + (f", {sweep.criterion}" if sweep.criterion else ""),
         "objectives": ", ".join(f"{name} ({mode})" for name, mode in sweep.objectives.items()),
         "sampler": f"{sweep.sampler}, seed {sweep.seed}, concurrency {sweep.concurrency}, batch {sweep.batch}",
-        "scheduler": sweep.scheduler + (f", rungs {', '.join(sweep.rungs)}" if sweep.rungs else ""),
+        "scheduler": sweep.scheduler
+        + (f", rungs {', '.join(rung.text for rung in sweep.rungs)}" if sweep.rungs else ""),
         "budget": f"{sweep.trials} settings, {sweep.inner_trials} under each outer one",
         "training seeds": ", ".join(str(seed) for seed in sweep.seeds),
         "store": sweep.store_url,

@@ -5,6 +5,7 @@ Runs where the trial runs, on a worker that takes no CPU; the stages take the cl
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,17 +20,17 @@ from wsss.evaluation.racing import RaceRules, race_rounds
 from wsss.evaluation.score_stages import LabelScoreConfig
 from wsss.execution.cluster import capacity
 from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, run_reduce_jobs
-from wsss.execution.run import PreparedRun, RunRequest, compute_stage
+from wsss.execution.run import PreparedRun, RunRequest, checkpoints_place, compute_stage
 from wsss.execution.scheduling import stage_resources
-from wsss.execution.stage_job import StageJob, bind_job, publish_stage
+from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training_name
 from wsss.method import Method
-from wsss.pipeline import MapStage, ReduceStage, Stage
+from wsss.pipeline import MapStage, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
 from wsss.search.keyed import KeyedPipeline, KeyedPipelines, metric_stage
 from wsss.search.label_free import Criterion, criterion_curve, criterion_input
 from wsss.search.racing import Chain, Leader, Rule, run_race
-from wsss.search.record import Race, Select, StageUse
+from wsss.search.record import PreviewValue, Race, Rung, Select, StageUse
 from wsss.search.score import Score, is_choosing, read_counts, score_of
 from wsss.store import Artifact, open_store
 
@@ -80,6 +81,7 @@ class Outcome:
     stages: tuple[StageUse, ...] = ()
     artifacts: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    previews: tuple[PreviewValue, ...] = ()
     race: Race | None = None
     raced_share: float = 1.0
 
@@ -103,7 +105,11 @@ class Outcome:
 
 @dataclass
 class Setting:
-    """One setting under way. `artifacts` by stage name; `executed` are the stages that were computed for it."""
+    """One setting under way. `artifacts` by stage name; `executed` are the stages that were computed for it.
+
+    Attributes:
+        previews: metrics while its stages trained; looks: the stages that this took.
+    """
 
     number: int
     error: str = ""
@@ -111,6 +117,8 @@ class Setting:
     prepared: PreparedRun | None = None
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     executed: set[str] = field(default_factory=set)
+    previews: list[PreviewValue] = field(default_factory=list)
+    looks: list[StageUse] = field(default_factory=list)
     race: Race | None = None
     raced_share: float = 1.0
 
@@ -194,6 +202,40 @@ class BatchEvaluator:
         """Compute what a metric needs, for all settings together. Failures are noted in the settings."""
         alive = [setting for setting in settings if setting.going_on]
         self._compute(alive, {setting.number: self._missing(setting, metric) for setting in alive})
+
+    def preview(self, setting: Setting, rung: Rung) -> float | None:
+        """The rung's metric while the setting trains; None when it cannot be had, which stops nothing."""
+        keyed = self._pipelines.preview(setting.pipeline, rung.stage, rung.fraction)
+        if keyed is None or setting.prepared is None:
+            return None
+        early = Setting(setting.number, keyed=keyed, prepared=replace(setting.prepared, pipeline=keyed.pipeline))
+        self.advance([early], rung.metric)
+        stage = keyed.pipeline.stage(rung.stage)
+        assert isinstance(stage, TrainStage) and stage.preview is not None
+        for use in self._outcome(early, None, rung.metric).stages:
+            if use.key != setting.pipeline.keys[use.name] and use.name in early.artifacts:
+                setting.looks.append(replace(use, name=f"{use.name}, epoch {stage.preview.epoch}"))
+            elif use.executed:
+                setting.executed.add(use.name)
+                setting.artifacts[use.name] = early.artifacts[use.name]
+        value = self.value(early, rung.metric)
+        if value is None:
+            self._tell(f"{rung.text}: {early.error}; trains on")
+            return None
+        setting.previews.append(PreviewValue(rung.metric, rung.stage, stage.preview.epoch, stage.epochs, value))
+        self._tell(f"{rung.metric} {100 * value:.2f} % after {stage.preview.epoch} of {stage.epochs} epochs")
+        return value
+
+    def discard(self, settings: Sequence[Setting]) -> None:
+        """Remove the checkpoints of trainings that were stopped."""
+        for setting in settings:
+            place = None if setting.prepared is None else checkpoints_place(setting.prepared)
+            if place is None or "://" in place:
+                continue
+            for seen in setting.previews:
+                stage = setting.pipeline.pipeline.stage(seen.stage)
+                name = training_name(stage, setting.pipeline.keys[seen.stage])
+                shutil.rmtree(Path(place) / name, ignore_errors=True)
 
     def race(self, settings: Sequence[Setting], best: Mapping[str, Any] | None) -> None:
         """Drop settings that are clearly worse than the best one, where the metric allows a look at fewer images.
@@ -355,18 +397,21 @@ class BatchEvaluator:
         """What settings that are stopped before their end have computed."""
         found = [self._outcome(setting, None) for setting in settings]
         return [
-            replace(outcome, stages=tuple(use for use in outcome.stages if use.name in setting.artifacts))
+            replace(
+                outcome,
+                stages=tuple(use for use in outcome.stages if use.name in setting.artifacts or use in setting.looks),
+            )
             for setting, outcome in zip(settings, found, strict=True)
         ]
 
-    def _outcome(self, setting: Setting, score: Score | RuntimeError | None) -> Outcome:
+    def _outcome(self, setting: Setting, score: Score | RuntimeError | None, metric: str = "") -> Outcome:
         if setting.keyed is None:
             return Outcome(setting.number, error=setting.error)
         error = setting.error or (str(score) if isinstance(score, RuntimeError) else "")
         uses = []
         metrics: dict[str, float] = {}
         artifacts: dict[str, str] = {}
-        target = metric_stage(setting.keyed.pipeline, self._evaluation.metric)
+        target = metric_stage(setting.keyed.pipeline, metric or self.metric)
         # With the evaluations before the searched one, where early stopping looked at them.
         for stage in setting.keyed.upstream(target, *setting.executed):
             artifact = setting.artifacts.get(stage.name) or self._find(stage.name, setting.keyed.keys[stage.name])
@@ -382,9 +427,10 @@ class BatchEvaluator:
             error=error,
             score=score if isinstance(score, Score) and not error else None,
             metrics=metrics,
-            stages=tuple(uses),
+            stages=(*setting.looks, *uses),
             artifacts=artifacts,
             seed=int(setting.keyed.recipe.seed),
+            previews=tuple(setting.previews),
             race=setting.race,
             raced_share=setting.raced_share,
         )

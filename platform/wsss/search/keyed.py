@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.evaluation.score_stages import SummaryConfig
 from wsss.method import Method
-from wsss.pipeline import Pipeline, Reads, ReduceStage, Stage, stage_keys
+from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, Stage, TrainStage, stage_keys
 
 
 class MetricError(WsssError):
@@ -48,6 +48,18 @@ class KeyedPipelines:
         """The pipeline of a recipe. Raises whatever the method's pipeline raises (WsssError)."""
         pipeline = self.method.pipeline(recipe, self.dataset)
         return KeyedPipeline(recipe, pipeline, stage_keys(pipeline, self, self._file_digest))
+
+    def preview(self, keyed: KeyedPipeline, name: str, fraction: float) -> KeyedPipeline | None:
+        """The pipeline with a training that stops after a fraction of its epochs; None when that is all of them."""
+        stage = keyed.pipeline.stage(name)
+        assert isinstance(stage, TrainStage)
+        epoch = max(1, round(fraction * stage.epochs))
+        if epoch >= stage.epochs:
+            return None
+        early = replace(stage, preview=Preview(epoch, keyed.keys[name]))
+        stages = tuple(early if each.name == name else each for each in keyed.pipeline)
+        pipeline = replace(keyed.pipeline, stages=stages)
+        return KeyedPipeline(keyed.recipe, pipeline, stage_keys(pipeline, self, self._file_digest))
 
     def digest(self, image_list: str | None, reads: frozenset[Reads]) -> str:
         """As `Dataset.digest`."""

@@ -96,6 +96,7 @@ class Ledger:
             status="pruned" if pruned else failed,
             reason=pruned or outcome.error,
             stopped_at=stopped_at if pruned else None,
+            previews=outcome.previews,
             race=outcome.race,
             metrics=outcome.metrics,
             stages=outcome.stages,
@@ -232,6 +233,9 @@ class Ledger:
             **{f"search/{name.replace('/', '_')}": value for name, value in trial.values.items()},
         }
         run.metrics(numbers)
+        for name in dict.fromkeys(each.metric for each in trial.previews):
+            seen = [(each.epoch, each.value) for each in trial.previews if each.metric == name]
+            run.series({f"while_training/{name}": seen})
         if trial.curve:
             run.series({"search/curve": [(round(1000 * point.threshold), point.value) for point in trial.curve]})
         for stage in trial.stages:

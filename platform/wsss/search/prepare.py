@@ -14,19 +14,20 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.execution.run import PreparedRun, RunRequest, prepare_run
 from wsss.method import Method
-from wsss.pipeline import ReduceStage, Stage, TrainStage
+from wsss.pipeline import Stage, TrainStage
 from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict, settings_of
 from wsss.search.keyed import KeyedPipeline, KeyedPipelines, metric_stage, metrics_of
 from wsss.search.label_free import CRITERIA, Criterion, criterion_problem
 from wsss.search.levels import derive_levels
 from wsss.search.nested import SearchPlan, default_inner_trials
-from wsss.search.record import SearchedKey, Select, sweep_folder
+from wsss.search.record import Rung, SearchedKey, Select, sweep_folder
 from wsss.search.sampling import check_sampler
 from wsss.search.score import limits_of
 from wsss.search.space import SearchSpace, load_space
 
 COST = "cost_seconds"
+PREVIEW_FRACTIONS = (0.25, 0.5)
 
 
 class SweepError(WsssError):
@@ -105,7 +106,7 @@ class PreparedSweep:
     base: KeyedPipeline
     run: PreparedRun
     plan: SearchPlan
-    rungs: tuple[str, ...]
+    rungs: tuple[Rung, ...]
     limits: tuple[float, float] | None
     sweep_id: str
     identity: str
@@ -203,7 +204,7 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
     rungs = _rungs(base, request.metric, keys, seconds, request.stage_cost_limit) if request.early_stop else ()
     if request.early_stop and not rungs:
         raise SweepError(
-            f"there is no evaluation before {request.metric} that an outer key changes",
+            f"nothing before {request.metric} that an outer key changes can be looked at",
             "--early-stop",
             "leave it out, or search a metric further down the pipeline",
         )
@@ -281,9 +282,14 @@ def _rungs(
     keys: Sequence[SearchedKey],
     seconds: Mapping[str, float | None],
     limit: float | None,
-) -> tuple[str, ...]:
-    """Metrics of evaluations that rest on fewer costly stages than the searched one, and that outer keys change."""
+) -> tuple[Rung, ...]:
+    """Where outer settings can be compared before the searched metric is there, in the order of the pipeline.
+
+    Evaluations that rest on fewer costly stages than the searched one, and trainings after a quarter and a half of
+    their epochs, seen through the first metric that rests on no other costly stage behind them.
+    """
     made = metrics_of(base.pipeline)
+    order = {stage.name: place for place, stage in enumerate(base.pipeline)}
 
     def costly(target: str) -> set[str]:
         return {
@@ -294,13 +300,22 @@ def _rungs(
 
     changed = {name for key in keys if key.level == "outer" for name in base.pipeline.downstream(key.stage)}
     target = costly(made[metric])
-    order = [stage.name for stage in base.pipeline if isinstance(stage, ReduceStage)]
-    found: dict[frozenset[str], str] = {}
-    for name, stage in made.items():
-        before = costly(stage)
-        if before and before < target and stage in changed:
-            found.setdefault(frozenset(before), name)
-    return tuple(sorted(found.values(), key=lambda name: order.index(made[name])))
+    metrics = sorted(made, key=lambda name: order[made[name]])
+    found: dict[frozenset[str], Rung] = {}
+    for name in metrics:
+        before = costly(made[name])
+        if before and before < target and made[name] in changed:
+            found.setdefault(frozenset(before), Rung(name))
+    rungs = list(found.values())
+    for stage in base.upstream(made[metric]):
+        if not isinstance(stage, TrainStage) or stage.name not in changed or stage.epochs < 2:
+            continue
+        through = [
+            name for name in metrics if costly(made[name]) == costly(stage.name) and stage.name in costly(made[name])
+        ]
+        if through:
+            rungs += [Rung(through[0], stage.name, fraction) for fraction in PREVIEW_FRACTIONS]
+    return tuple(sorted(rungs, key=lambda rung: (order[made[rung.metric]], rung.fraction)))
 
 
 def _identity(request: SweepRequest, keys: Sequence[SearchedKey], base: KeyedPipeline) -> str:

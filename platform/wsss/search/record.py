@@ -107,6 +107,37 @@ class CriterionPoint:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """Where early stopping compares outer settings.
+
+    Attributes:
+        metric: of an evaluation stage before the searched one, or of a training on its way to it.
+        stage: training stage that is looked at while it trains; "" when everything behind the metric is computed.
+        fraction: of its epochs.
+    """
+
+    metric: str
+    stage: str = ""
+    fraction: float = 1.0
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"{self.metric} after {100 * self.fraction:g} % of {self.stage}" if self.stage else self.metric
+
+
+@dataclass(frozen=True)
+class PreviewValue:
+    """What a metric was while a stage trained: after `epoch` of `epochs`; `value` is a fraction."""
+
+    metric: str
+    stage: str
+    epoch: int
+    epochs: int
+    value: float
+
+
+@dataclass(frozen=True)
 class Race:
     """What a setting showed on a part of the images, before the others were computed.
 
@@ -137,6 +168,7 @@ class TrialRecord:
         status: "running" until evaluated; "pruned": stopped early, see reason.
         reason: why it failed or was pruned.
         stopped_at: of a trial pruned at a rung: (its number from 1, best value of the outer setting there).
+        previews: metrics while its stages trained, where early stopping looked at them.
         race: where it was held against others on a part of the images; pruned trials without `stopped_at` lost one.
         values: objective name -> value that the search saw: {metric: fraction} (under label_free the criterion) and,
             where cost is an objective, {"cost_seconds": seconds}.
@@ -168,6 +200,7 @@ class TrialRecord:
     status: TrialStatus = "running"
     reason: str = ""
     stopped_at: tuple[int, float] | None = None
+    previews: tuple[PreviewValue, ...] = ()
     race: Race | None = None
     values: dict[str, float] = field(default_factory=dict)
     quoted: float | None = None
@@ -253,8 +286,7 @@ class SweepRecord:
     Attributes:
         space: every key of the search space, with its derived stage and level.
         metric: what is searched for, e.g. "pseudo_label/miou_train"; mode: "max" or "min".
-        metric_stage: reduce stage that makes it; `rungs`: metrics of earlier evaluation stages at which early
-            stopping compares outer settings.
+        metric_stage: reduce stage that makes it; `rungs`: where early stopping compares outer settings.
         select: how the value of a trial is read off its evaluation, see `TrialRecord`.
         criterion: name of the one without masks, "" when none was asked for.
         objectives: names in `TrialRecord.values`, with their directions.
@@ -292,7 +324,7 @@ class SweepRecord:
     identity: str = ""
     criterion: str = ""
     scheduler: str = "none"
-    rungs: tuple[str, ...] = ()
+    rungs: tuple[Rung, ...] = ()
     mode: Literal["max", "min"] = "max"
     data_digest: str = ""
     study_url: str = ""
@@ -356,7 +388,8 @@ def load_sweep(folder: Path) -> SweepRecord:
             )
             for each in content.get("selected", ())
         )
-        for name in ("seeds", "rungs", "notes"):
+        content["rungs"] = tuple(Rung(**each) for each in content["rungs"])
+        for name in ("seeds", "notes"):
             content[name] = tuple(content[name])
         return SweepRecord(**content)
     except (KeyError, TypeError) as error:
@@ -380,6 +413,7 @@ def load_trial(path: Path) -> TrialRecord:
         content["stages"] = tuple(StageUse(**stage) for stage in content["stages"])
         content["run_ids"] = tuple(content["run_ids"])
         content["criterion"] = tuple(CriterionPoint(**point) for point in content.get("criterion", ()))
+        content["previews"] = tuple(PreviewValue(**each) for each in content.get("previews", ()))
         content["race"] = None if content.get("race") is None else Race(**content["race"])
         stopped = content.get("stopped_at")
         content["stopped_at"] = None if stopped is None else tuple(stopped)

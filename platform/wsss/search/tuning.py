@@ -27,7 +27,7 @@ from wsss.search.batch import BatchEvaluator, Evaluation, Outcome, Setting, best
 from wsss.search.best import ranked
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, Proposal, told_values
-from wsss.search.record import TrialRecord
+from wsss.search.record import Rung, TrialRecord
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are recorded by the ledger
@@ -62,7 +62,7 @@ class BatchTrainable(tune.Trainable):
     """
 
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, config: dict[str, Any], evaluation: Evaluation, rungs: tuple[str, ...], board: Any
+        self, config: dict[str, Any], evaluation: Evaluation, rungs: tuple[Rung, ...], board: Any
     ) -> None:
         """Called once in a worker's life."""
         self._rungs = rungs
@@ -71,28 +71,39 @@ class BatchTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next batch."""
+        self.cleanup()
         self._proposals: list[dict[str, Any]] = new_config["proposals"]
         self._waiting = list(self._rungs) if new_config["with_rungs"] else []
         self._best: dict[str, Any] | None = new_config["best"]
         self._settings: list[Setting] | None = None
         return True
 
+    def cleanup(self) -> None:
+        """A batch that was stopped before its end leaves no checkpoints."""
+        if getattr(self, "_settings", None):
+            self._evaluator.discard(self._settings or [])
+
     def step(self) -> dict[str, Any]:
         """Advance to the next rung, or to the end."""
         if self._settings is None:
             self._settings = [self._evaluator.open(each["number"], each["settings"]) for each in self._proposals]
-        if self._waiting:
-            metric = self._waiting.pop(0)
-            self._evaluator.advance(self._settings, metric)
-            reached = [self._evaluator.value(setting, metric) for setting in self._settings]
+        while self._waiting:
+            rung = self._waiting.pop(0)
+            if rung.stage:
+                going_on = [setting for setting in self._settings if setting.going_on]
+                reached = [self._evaluator.preview(setting, rung) for setting in going_on[:1]]
+            else:
+                self._evaluator.advance(self._settings, rung.metric)
+                reached = [self._evaluator.value(setting, rung.metric) for setting in self._settings]
             known = [value for value in reached if value is not None]
             if known:
-                rung = len(self._rungs) - len(self._waiting)
+                place = len(self._rungs) - len(self._waiting)
                 so_far = self._evaluator.so_far(self._settings)
-                return {RUNG: rung, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
+                return {RUNG: place, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
         self._evaluator.race(self._settings, self._best)
         self._evaluator.advance(self._settings, self._evaluator.metric)
         outcomes = self._evaluator.outcomes(self._settings)
+        self._settings = []
         values = [outcome.score.value for outcome in outcomes if outcome.score is not None]
         return {
             RUNG: len(self._rungs) + 1,
@@ -106,7 +117,7 @@ class SweepSearcher(Searcher):
     """Tune's view of a search: a suggestion is a batch, its completion goes to the ledger and to the search."""
 
     def __init__(
-        self, search: NestedSearch, ledger: Ledger, rungs: tuple[str, ...], on_trial: Callable[[TrialRecord], None]
+        self, search: NestedSearch, ledger: Ledger, rungs: tuple[Rung, ...], on_trial: Callable[[TrialRecord], None]
     ) -> None:
         super().__init__()
         self._search, self._ledger, self._rungs, self._on_trial = search, ledger, rungs, on_trial
@@ -147,7 +158,7 @@ class SweepSearcher(Searcher):
             pruned = ""
             outcome = outcomes.get(proposal.number)
             if pruned_at is not None and not (outcome is not None and outcome.error):
-                pruned = f"stopped at {self._rungs[pruned_at[0] - 1]} = {100 * pruned_at[1]:.2f} %"
+                pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {100 * pruned_at[1]:.2f} %"
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
                 race = outcome.race
                 pruned = (
@@ -182,7 +193,7 @@ def run_tune(
     ledger: Ledger,
     evaluation: Evaluation,
     *,
-    rungs: tuple[str, ...],
+    rungs: tuple[Rung, ...],
     concurrency: int,
     on_trial: Callable[[TrialRecord], None],
     show: Show,
