@@ -18,6 +18,7 @@ from wsss.execution import many
 from wsss.execution.cluster import Capacity
 from wsss.recipe import flat_dict
 from wsss.search import batch as batch_module
+from wsss.search import entrants
 from wsss.search.batch import BatchEvaluator
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, told_values
@@ -51,7 +52,8 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(many, name, Inline(getattr(many, name)._function))
     monkeypatch.setattr(many.ray, "put", lambda value: value)
     monkeypatch.setattr(many.ray, "get", lambda value, timeout=None: value)
-    monkeypatch.setattr(batch_module, "capacity", lambda: Capacity(2, 0, 1, 2, False))
+    for module in (batch_module, entrants):
+        monkeypatch.setattr(module, "capacity", lambda: Capacity(2, 0, 1, 2, False))
     many._built.clear()
     yield
 

@@ -10,12 +10,12 @@ import optuna
 import pytest
 
 from wsss.errors import WsssError
-from wsss.search.batch import Outcome
 from wsss.search.importance import importances
 from wsss.search.ledger import Ledger
 from wsss.search.nested import Proposal
 from wsss.search.record import SearchedKey, StageUse, SweepRecord, load_sweep, load_trials
 from wsss.search.score import Score
+from wsss.search.setting import Outcome
 
 METRIC = "m/miou_val"
 KEYS = (

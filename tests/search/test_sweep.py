@@ -22,7 +22,6 @@ from tests.search.planted_method import METRIC, QUALITY, PlantedRecipe
 from wsss.errors import WsssError
 from wsss.plan import CostHistory
 from wsss.recipe import flat_dict, load_recipe
-from wsss.search.best import reported
 from wsss.search.prepare import prepare_sweep
 from wsss.search.record import BEST_FILE, STUDY_FILE, SweepRecord, TrialRecord, load_sweep, load_trials
 from wsss.search.sweep import SweepObserver, run_sweep
@@ -95,7 +94,7 @@ def test_the_threshold_is_read_off_the_curve_and_held_out(trials: list[TrialReco
         assert len(trial.curve) == 46 and trial.oracle == max(point.value for point in trial.curve)
         assert trial.default_value is not None and trial.oracle is not None
         assert trial.default_value < trial.oracle, "at 0.2 there is no background"
-        assert trial.chosen == trial.values[METRIC] and reported(trial, METRIC) == trial.held_out
+        assert trial.chosen == trial.values[METRIC] and trial.quoted == trial.held_out
         assert trial.low is not None and trial.high is not None and trial.held_out is not None
         assert trial.low <= trial.held_out <= trial.high
         assert "evaluation.threshold" not in trial.settings

@@ -129,13 +129,13 @@ def run_training(
 
         end_of_epoch = (step + 1) % steps_per_epoch == 0
         finished = step + 1 == total_steps
-        if settings.rank == 0 and end_of_epoch and is_candidate(task, epoch + 1, until_epoch):
-            events.candidate(epoch + 1, task.trained_weights())
+        if settings.rank == 0 and end_of_epoch:
+            _tell_candidate(task, epoch + 1, until_epoch, events)
         if not finished and (end_of_epoch or (step + 1) % settings.checkpoint_steps == 0):
             events.save(_state(task, module, scaler, history, step + 1) if settings.rank == 0 else None, step + 1)
-    killed_at_its_end = until_epoch is not None and first_step == last_step
-    if killed_at_its_end and settings.rank == 0 and is_candidate(task, until_epoch, until_epoch):
-        events.candidate(until_epoch, task.trained_weights())  # it may not have been written
+    if until_epoch is not None and first_step == last_step and settings.rank == 0:
+        # Killed between its last checkpoint and its end: the candidate may not have been written.
+        _tell_candidate(task, until_epoch, until_epoch, events)
     return history
 
 
@@ -180,6 +180,11 @@ def is_candidate(task: TrainTask, epochs_done: int, until_epoch: int | None = No
         return False
     due = epochs_done % task.candidate_every == 0 and epochs_done > task.candidates_after
     return due or epochs_done in (task.epochs, until_epoch)
+
+
+def _tell_candidate(task: TrainTask, epochs_done: int, until_epoch: int | None, events: LoopEvents) -> None:
+    if is_candidate(task, epochs_done, until_epoch):
+        events.candidate(epochs_done, task.trained_weights())
 
 
 def _even_split(items: list[Any], parts: int) -> list[list[Any]]:

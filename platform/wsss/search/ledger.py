@@ -18,11 +18,11 @@ import optuna
 from optuna.trial import TrialState
 
 from wsss.errors import WsssError
-from wsss.search.batch import Outcome
 from wsss.search.best import best_of
 from wsss.search.nested import Proposal
 from wsss.search.record import SweepRecord, TrialRecord, load_trials
 from wsss.search.sampling import DIRECTIONS, study_trial
+from wsss.search.setting import Outcome
 from wsss.tracking.tracker import Tracker
 
 COST = "cost_seconds"

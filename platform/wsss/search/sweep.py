@@ -20,7 +20,7 @@ from wsss.execution.run import data_digest
 from wsss.execution.scheduling import check_schedulable
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
-from wsss.search.batch import CONFUSIONS, BatchEvaluator, Evaluation
+from wsss.search.batch import BatchEvaluator
 from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
 from wsss.search.keyed import metric_stage
 from wsss.search.ledger import Ledger
@@ -37,6 +37,7 @@ from wsss.search.record import (
     load_sweep,
 )
 from wsss.search.score import Counts, paired_gain, read_counts
+from wsss.search.setting import CONFUSIONS, Evaluation
 from wsss.search.tuning import run_tune
 from wsss.search.ways import ways_of_choosing
 from wsss.tracking.provenance import collect_provenance

@@ -23,11 +23,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from wsss.search.batch import BatchEvaluator, Evaluation, Outcome, Setting, best_so_far
+from wsss.search.batch import BatchEvaluator
 from wsss.search.best import ranked
+from wsss.search.entrants import race_batch
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, Proposal, told_values
 from wsss.search.record import Rung, TrialRecord
+from wsss.search.setting import Evaluation, Outcome, Setting, best_so_far
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are recorded by the ledger
@@ -100,7 +102,7 @@ class BatchTrainable(tune.Trainable):
                 place = len(self._rungs) - len(self._waiting)
                 so_far = self._evaluator.so_far(self._settings)
                 return {RUNG: place, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
-        self._evaluator.race(self._settings, self._best)
+        race_batch(self._evaluator, self._settings, self._best)
         self._evaluator.advance(self._settings, self._evaluator.metric)
         outcomes = self._evaluator.outcomes(self._settings)
         self._settings = []

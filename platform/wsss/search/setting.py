@@ -1,0 +1,124 @@
+"""A setting of a sweep on its way: what all have in common, what one has computed so far, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsss.evaluation.racing import RaceRules
+from wsss.execution.run import PreparedRun
+from wsss.method import Method
+from wsss.search.keyed import KeyedPipeline, metric_stage
+from wsss.search.label_free import Criterion
+from wsss.search.record import PreviewValue, Race, Select, StageUse
+from wsss.search.score import Score
+from wsss.store import Artifact
+
+CONFUSIONS = "confusions"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every trial of a sweep has in common; travels to the workers by pickle.
+
+    Attributes:
+        recipe: what settings change.
+        metric: what is searched for; limits: range of the thresholds that may be chosen, see `score_of`.
+        criterion: without masks, computed for every setting; None: none.
+        race: how settings are raced, None: each is evaluated on all images; trials: settings of the sweep.
+        run_id: who computes, for the manifests of artifacts; code: provenance, likewise.
+    """
+
+    method: Method
+    recipe: Any
+    recipe_name: str
+    home: Path
+    store_url: str
+    metric: str
+    select: Select
+    limits: tuple[float, float] | None
+    run_id: str
+    code: Mapping[str, Any]
+    criterion: Criterion | None = None
+    race: RaceRules | None = None
+    trials: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one setting. `error` is empty unless it failed; else the rest is what was known by then.
+
+    Attributes:
+        race: where it took part in one; with an estimate, it was dropped there and has no score.
+        raced_share: of all its images, those that it was judged on in the race.
+    """
+
+    number: int
+    error: str = ""
+    score: Score | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    stages: tuple[StageUse, ...] = ()
+    artifacts: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    previews: tuple[PreviewValue, ...] = ()
+    race: Race | None = None
+    raced_share: float = 1.0
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it lost a race."""
+        return self.race is not None and self.race.estimate is not None
+
+    @property
+    def cost_seconds(self) -> float:
+        """What all its stages cost, whoever executed them; what a race left out is extrapolated."""
+        rest = self.race.seconds / self.raced_share if self.race is not None and self.dropped else 0.0
+        return sum(stage.seconds for stage in self.stages) + rest
+
+    @property
+    def spent_seconds(self) -> float:
+        """What the stages that it executed cost, and the race."""
+        raced = 0.0 if self.race is None else self.race.seconds
+        return sum(stage.seconds for stage in self.stages if stage.executed) + raced
+
+
+@dataclass
+class Setting:
+    """One setting under way. `artifacts` by stage name; `executed` are the stages that were computed for it.
+
+    Attributes:
+        previews: metrics while its stages trained; looks: the stages that this took.
+    """
+
+    number: int
+    error: str = ""
+    keyed: KeyedPipeline | None = None
+    prepared: PreparedRun | None = None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    executed: set[str] = field(default_factory=set)
+    previews: list[PreviewValue] = field(default_factory=list)
+    looks: list[StageUse] = field(default_factory=list)
+    race: Race | None = None
+    raced_share: float = 1.0
+
+    @property
+    def going_on(self) -> bool:
+        """Whether it neither failed nor lost a race."""
+        return not self.error and (self.race is None or self.race.estimate is None)
+
+    @property
+    def pipeline(self) -> KeyedPipeline:
+        """The pipeline of a setting that did not fail to build one."""
+        assert self.keyed is not None
+        return self.keyed
+
+    def target(self, metric: str) -> str:
+        """The stage that makes a metric."""
+        return metric_stage(self.pipeline.pipeline, metric)
+
+
+def best_so_far(number: int, metric: float, threshold: float | None, artifacts: Mapping[str, str]) -> dict[str, Any]:
+    """What a race is told of the best trial: plain values, because Tune passes it on."""
+    return {"number": number, "metric": metric, "threshold": threshold, "artifacts": dict(artifacts)}
