@@ -23,7 +23,7 @@ from wsss.search.batch import BatchEvaluator
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, told_values
 from wsss.search.prepare import PreparedSweep, prepare_sweep
-from wsss.search.record import Race, TrialRecord, load_sweep, load_trials
+from wsss.search.record import Race, Rung, TrialRecord, load_sweep, load_trials
 from wsss.search.sweep import SweepObserver, _declare, _open_record, evaluation_of
 from wsss.search.tuning import BatchTrainable, SweepSearcher
 
@@ -111,7 +111,7 @@ def test_outer_settings_that_fall_behind_stop_before_the_next_stage(tmp_path: Pa
         if planned.stage.name in ("base", "detail"):
             costs.record(planned.stage, planned.images, 100.0)
     prepared = prepare_sweep(planted_method.request(tmp_path, trials=4, stage_cost_limit=50.0, early_stop=True))
-    assert prepared.rungs == (QUALITY,) and all(key.level != "inner" for key in prepared.keys)
+    assert prepared.rungs == (Rung(QUALITY),) and all(key.level != "inner" for key in prepared.keys)
     trials = drive(prepared, stop_at_rungs=(2,))
     assert [trial.status for trial in trials] == ["finished", "finished", "pruned", "finished"]
     stopped = trials[2]

@@ -23,7 +23,7 @@ from wsss.errors import WsssError
 from wsss.plan import CostHistory
 from wsss.recipe import flat_dict, load_recipe
 from wsss.search.prepare import prepare_sweep
-from wsss.search.record import BEST_FILE, STUDY_FILE, SweepRecord, TrialRecord, load_sweep, load_trials
+from wsss.search.record import BEST_FILE, STUDY_FILE, Rung, SweepRecord, TrialRecord, load_sweep, load_trials
 from wsss.search.sweep import SweepObserver, run_sweep
 from wsss.store import open_store
 
@@ -181,7 +181,7 @@ def test_an_outer_stage_is_computed_once_for_all_settings_under_it(cluster: None
 def test_outer_settings_that_fall_behind_are_stopped_early(cluster: None, tmp_path: Path) -> None:
     make_costly(tmp_path, "base", "detail")
     record = sweep(tmp_path, stage_cost_limit=50.0, early_stop=True, trials=10, sampler="random")
-    assert record.rungs == (QUALITY,) and record.scheduler == "asha"
+    assert record.rungs == (Rung(QUALITY),) and record.scheduler == "asha"
     trials = load_trials(folder_of(tmp_path, record))
     pruned = [trial for trial in trials if trial.status == "pruned"]
     assert pruned and all(QUALITY in trial.reason for trial in pruned)
