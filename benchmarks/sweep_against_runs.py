@@ -3,10 +3,10 @@
     python benchmarks/sweep_against_runs.py --home HOME --method ssc --recipe mini --space ssc_postprocessing \
         --metric pseudo_label/miou_train --trials 60 --sample 4 dataset.root=FOLDER [--tune "--batch 15"]
 
-HOME holds a finished run of the recipe: both sides start from its artifacts. First the sweep runs as a command of its own.
-Then some of its settings, drawn at random, are evaluated as a person would without it: one `reproduce.py --until` each, in
-a fresh home that holds nothing but the artifacts that were there before the sweep. Their mean time stands for all; each of
-their numbers must equal the one that the sweep recorded. Prints the times and their ratio.
+HOME holds a finished run of the recipe: both sides start from its artifacts. First the sweep runs as a command of its
+own. Then some of its settings, drawn at random, are evaluated as a person would without it: one `reproduce.py --until`
+each, in a fresh home that holds nothing but the artifacts that were there before the sweep. Their mean time stands for
+all; each of their numbers must equal the one that the sweep recorded. Prints the times and their ratio.
 """
 
 from __future__ import annotations
@@ -74,9 +74,8 @@ def main() -> None:
     states = {state: sum(trial.status == state for trial in trials) for state in ("finished", "pruned", "failed")}
     print(f"{len(trials)} settings: {states}")
     print(f"  sweep                      {swept:8.0f} s, {swept / len(trials):6.1f} s a setting")
-    print(
-        f"  one evaluation on its own  {alone:8.0f} s ({min(seconds):.0f} to {max(seconds):.0f}, {len(seconds)} of them)"
-    )
+    spread = f"{min(seconds):.0f} to {max(seconds):.0f}, {len(seconds)} of them"
+    print(f"  one evaluation on its own  {alone:8.0f} s ({spread})")
     print(f"  ratio for {len(trials)} settings     {alone * len(trials) / swept:8.1f}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -33,6 +34,8 @@ from wsss_methods.ssc.pseudo_label import (
 from wsss_methods.ssc.recipe import AffinitySettings, IrLabelSettings, RandomWalkSettings
 
 PAIR_KINDS = ("background", "foreground", "negative")
+_MOST_EDGES = 1024  # about 50 MB
+_known_edges: dict[tuple[Any, ...], np.ndarray] = {}
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,10 @@ def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
 
 def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequence[Arrays]]:
     """`build_random_walk` for several settings: those of one network and input size share its forward pass, and those
-    of one radius as well the affinities of all pairs."""
+    of one radius as well the affinities of all pairs.
+
+    Edge maps of the last images stay in the process, so that the next batch of a sweep need not compute them again.
+    """
     networks: dict[tuple[str, RandomWalkConfig], nn.Module] = {}
     sources: list[tuple[str, RandomWalkConfig]] = []
     for context in contexts:
@@ -226,7 +232,7 @@ def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequ
             settings = context.config.walk
             if source not in edges:
                 image = context.data.image(name)
-                edges[source] = irn_edge_and_displacement(networks[source], image, settings.input_size)[0]
+                edges[source] = _edge((*source, context.device), networks[source], image, settings.input_size)
             if (*source, settings.radius) not in affinities:
                 affinity = direction_affinity(edges[source][0], settings.radius, context.device)
                 affinities[*source, settings.radius] = affinity
@@ -247,6 +253,20 @@ def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequ
         return found
 
     return walk
+
+
+def _edge(
+    source: tuple[str, RandomWalkConfig, str], network: nn.Module, image: np.ndarray, input_size: int
+) -> np.ndarray:
+    """Edge map of an image, float32 (1, ceil(H/4), ceil(W/4)); source: key of the weights, their use, device."""
+    identity = (*source, hashlib.sha1(np.ascontiguousarray(image), usedforsecurity=False).hexdigest())
+    found = _known_edges.pop(identity, None)
+    if found is None:
+        found = irn_edge_and_displacement(network, image, input_size)[0]
+    _known_edges[identity] = found  # the last one used is the last one to go
+    if len(_known_edges) > _MOST_EDGES:
+        del _known_edges[next(iter(_known_edges))]
+    return found
 
 
 def build_pseudo_label(context: StageContext) -> Callable[[str], Arrays]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.recipe import load_recipe
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.store import Artifact, Store, open_store
-from wsss_methods.ssc import METHOD
+from wsss_methods.ssc import METHOD, affinity_stages
 from wsss_methods.ssc.affinity_stages import RandomWalkConfig
 from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
 from wsss_methods.ssc.prediction_stages import unpack_steps
@@ -313,7 +314,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_every_difference(case: C
         check_checkpoint(METHOD, case.recipe, case.dataset, checkpoint)
 
 
-def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(case: Case) -> None:
+def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwards: list[int] = []
+    forward = affinity_stages.irn_edge_and_displacement
+
+    def counted(network: Any, image: Any, input_size: int) -> Any:
+        forwards.append(input_size)
+        return forward(network, image, input_size)
+
+    monkeypatch.setattr(affinity_stages, "irn_edge_and_displacement", counted)
+    affinity_stages._known_edges.clear()
     stage = case.pipeline.stage("random_walk")
     assert isinstance(stage, MapStage) and stage.build_many is not None
     config: RandomWalkConfig = stage.config
@@ -340,5 +352,8 @@ def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(case: 
             assert {key: value.tobytes() for key, value in found.items()} == {
                 key: value.tobytes() for key, value in walk(name).items()
             }
+    assert sorted(forwards) == sorted([80, config.walk.input_size] * 3), (
+        "once for a network, an input size and an image"
+    )
     first = together(names[0])
     assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"
