@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from tests.search import planted_method
 from tests.search.planted_method import METRIC, QUALITY
 
@@ -58,11 +61,13 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def drive(prepared: PreparedSweep, stop_at_rungs: tuple[int, ...] = ()) -> list[TrialRecord]:
+def drive(
+    prepared: PreparedSweep, stop_at_rungs: tuple[int, ...] = (), study_url: str | None = None
+) -> list[TrialRecord]:
     """The loop that Tune would drive: suggest a batch, evaluate it on the one worker, tell."""
     record = _open_record(prepared)
     record.save(prepared.folder)
-    ledger = Ledger(record, prepared.folder, None, f"sqlite:///{prepared.folder / 'study.db'}")
+    ledger = Ledger(record, prepared.folder, None, study_url or f"sqlite:///{prepared.folder / 'study.db'}")
     search = NestedSearch(prepared.keys, flat_dict(prepared.request.recipe), prepared.plan)
     search.restore(list(ledger.trials.values()))
     told: list[TrialRecord] = []
@@ -218,3 +223,33 @@ def test_a_criterion_must_fit_the_metric(tmp_path: Path) -> None:
         prepare_sweep(planted_method.request(tmp_path, select="label_free"))
     with pytest.raises(WsssError, match=f"boundary_contrast cannot be computed for {QUALITY}"):
         prepare_sweep(planted_method.request(tmp_path, metric=QUALITY, criterion="boundary_contrast"))
+
+
+def test_cmaes_searches_numbers_and_draws_choices(tmp_path: Path) -> None:
+    pytest.importorskip("cmaes", reason="an extra: pip install 'wsss[search]'")
+    trials = drive(prepare_sweep(planted_method.request(tmp_path, trials=24, batch=4, sampler="cmaes", race=False)))
+    assert [trial.status for trial in trials] == ["finished"] * 24
+    assert len({trial.settings["detail.kind"] for trial in trials}) == 3, "choices are drawn at random"
+    first, last = (max(trial.values[METRIC] for trial in part) for part in (trials[:1], trials[12:]))
+    assert last > first + 0.05
+
+
+def test_the_study_may_live_in_postgresql(tmp_path: Path) -> None:
+    """With WSSS_TEST_POSTGRES=postgresql+psycopg2://user:password@host/database."""
+    url = os.environ.get("WSSS_TEST_POSTGRES")
+    if not url:
+        pytest.skip("WSSS_TEST_POSTGRES names no server")
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    prepared = prepare_sweep(planted_method.request(tmp_path, trials=6, batch=3, study_url=url, name=name))
+    trials = drive(prepared, study_url=url)
+    assert len(trials) == 6
+    study = optuna.load_study(study_name=name, storage=url)
+    assert sorted(trial.user_attrs["trial"] for trial in study.get_trials()) == list(range(6))
+    assert study.best_value == pytest.approx(max(trial.values[METRIC] for trial in trials))
+    more = prepare_sweep(planted_method.request(tmp_path, trials=8, batch=2, study_url=url, name=name))
+    assert len(drive(more, study_url=url)) == 2
+    assert len(optuna.load_study(study_name=name, storage=url).get_trials()) == 8, "continued, each trial once"
+    password = sqlalchemy.make_url(url).password
+    written = "".join(path.read_text() for path in prepared.folder.rglob("*.json"))
+    assert password is None or password not in written, "the address is kept without its password"
+    optuna.delete_study(study_name=name, storage=url)

@@ -352,8 +352,6 @@ def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(
             assert {key: value.tobytes() for key, value in found.items()} == {
                 key: value.tobytes() for key, value in walk(name).items()
             }
-    assert sorted(forwards) == sorted([80, config.walk.input_size] * 3), (
-        "once for a network, an input size and an image"
-    )
+    assert sorted(forwards) == sorted([80, config.walk.input_size] * 3), "once a network, an input size and an image"
     first = together(names[0])
     assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"
