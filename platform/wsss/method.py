@@ -11,7 +11,8 @@ from wsss.pipeline import Pipeline
 from wsss.recipe import setting
 
 if TYPE_CHECKING:
-    from wsss.data.dataset import Dataset, DatasetConfig
+    from wsss.data.config import DatasetConfig
+    from wsss.data.dataset import Dataset
     from wsss.store import Artifact, ArtifactWriter
 
 

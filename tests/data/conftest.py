@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
 from wsss.data.voc import VOC_CLASSES
 

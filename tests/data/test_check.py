@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from wsss.data.check import check_dataset, preflight, summarize_dataset
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.palette import read_palette_mask, write_palette_mask
 

@@ -9,7 +9,8 @@ from tests.data.coco_set import edit, name_of, write_coco
 
 from wsss.data.check import check_dataset, preflight, summarize_dataset
 from wsss.data.coco_categories import COCO_CLASSES
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError, LabelFirewallError
 from wsss.data.firewall import forbid_mask_reading
 from wsss.data.manifest import data_manifest

@@ -5,7 +5,8 @@ from tests.data.coco_set import annotation, edit, name_of, write_coco
 from wsss.data.coco import instances_file
 from wsss.data.coco_instances import InstancesSummary, summarize_instances
 from wsss.data.coco_masks import make_masks
-from wsss.data.dataset import DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import load_dataset
 from wsss.data.errors import DataError
 from wsss.data.palette import read_palette_mask
 

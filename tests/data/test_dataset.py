@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.voc import VOC_CLASSES
 from wsss.recipe import RecipeError, key_values, load_recipe

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig, generate_shapes, render, shape_classes
 
 TINY = ShapesConfig(train=2, train_aug_extra=1, val=1, size=48, classes=2)

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from tests.evaluation.test_confusion import fixture
 
-from wsss.data.dataset import Dataset, DatasetConfig, load_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.palette import write_palette_mask
 from wsss.data.shapes import ShapesConfig

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.data.dataset import Dataset, DatasetConfig
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset
 from wsss.execution.run import RunRequest, execute_run, prepare_run
 from wsss.execution.train_stage import load_weights
 from wsss.method import ExecutionSettings, Method

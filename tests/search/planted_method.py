@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from wsss.data.dataset import Dataset, DatasetConfig
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset
 from wsss.evaluation.score_stages import (
     CurveScoreConfig,
     SummaryConfig,

@@ -259,7 +259,7 @@ def _edge(
     source: tuple[str, RandomWalkConfig, str], network: nn.Module, image: np.ndarray, input_size: int
 ) -> np.ndarray:
     """Edge map of an image, float32 (1, ceil(H/4), ceil(W/4)); source: key of the weights, their use, device."""
-    identity = (*source, hashlib.sha1(np.ascontiguousarray(image), usedforsecurity=False).hexdigest())
+    identity = (*source, hashlib.sha1(image.tobytes(), usedforsecurity=False).hexdigest())
     found = _known_edges.pop(identity, None)
     if found is None:
         found = irn_edge_and_displacement(network, image, input_size)[0]

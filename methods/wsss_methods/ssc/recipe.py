@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsss.data.dataset import DatasetConfig
+from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.recipe import setting
 

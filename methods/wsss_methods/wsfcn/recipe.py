@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsss.data.dataset import DatasetConfig
+from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.ops.pamr import DILATIONS
 from wsss.recipe import setting

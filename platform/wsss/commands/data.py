@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from wsss.commands.arguments import add_locations, locations
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import file_size, print_table
-from wsss.data.dataset import DatasetConfig
+from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError
 from wsss.recipe import load_recipe
 

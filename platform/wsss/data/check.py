@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import ImageFile
 
-from wsss.data.dataset import OFFICIAL_COUNTS, Dataset, DatasetConfig, assemble_dataset
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import OFFICIAL_COUNTS, Dataset, assemble_dataset
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.layout import Progress
 from wsss.data.reading import read_header, read_image, read_mask, require_same_size

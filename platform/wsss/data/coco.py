@@ -7,19 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.coco_instances import IMAGE_NAME, InstancesSummary, summarize_instances
 from wsss.data.coco_masks import MadeMaskFile, made_masks_folder, make_masks, split_folder
+from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem
 from wsss.data.file_facts import file_facts
 from wsss.data.labels import ImageLabels, labels_from_masks, read_label_file
 from wsss.data.layout import Contents, Place, Progress, existing_path
 from wsss.data.lists import list_file, read_list
-
-if TYPE_CHECKING:
-    from wsss.data.dataset import DatasetConfig
 
 # Images with at least one annotation: the lists that the field trains and evaluates on (WS-FCN, section 5.2).
 COCO_COUNTS = {"train": 82081, "val": 40137}

@@ -3,88 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.data.coco import COCO_COUNTS, read_coco
 from wsss.data.coco_categories import COCO_CLASSES
+from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.layout import Layout, Progress, existing_path
 from wsss.data.manifest import list_digest
-from wsss.data.shapes import ShapesConfig, generate_shapes, shape_classes
+from wsss.data.shapes import generate_shapes, shape_classes
 from wsss.data.view import DataView
 from wsss.data.voc import VOC_CLASSES, VOC_COUNTS, VocLayout, read_voc
-from wsss.recipe import setting
 
 IGNORE_INDEX = 255
 
 # Images that a list has in the published protocols, by data set.
 OFFICIAL_COUNTS: Mapping[str, Mapping[str, int]] = {"voc2012": VOC_COUNTS, "coco2014": COCO_COUNTS}
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """Which data a run uses. Paths and lists stay out of keys, because the content they name enters them."""
-
-    name: str = setting(
-        "shapes",
-        choices=("voc2012", "coco2014", "shapes"),
-        help="data set; shapes is generated, for demonstrations",
-    )
-    root: Path | None = setting(
-        None,
-        in_key=False,
-        help="folder in the layout of the data set (VOC: JPEGImages, ImageSets, ...; COCO: train2014, val2014, "
-        "annotations); none: where `wsss data fetch` puts it",
-    )
-    train_list: str = setting(
-        "",
-        in_key=False,
-        help="train list: its name in ImageSets/Segmentation (COCO: ImageSets) or its path; empty: train (COCO: "
-        "images with an object; `all` takes the others too)",
-    )
-    train_aug_list: str = setting(
-        "", in_key=False, help="the same for train_aug; empty: train_aug or trainaug, if there is one"
-    )
-    val_list: str = setting("", in_key=False, help="the same as train_list, for val")
-    image_label_source: str = setting(
-        "auto",
-        choices=("auto", "official", "xml", "instances", "masks"),
-        help="auto: the label file given, else (VOC) image_labels.json or .txt in the root or annotations (XML), "
-        "(COCO) the instances or annotations/image_labels_*.json, else the classes in the masks",
-    )
-    image_label_file: Path | None = setting(
-        None, in_key=False, help="text file of lines `name class class ...`, or JSON name -> class names"
-    )
-    mask_source: str = setting(
-        "auto",
-        choices=("auto", "folder", "instances"),
-        help="COCO: masks given as a folder (SegmentationClass or coco_seg_anno), or made from the instances; "
-        "auto: the folder if there is one",
-    )
-    shapes: ShapesConfig = field(default_factory=ShapesConfig)
-
-    def check(self) -> list[str]:
-        """Relations between keys, for `load_recipe`."""
-        problems: list[str] = []
-        if self.image_label_source == "official" and self.image_label_file is None:
-            problems.append("image_label_file: is needed with image_label_source = official")
-        if self.image_label_file is not None and self.image_label_source in ("xml", "masks"):
-            problems.append(f"image_label_file: would not be used with image_label_source = {self.image_label_source}")
-        if self.name == "shapes" and self.root is not None:
-            problems.append("root: the shapes set is generated and has no root; name = voc2012 reads a folder")
-        coco = self.name == "coco2014"
-        if coco and self.train_aug_list:
-            problems.append("train_aug_list: COCO has no train_aug list; train_list and val_list name lists")
-        if coco and self.image_label_source == "xml":
-            problems.append("image_label_source: xml is of VOC; COCO takes instances, official or masks")
-        if not coco and self.image_label_source == "instances":
-            problems.append(f"image_label_source: instances is of coco2014, not of {self.name}")
-        if not coco and self.mask_source == "instances":
-            problems.append(f"mask_source: instances is of coco2014; the masks of {self.name} are given")
-        if self.image_label_file is not None and self.image_label_source == "instances":
-            problems.append("image_label_file: would not be used with image_label_source = instances")
-        return problems
 
 
 @dataclass(frozen=True)

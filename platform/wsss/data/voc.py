@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from wsss.data.config import DatasetConfig
 from wsss.data.errors import Problem
 from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_masks, read_label_file
 from wsss.data.layout import Contents, Place, Progress, existing_path
 from wsss.data.lists import list_file, read_list
-
-if TYPE_CHECKING:
-    from wsss.data.dataset import DatasetConfig
 
 VOC_CLASSES = (
     "background",
