@@ -167,6 +167,12 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     # Initial weights come from the seed alone, on every worker.
     torch.manual_seed(stage.seed)
     task = stage.build(job.context(device, rank, world_size))
+    if stage.epochs not in (0, task.epochs):
+        raise TrainingError(
+            f"the pipeline says {stage.epochs} epochs, the training {task.epochs}",
+            f"stage {stage.name}",
+            "give TrainStage the epochs that its config holds",
+        )
     if world_size > 1:
         synchronize_batch_norm(task.module, cuda=plan.gpu)
     settings = replace(plan.settings, device=device, rank=rank, world_size=world_size)
