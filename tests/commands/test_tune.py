@@ -84,10 +84,10 @@ def test_a_sweep_from_a_bare_checkout_ends_with_a_recipe_that_reproduces(
     output = tune()
     (record,) = find_sweeps(checkout.home)
     folder = sweep_folder(checkout.home, record.sweep_id)
-    assert "trial 8/8" in output and "24 asked for" in output and str(folder / "best.yaml") in output
+    assert "8 of 8: trial 7" in output and "24 asked for" in output and str(folder / "best.yaml") in output
     assert (folder / "report" / "index.html").is_file()
     assert len(load_trials(folder)) == 8 and record.best is not None
     again = tune()
-    assert "trial 8/8" not in again and "24 asked for" in again, "nothing is left to do"
+    assert "8 of 8: trial 7" not in again and "24 asked for" in again, "nothing is left to do"
     done = checkout.reproduce("--method", example, "--recipe", str(folder / "best.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr

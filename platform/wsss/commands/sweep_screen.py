@@ -69,15 +69,17 @@ class LineSweepObserver(SweepObserver):
 
     def __init__(self, prepared: PreparedSweep) -> None:
         self._metric, self._total = prepared.request.metric, prepared.plan.trials
-        self._best = float("-inf")
+        ended = [trial for trial in load_trials(prepared.folder) if trial.status != "running"]
+        self._ended, self._best = len(ended), float("-inf")
         self._told = 0.0
 
     def trial(self, trial: TrialRecord, record: SweepRecord) -> None:
         """One line: value, best so far, what it executed."""
-        head = f"trial {trial.number + 1}/{self._total}"
+        self._ended += 1
+        head = f"{self._ended} of {self._total}: trial {trial.number}"
         if trial.status != "finished":
             reason = trial.reason.splitlines()[0] if trial.reason else ""
-            print(f"{head}: {trial.status}: {reason}", flush=True)
+            print(f"{head} {trial.status}: {reason}", flush=True)
             return
         value = trial.values[self._metric]
         mark = " *" if value > self._best else ""
@@ -85,7 +87,7 @@ class LineSweepObserver(SweepObserver):
         self._best = max(self._best, value, known)
         executed = sum(stage.executed for stage in trial.stages)
         print(
-            f"{head}: {100 * value:.2f} % (best {100 * self._best:.2f}){mark}, "
+            f"{head} {100 * value:.2f} % (best {100 * self._best:.2f}){mark}, "
             f"{executed} of {len(trial.stages)} stages computed, {duration(trial.spent_seconds)}",
             flush=True,
         )
