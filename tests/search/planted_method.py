@@ -90,7 +90,10 @@ class PlantedRecipe:
 
 @dataclass(frozen=True)
 class BaseConfig:
+    """`seed` stands for that of a training: it decides which pixels are exchanged."""
+
     settings: BaseSettings
+    seed: int
     pause: float = setting(0.0, in_key=False)
 
 
@@ -125,7 +128,7 @@ def build_base(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray
 
     def base(name: str) -> Mapping[str, np.ndarray]:
         time.sleep(config.pause)
-        return {"position": np.array([config.settings.position])}
+        return {"position": np.array([config.settings.position]), "seed": np.array([config.seed])}
 
     return base
 
@@ -153,7 +156,8 @@ def build_detail(context: StageContext) -> Callable[[str], Mapping[str, np.ndarr
             "detail.kind": config.settings.kind,
         }
         mask = context.data.mask(name)
-        rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+        seed = int(base.arrays(name)["seed"][0])
+        rng = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)])
         exchanged = rng.random(mask.shape) < 0.4 * min(1.0, distance(settings))
         keys = np.arange(1, context.data.num_classes)
         objects = np.stack([mask == key for key in keys])
@@ -179,7 +183,7 @@ def pipeline(recipe: PlantedRecipe, dataset: Dataset) -> Pipeline:
             MapStage(
                 name="base",
                 version=1,
-                config=BaseConfig(recipe.base, recipe.pause),
+                config=BaseConfig(recipe.base, recipe.seed, recipe.pause),
                 reads=frozenset({"images"}),
                 image_list="train",
                 build=build_base,

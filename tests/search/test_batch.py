@@ -22,6 +22,7 @@ from wsss.execution.cluster import Capacity
 from wsss.recipe import flat_dict
 from wsss.search import batch as batch_module
 from wsss.search import entrants
+from wsss.search import sweep as sweep_module
 from wsss.search.batch import BatchEvaluator
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, told_values
@@ -216,6 +217,27 @@ def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterio
     assert ways["label_free"].settings == (best.number,) and not ways["label_free"].used_masks
     assert ways["label_free"].miou.value == pytest.approx(best.label_free)
     assert ways["oracle"].miou.value >= max(ways[rule].miou.value for rule in ("default", "held_out", "label_free"))
+
+
+def test_confirmation_evaluates_every_seed_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "connect", lambda: Capacity(2, 0, 1, 2, False))
+    options: dict[str, Any] = {"trials": 6, "batch": 6, "sampler": "random"}
+    prepared = prepare_sweep(
+        planted_method.request(tmp_path / "sweep", confirm_top=2, confirm_seeds=(0, 1, 2), **options)
+    )
+    drive(prepared)
+    record = load_sweep(prepared.folder)
+    trials = load_trials(prepared.folder)
+    assert len(record.confirmations) == 3 and record.best is not None and record.best.confirmed
+    for each in record.confirmations:
+        assert len(set(each.values)) == 3 and each.spread > 0, "seeds differ"
+        if each.trial != 0:
+            assert each.values[0] == pytest.approx(trials[each.trial].quoted), "seed 0 is the sweep's own"
+    other = prepare_sweep(planted_method.request(tmp_path / "seed1", ["seed=1"], **options))
+    drive(other)
+    under_seed_1 = load_trials(other.folder)
+    for each in record.confirmations[1:]:
+        assert each.values[1] == pytest.approx(under_seed_1[each.trial].quoted)
 
 
 def test_a_criterion_must_fit_the_metric(tmp_path: Path) -> None:

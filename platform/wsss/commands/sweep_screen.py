@@ -136,7 +136,8 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
     )
     if best.gain_low is not None and best.gain_high is not None:
         low, high = 100 * best.gain_low, 100 * best.gain_high
-        print(f"gain over the recipe on these images: {low:+.2f} to {high:+.2f}, 95 % interval, paired")
+        seeds = ", ".join(map(str, record.seeds))
+        print(f"gain over the recipe under seed {seeds}: {low:+.2f} to {high:+.2f}, 95 % interval over images, paired")
     for each in record.confirmations:
         name = "recipe" if each.trial == 0 else f"trial {each.trial}"
         print(

@@ -45,7 +45,7 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         rows.append(_compared(f"to quote: {basis}", sweep.best.default_reported, sweep.best.reported, ""))
         if sweep.best.gain_low is not None and sweep.best.gain_high is not None:
             gain = f"{100 * sweep.best.gain_low:+.2f} to {100 * sweep.best.gain_high:+.2f}"
-            rows.append(("95 % interval of the gain over images, paired", "", "", gain, "", ""))
+            rows.append((f"95 % interval of the gain over images, paired, seed {sweep.seeds[0]}", "", "", gain, "", ""))
     rows.append(
         ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
     )

@@ -212,16 +212,17 @@ def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
     chosen = [ledger.trials[0], *top[: request.confirm_top]]
     _connect(prepared)
     evaluator = BatchEvaluator(evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
+    # A number tells settings of a batch apart: each seed of a trial has its own.
+    runs = [(trial.number, seed) for trial in chosen for seed in request.confirm_seeds]
     settings = [
-        evaluator.open(trial.number, {**trial.settings, "seed": seed})
-        for trial in chosen
-        for seed in request.confirm_seeds
+        evaluator.open(place, {**ledger.trials[number].settings, "seed": seed})
+        for place, (number, seed) in enumerate(runs)
     ]
     evaluator.advance(settings, request.metric)
     outcomes = evaluator.outcomes(settings)
     confirmations = []
     for trial in chosen:
-        scores = [outcome.score for outcome in outcomes if outcome.number == trial.number]
+        scores = [outcome.score for (number, _), outcome in zip(runs, outcomes, strict=True) if number == trial.number]
         if any(score is None for score in scores):
             observer.message(f"trial {trial.number} failed under another seed and is not confirmed")
             continue
