@@ -232,6 +232,9 @@ class Ledger:
             },
             **{f"search/{name.replace('/', '_')}": value for name, value in trial.values.items()},
         }
+        if trial.race is not None and trial.race.estimate is not None:
+            # So that settings that lost a race have their line among the parallel coordinates.
+            numbers[f"search/{self.record.metric.replace('/', '_')}"] = trial.race.estimate
         run.metrics(numbers)
         for name in dict.fromkeys(each.metric for each in trial.previews):
             seen = [(each.epoch, each.value) for each in trial.previews if each.metric == name]
