@@ -140,8 +140,11 @@ def test_how_a_number_was_chosen_is_said(sweep, trials):
     assert row_of(selection_table(sweep, labelled), "criterion without masks")[name] == "40.00"
 
 
-def test_ways_of_choosing_the_setting():
-    table = selected_table(WAYS)
+def test_ways_of_choosing_the_setting(sweep):
+    table = selected_table(replace(sweep, selected=WAYS))
+    assert "only the number on the other half" in table.note, "the search was led by the first half"
+    led_by_all = selected_table(replace(sweep, selected=WAYS, select="oracle"))
+    assert "every way by masks looks too good" in led_by_all.note
     assert row_of(table, "none: the recipe")["over the recipe"] == "-"
     oracle = row_of(table, "best of all images")
     assert (oracle["chosen"], oracle["by masks"]) == ("trial 9", "yes")

@@ -167,6 +167,7 @@ def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path:
         assert race.estimate == pytest.approx(theirs.values[METRIC], abs=0.05)
         assert whole[race.beaten_by].values[METRIC] > theirs.values[METRIC]
         assert ours.spent_seconds == pytest.approx(race.seconds) and ours.cost_seconds > ours.spent_seconds
+        assert ours.reason == race.text
     stored = {(path.parent.name) for path in (tmp_path / "race" / "store" / "detail").glob("*/manifest.json")}
     assert len(stored) == 12 - len(dropped), "nothing of a dropped setting is kept"
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{prepared.folder / 'study.db'}")

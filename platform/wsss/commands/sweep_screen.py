@@ -69,6 +69,7 @@ class LineSweepObserver(SweepObserver):
 
     def __init__(self, prepared: PreparedSweep) -> None:
         self._metric, self._total = prepared.request.metric, prepared.plan.trials
+        self._unmasked = prepared.request.select == "label_free"
         ended = [trial for trial in load_trials(prepared.folder) if trial.status != "running"]
         self._ended, self._best = len(ended), float("-inf")
         self._told = 0.0
@@ -87,10 +88,13 @@ class LineSweepObserver(SweepObserver):
         self._best = max(self._best, value, known)
         executed = sum(stage.executed for stage in trial.stages)
         print(
-            f"{head} {100 * value:.2f} % (best {100 * self._best:.2f}){mark}, "
+            f"{head} {self._shown(value)} (best {self._shown(self._best)}){mark}, "
             f"{executed} of {len(trial.stages)} stages computed, {duration(trial.spent_seconds)}",
             flush=True,
         )
+
+    def _shown(self, value: float) -> str:
+        return f"criterion {value:.4f}" if self._unmasked else f"{100 * value:.2f} %"
 
     def message(self, text: str) -> None:
         """News of a stage."""

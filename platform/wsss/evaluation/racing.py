@@ -89,6 +89,11 @@ def race_rounds(images: int, rules: RaceRules) -> tuple[int, ...]:
     return (*rounds, images)
 
 
+def comparison_level(rules: RaceRules, rounds: int, settings: int) -> float:
+    """One-sided level of each comparison, so that the best of all settings is dropped at most with `rules.alpha`."""
+    return rules.alpha / (rounds * max(1, settings - 1))
+
+
 def jackknife(counts: Array, mean_over: MeanOver = "defined") -> Array:
     """mIoU of all images but one: int64 (S, n, 3, C) -> float64 (S, n), NaN where nothing is left."""
     counts = np.asarray(counts)
@@ -141,7 +146,7 @@ def race(
     rules = rules or RaceRules()
     rounds = race_rounds(images, rules)
     order = np.random.default_rng(rules.seed).permutation(images)
-    level = rules.alpha / (len(rounds) * max(1, settings - 1))
+    level = comparison_level(rules, len(rounds), settings)
     alive = list(range(settings))
     seen: dict[int, list[Array]] = {setting: [] for setting in alive}
     done = 0

@@ -124,7 +124,7 @@ def _tables(
 ) -> list[Table]:
     tables = [
         best_table(sweep, trials),
-        selected_table(sweep.selected),
+        selected_table(sweep),
         selection_table(sweep, trials),
         confirmation_table(sweep),
         cost_table(sweep, trials),

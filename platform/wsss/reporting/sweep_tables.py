@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wsss.evaluation.selection import Selected
 from wsss.reporting.sweep_values import (
     best_trial,
     finished,
@@ -28,6 +27,13 @@ _QUOTED = {
     "oracle": "chosen by all masks",
     "default_threshold": "at the recipe's threshold",
     "label_free": "chosen without masks",
+}
+_SEEN = {
+    "held_out": "The search itself, and the races, looked at the first half of the images: only the number on the "
+    "other half is of images that nothing was chosen on.",
+    "oracle": "The search itself looked at all masks, so that every way by masks looks too good.",
+    "default_threshold": "The search itself looked at all masks, so that every way by masks looks too good.",
+    "label_free": "The search itself looked at no mask.",
 }
 _TOP = 15
 
@@ -97,8 +103,8 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     return Table("How the number was chosen", tuple(columns), tuple(rows), frozenset(columns[2:]), note)
 
 
-def selected_table(selected: Sequence[Selected]) -> Table:
-    """Ways of choosing among all settings side by side; settings are numbers of trials."""
+def selected_table(sweep: SweepRecord) -> Table:
+    """Ways of choosing among all settings of the sweep side by side."""
     names = {
         "default": "none: the recipe",
         "oracle": "best of all images",
@@ -107,7 +113,7 @@ def selected_table(selected: Sequence[Selected]) -> Table:
         "label_free": "criterion without masks",
     }
     rows = []
-    for row in selected:
+    for row in sweep.selected:
         gain = f"{100 * row.gain.difference:+.2f} ({100 * row.gain.low:+.2f} to {100 * row.gain.high:+.2f})"
         chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.settings))
         interval = f"{percent(row.miou.low)} to {percent(row.miou.high)}"
@@ -133,7 +139,7 @@ def selected_table(selected: Sequence[Selected]) -> Table:
     )
     note = (
         "mIoU in percent; intervals from a bootstrap over images, the same resamples for all, the choice held fixed. "
-        "The difference is paired. The best of all images was chosen on what it is scored on."
+        f"The difference is paired. The best of all images was chosen on what it is scored on. {_SEEN[sweep.select]}"
     )
     return Table("Ways of choosing the setting", columns, tuple(rows), frozenset(columns[3:]), note)
 

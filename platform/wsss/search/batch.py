@@ -170,7 +170,7 @@ class BatchEvaluator:
         """A metric of a setting that has advanced to it; None when it failed."""
         if not setting.going_on:
             return None
-        stage = metric_stage(setting.pipeline.pipeline, metric)
+        stage = setting.target(metric)
         return float(setting.artifacts[stage].json("metrics.json")[metric])
 
     def outcomes(self, settings: Sequence[Setting]) -> list[Outcome]:

@@ -188,16 +188,7 @@ class Ledger:
             "spent_seconds": trial.spent_seconds,
             **{
                 name: value
-                for name in (
-                    "reason",
-                    "threshold",
-                    "quoted",
-                    "default_value",
-                    "oracle",
-                    "chosen",
-                    "held_out",
-                    "label_free",
-                )
+                for name in ("reason", *_NUMBERS, "default_value", "low", "high")
                 if (value := getattr(trial, name)) not in (None, "")
             },
             **({f"race_{name}": value for name, value in asdict(trial.race).items()} if trial.race else {}),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from wsss.evaluation.confusion import MeanOver
-from wsss.evaluation.racing import RaceRules, race_rounds, survivors
+from wsss.evaluation.racing import RaceRules, comparison_level, race_rounds, survivors
 from wsss.execution.many import call_many, describe
 from wsss.execution.stage_job import StageJob
 from wsss.pipeline import Arrays, MapStage, ReduceStage
@@ -103,7 +103,7 @@ def run_race(
     """
     rounds = race_rounds(len(rule.images), rule.rules)[:-1]  # after the last one nothing is saved
     order = [rule.images[place] for place in np.random.default_rng(rule.rules.seed).permutation(len(rule.images))]
-    level = rule.rules.alpha / (len(rounds) * max(1, rule.comparisons - 1))
+    level = comparison_level(rule.rules, len(rounds), rule.comparisons)
     alive = {chain.number: chain for chain in chains}
     seen: dict[int, list[Counts]] = {number: [] for number in alive}
     seconds = dict.fromkeys(alive, 0.0)
@@ -129,7 +129,7 @@ def run_race(
                 del alive[number]
                 continue
             seen[number] += [counts for counts, _ in found]
-            seconds[number] += sum(spent for _, spent in found)
+            seconds[number] += sum(spent for _, spent in found) / len(pieces)
         if len(alive) + (leader is not None) < 2:
             break
         for number, estimate, other in _clearly_worse({n: seen[n] for n in alive}, leader, rule, level):

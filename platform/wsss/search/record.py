@@ -143,7 +143,7 @@ class Race:
 
     Attributes:
         images, of: images that it was judged on, of those that a choice may look at.
-        seconds: that it took.
+        seconds: that it took, as if its own workers had done it in parallel (like those of a stage).
         estimate: of its value over all images, where it was dropped; None where it stayed.
         beaten_by: number of the better setting, likewise.
     """
@@ -153,6 +153,14 @@ class Race:
     seconds: float
     estimate: float | None = None
     beaten_by: int | None = None
+
+    @property
+    def text(self) -> str:
+        """How a dropped setting lost, in words."""
+        return (
+            f"dropped after {self.images} of {self.of} images: clearly worse than trial {self.beaten_by}, "
+            f"about {100 * (self.estimate or 0.0):.2f} %"
+        )
 
 
 @dataclass(frozen=True)

@@ -162,11 +162,7 @@ class SweepSearcher(Searcher):
             if pruned_at is not None and not (outcome is not None and outcome.error):
                 pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {100 * pruned_at[1]:.2f} %"
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
-                race = outcome.race
-                pruned = (
-                    f"dropped after {race.images} of {race.of} images: clearly worse than trial {race.beaten_by}, "
-                    f"about {100 * outcome.race.estimate:.2f} %"
-                )
+                pruned = outcome.race.text
             if outcome is None:
                 outcome = Outcome(proposal.number, error="" if pruned else "the trial's worker died repeatedly")
             trial = self._ledger.finish(outcome, pruned, pruned_at)

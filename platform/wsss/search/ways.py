@@ -37,7 +37,8 @@ def ways_of_choosing(
     """Default, oracle, held_out, split and, where trials have a criterion without masks, label_free.
 
     "split" chooses on one half of the images (that of the sweep's rule held_out) and reports on the other; "held_out"
-    does so both ways round and pools the halves. `Selected.settings` are numbers of trials.
+    does so both ways round and pools the halves. `Selected.settings` are numbers of trials. What led the search has
+    looked at the settings before: a way is honest only on images that the search did not see (`sweep_tables`).
 
     Args:
         trials: those that finished; number 0 is the recipe itself.
@@ -73,7 +74,7 @@ def ways_of_choosing(
         ("held_out", (first, second), crossed, everywhere, True),
         ("split", (first,), counts(first)[reporting], reporting, True),
     ]
-    label_free = _label_free(trials, keys)
+    label_free = _label_free(trials)
     if label_free is not None:
         ways.append(("label_free", (label_free,), counts(label_free), everywhere, False))
     numbers: list[tuple[str, tuple[int, ...], Array, Array, bool]] = [
@@ -114,7 +115,7 @@ def _at_own_threshold(trial: TrialRecord) -> tuple[float, float, float]:
     return point.value, point.chosen, point.reported
 
 
-def _label_free(trials: Sequence[TrialRecord], keys: Sequence[SearchedKey]) -> _Candidate | None:
+def _label_free(trials: Sequence[TrialRecord]) -> _Candidate | None:
     points = [
         (point.value, -trial.number, trial, point.threshold)
         for trial in trials
