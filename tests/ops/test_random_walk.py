@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsss.ops.affinity_path import path_index
 from wsss.ops.random_walk import (
     _gather_step,
     dense_transition,
     direction_affinity,
     grid_affinity,
+    padded_pair_affinity,
     random_walk,
     walk,
     walk_chebyshev,
@@ -81,8 +83,25 @@ def test_gather_step_equals_diagonal_step():
     x, edge = _case(7, 6, 2, 5)
     start = torch.from_numpy(x.reshape(2, -1))
     affinity = direction_affinity(edge, 5)
-    gathered = _gather_step(affinity.offsets, affinity.values**10)(start)
+    gathered = _gather_step(affinity.offsets, affinity.values.flatten(1) ** 10)(start)
     torch.testing.assert_close(gathered, walk_step(affinity, 10)(start), rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(1, 12), width=st.integers(1, 12), radius=st.integers(2, 8), seed=st.integers(0, 2**31))
+def test_affinities_are_those_of_the_training_and_a_larger_radius_holds_the_smaller(height, width, radius, seed):
+    _, edge = _case(height, width, 1, seed)
+    found = direction_affinity(edge, radius)
+    index = path_index(radius, (height + radius, width + 2 * radius))
+    on_padded = padded_pair_affinity(edge, radius).reshape(-1, *index.source_shape)[:, :height, 1 : width + 1]
+    wanted = {tuple(direction): plane for direction, plane in zip(index.directions.tolist(), on_padded, strict=True)}
+    for direction, plane in zip(found.directions.tolist(), found.values.numpy(), strict=True):
+        assert np.array_equal(plane, wanted.pop(tuple(direction)))
+    assert not any(plane.any() for plane in wanted.values()), "no path of a direction that was left out fits"
+    larger = direction_affinity(edge, radius + 2).within(radius)
+    assert np.array_equal(larger.directions, found.directions) and torch.equal(larger.values, found.values)
+    with pytest.raises(ValueError, match="do not hold"):
+        found.within(radius + 1)
 
 
 def test_affinity_is_symmetric_and_columns_of_the_transition_sum_to_one():

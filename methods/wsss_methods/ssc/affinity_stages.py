@@ -1,10 +1,9 @@
-"""Stages S3 to S6: labels for the affinity network, its training, random walk, pseudo labels (SSC, section 2)."""
+"""Stages S3 to S6: affinity labels and training, edge maps, random walk, pseudo labels (SSC, section 2)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from wsss.nn.irn import AffinityNetwork
 from wsss.ops.affinity import LOSS_WEIGHTS, affinity_loss_sums, affinity_targets
 from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
-from wsss.ops.random_walk import DirectionAffinity, direction_affinity
+from wsss.ops.random_walk import DirectionAffinity, direction_affinity, random_walk
 from wsss.pipeline import Arrays, StageContext
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.cam_stages import load_backbone_weights, read_high_res
@@ -29,13 +28,10 @@ from wsss_methods.ssc.pseudo_label import (
     ir_label,
     irn_edge_and_displacement,
     pseudo_label_of_walk,
-    walked_cam,
 )
 from wsss_methods.ssc.recipe import AffinitySettings, IrLabelSettings, RandomWalkSettings
 
 PAIR_KINDS = ("background", "foreground", "negative")
-_MOST_EDGES = 1024  # about 50 MB
-_known_edges: dict[tuple[Any, ...], np.ndarray] = {}
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,25 @@ class DisplacementConfig:
 
 
 @dataclass(frozen=True)
-class RandomWalkConfig:
-    """The network and the walk."""
+class EdgeConfig:
+    """The network and the square that images are padded to."""
 
     network: AffinityConfig
-    walk: RandomWalkSettings
+    input_size: int
+
+
+@dataclass(frozen=True)
+class RandomWalkConfig:
+    """The walk alone: what the network sees belongs to the edge maps."""
+
+    radius: int
+    beta: int
+    exp_times: int
+
+    @classmethod
+    def of(cls, settings: RandomWalkSettings) -> RandomWalkConfig:
+        """From the recipe's section."""
+        return cls(settings.radius, settings.beta, settings.exp_times)
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,16 @@ def build_affinity_displacement(context: StageContext) -> Callable[[str], Arrays
     return displacement
 
 
+def build_edge(context: StageContext) -> Callable[[str], Arrays]:
+    """S5, the network's part: "edge" float32 (ceil(H/4), ceil(W/4)), probabilities (SSC, section 6.2).
+
+    Not halved to float16: the walk takes products of hundreds of them.
+    """
+    config: EdgeConfig = context.config
+    network = _trained_network(context, config.network)
+    return lambda name: {"edge": irn_edge_and_displacement(network, context.data.image(name), config.input_size)[0][0]}
+
+
 def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
     """S5 before the threshold: "walk" float16 (K, ceil(H/4), ceil(W/4)), "keys" int64 (K,) (SSC, section 6.2).
 
@@ -209,64 +229,39 @@ def build_random_walk(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def build_random_walks(contexts: Sequence[StageContext]) -> Callable[[str], Sequence[Arrays]]:
-    """`build_random_walk` for several settings: those of one network and input size share its forward pass, and those
-    of one radius as well the affinities of all pairs.
-
-    Edge maps of the last images stay in the process, so that the next batch of a sweep need not compute them again.
-    """
-    networks: dict[tuple[str, RandomWalkConfig], nn.Module] = {}
-    sources: list[tuple[str, RandomWalkConfig]] = []
-    for context in contexts:
-        config: RandomWalkConfig = context.config
-        forward = replace(config, walk=RandomWalkSettings(input_size=config.walk.input_size))
-        source = (context.inputs["weights"].key, forward)
-        if source not in networks:
-            networks[source] = _trained_network(context, config.network)
-        sources.append(source)
+    """`build_random_walk` for several settings: those of one edge map share the affinities of its pairs."""
+    radius = max(context.config.radius for context in contexts)
 
     def walk(name: str) -> Sequence[Arrays]:
-        edges: dict[tuple[str, RandomWalkConfig], np.ndarray] = {}
-        affinities: dict[tuple[str, RandomWalkConfig, int], DirectionAffinity] = {}
-        found = []
-        for context, source in zip(contexts, sources, strict=True):
-            settings = context.config.walk
-            if source not in edges:
-                image = context.data.image(name)
-                edges[source] = _edge((*source, context.device), networks[source], image, settings.input_size)
-            if (*source, settings.radius) not in affinities:
-                affinity = direction_affinity(edges[source][0], settings.radius, context.device)
-                affinities[*source, settings.radius] = affinity
-            arrays = context.inputs["cam"].arrays(name)
-            walked = walked_cam(
-                arrays["cam"].astype(np.float32),
-                edges[source],
-                radius=settings.radius,
-                beta=settings.beta,
-                exp_times=settings.exp_times,
-                device=context.device,
-                affinity=affinities[*source, settings.radius],
-            )
-            largest = walked.max(initial=0.0)
-            if largest > 0:
-                walked = walked / largest
-            found.append({"walk": walked.astype(np.float16), "keys": arrays["keys"]})
-        return found
+        affinities: dict[str, tuple[np.ndarray, DirectionAffinity]] = {}
+        return [_walk(context, name, radius, affinities) for context in contexts]
 
     return walk
 
 
-def _edge(
-    source: tuple[str, RandomWalkConfig, str], network: nn.Module, image: np.ndarray, input_size: int
-) -> np.ndarray:
-    """Edge map of an image, float32 (1, ceil(H/4), ceil(W/4)); source: key of the weights, their use, device."""
-    identity = (*source, hashlib.sha1(image.tobytes(), usedforsecurity=False).hexdigest())
-    found = _known_edges.pop(identity, None)
-    if found is None:
-        found = irn_edge_and_displacement(network, image, input_size)[0]
-    _known_edges[identity] = found  # the last one used is the last one to go
-    if len(_known_edges) > _MOST_EDGES:
-        del _known_edges[next(iter(_known_edges))]
-    return found
+def _walk(
+    context: StageContext, name: str, radius: int, affinities: dict[str, tuple[np.ndarray, DirectionAffinity]]
+) -> Arrays:
+    """The walk of one setting; affinities: key of the edge maps -> the image's edges and affinities within `radius`."""
+    config: RandomWalkConfig = context.config
+    edges, arrays = context.inputs["edge"], context.inputs["cam"].arrays(name)
+    if edges.key not in affinities:
+        edge = edges.arrays(name)["edge"]
+        affinities[edges.key] = edge, direction_affinity(edge, radius, context.device)
+    edge, affinity = affinities[edges.key]
+    walked = random_walk(
+        arrays["cam"].astype(np.float32),
+        edge,
+        config.radius,
+        config.beta,
+        config.exp_times,
+        device=context.device,
+        affinity=affinity,
+    )
+    largest = walked.max(initial=0.0)
+    if largest > 0:
+        walked = walked / largest
+    return {"walk": walked.astype(np.float16), "keys": arrays["keys"]}
 
 
 def build_pseudo_label(context: StageContext) -> Callable[[str], Arrays]:

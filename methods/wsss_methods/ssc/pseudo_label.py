@@ -17,7 +17,7 @@ from torch.nn import functional
 from wsss.data.transforms import channels_first, normalize
 from wsss.ops.cam import class_ids, merge_scales, strided_size, thresholded_argmax, with_background
 from wsss.ops.crf import DenseCrfSettings, refine_labels
-from wsss.ops.random_walk import DirectionAffinity, Method, random_walk
+from wsss.ops.random_walk import Method, random_walk
 from wsss_methods.ssc.cam_transforms import UNSURE, cam_inputs
 from wsss_methods.ssc.networks import CamNetwork
 from wsss_methods.ssc.recipe import IrLabelSettings
@@ -153,14 +153,9 @@ def walked_cam(
     beta: float = 10,
     exp_times: int = 8,
     method: Method = "chebyshev",
-    device: str = "cpu",
-    affinity: DirectionAffinity | None = None,
 ) -> Array:
-    """Class maps after the random walk, before any threshold: cam (K, h, w), edge (1, h, w) -> float32 (K, h, w).
-
-    affinity: of this edge and radius, where several walks share it.
-    """
-    return random_walk(cam, edge[0], radius, beta, exp_times, method, device, affinity)
+    """Class maps after the random walk, before any threshold: cam (K, h, w), edge (1, h, w) -> float32 (K, h, w)."""
+    return random_walk(cam, edge[0], radius, beta, exp_times, method)
 
 
 def upsampled_walk(walk: Array, size: tuple[int, int]) -> Array:

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from wsss.ops.affinity import pair_affinity
-from wsss.ops.affinity_path import PathIndex, path_index
+from wsss.ops.affinity_path import path_index
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Literal["chebyshev", "sparse", "dense"]
@@ -46,7 +46,8 @@ def random_walk(
             rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
             of the full matrix (gigabytes for a full-size image).
         device: where the sparse methods compute.
-        affinity: of this edge map and radius, on `device`, where several walks share it; None computes it.
+        affinity: of this edge map, on `device`, within the radius or more, where several walks share it; None
+            computes it.
 
     Returns:
         float32 (K, h, w).
@@ -60,7 +61,7 @@ def random_walk(
     if method == "dense":
         result = walk_dense(start, grid_affinity(edge, radius), beta, exp_times)
         return result.reshape(x.shape)
-    step = walk_step(affinity or direction_affinity(edge, radius, device), beta)
+    step = walk_step((affinity or direction_affinity(edge, radius, device)).within(radius), beta)
     walking = walk_chebyshev if method == "chebyshev" else walk
     result = walking(torch.from_numpy(start).to(device), step, 2**exp_times)
     return result.cpu().numpy().reshape(x.shape)
@@ -107,15 +108,31 @@ def _binomial_weights(steps: int, degree: int) -> list[float]:
 
 @dataclass(frozen=True)
 class DirectionAffinity:
-    """Affinities of a grid by direction: what walks of one edge map and radius have in common.
+    """Affinities of a grid by direction: what walks of one edge map have in common.
 
     Attributes:
-        offsets: flat offset of every direction.
-        values: float32 (directions, positions), by source.
+        radius: every direction is shorter.
+        directions: int64 (directions, 2), (dy, dx) from a source to its destination.
+        values: float32 (directions, height, width), by source.
     """
 
-    offsets: list[int]
+    radius: int
+    directions: Array
     values: Tensor
+
+    def within(self, radius: int) -> DirectionAffinity:
+        """Those of a smaller radius: a path depends on its ends alone."""
+        if radius == self.radius:
+            return self
+        if radius > self.radius:
+            raise ValueError(f"affinities within {self.radius} do not hold those within {radius}")
+        near = (self.directions**2).sum(axis=1) < radius**2
+        return DirectionAffinity(radius, self.directions[near], self.values[torch.from_numpy(near)])
+
+    @property
+    def offsets(self) -> list[int]:
+        """Flat offset of every direction."""
+        return (self.directions @ np.array([self.values.shape[2], 1])).tolist()
 
 
 def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
@@ -123,7 +140,7 @@ def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
 
     Affinities to the power `beta`, each column of the transition divided by its sum.
     """
-    weights = affinity.values**beta
+    weights = affinity.values.flatten(1) ** beta
     if weights.device.type == "cpu":
         return _diagonal_step(affinity.offsets, weights.numpy())
     return _gather_step(affinity.offsets, weights)
@@ -132,37 +149,36 @@ def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
 def direction_affinity(edge: Array, radius: int, device: str = "cpu") -> DirectionAffinity:
     """Affinities of an edge map float32 (h, w) in every direction that a step of `radius` reaches.
 
-    The map is padded with edges (1.0) left, right and below, so that every position is a source; a path that
-    leaves the map then has affinity 0. Directions that cannot fit on the map are left out.
+    As `wsss.ops.affinity.pair_affinity` on the map padded with edges (1.0) left, right and below, so that every
+    position is a source; a path that leaves the map then has affinity 0. Directions that cannot fit on the map are
+    left out.
     """
     on_device = torch.from_numpy(np.array(edge, dtype=np.float32)).to(device)
     height, width = edge.shape
-    affinity, index = _padded_affinity(on_device, radius)
-    affinity = affinity.reshape(-1, *index.source_shape)[:, :height, 1 : width + 1].reshape(-1, height * width)
-    fits = (index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width)
-    kept = torch.from_numpy(np.flatnonzero(fits)).to(device)
-    offsets = index.directions[fits] @ np.array([width, 1])
-    return DirectionAffinity(offsets.tolist(), affinity[kept])
+    padded = _padded(on_device, radius)
+    index = path_index(radius, (padded.shape[0], padded.shape[1]))
+    fits = np.flatnonzero((index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width))
+    largest = on_device.new_empty((len(fits), height, width))
+    for place, direction in enumerate(fits):
+        points = [padded[y : y + height, radius + x : radius + x + width] for y, x in index.paths[direction].tolist()]
+        torch.maximum(points[0], points[-1], out=largest[place])
+        for point in points[1:-1]:
+            torch.maximum(largest[place], point, out=largest[place])
+    return DirectionAffinity(radius, index.directions[fits], 1.0 - largest)
 
 
-def _padded_affinity(edge: Tensor, radius: int) -> tuple[Tensor, PathIndex]:
-    padded = torch.nn.functional.pad(edge[None, None], (radius, radius, 0, radius), value=1.0)
-    index = path_index(radius, (padded.shape[2], padded.shape[3]))
-    with torch.no_grad():
-        return pair_affinity(padded, index)[0], index
+def _padded(edge: Tensor, radius: int) -> Tensor:
+    return torch.nn.functional.pad(edge, (radius, radius, 0, radius), value=1.0)
 
 
 def _diagonal_step(offsets: list[int], weights: Array) -> Step:
-    """The step by the stored diagonals of the transposed transition, each row divided by its sum."""
+    """The step by the diagonals of the affinity matrix, which is symmetric; each sum divided by its column's."""
     matrix = _symmetric_diagonals(offsets, weights)
     # Sums in double precision: an error of the normalization would grow with the number of steps.
-    inverse: Array = np.reciprocal(np.asarray(matrix @ np.ones(weights.shape[1])))
-    for row, offset in zip(matrix.data, matrix.offsets, strict=True):
-        columns = slice(max(0, offset), min(len(inverse), len(inverse) + offset))
-        row[columns] *= inverse[columns.start - offset : columns.stop - offset]
+    inverse = np.reciprocal(np.asarray(matrix @ np.ones(weights.shape[1]))).astype(np.float32)
 
     def step(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.stack([matrix @ row for row in x.numpy()]))
+        return torch.from_numpy(np.stack([(matrix @ row) * inverse for row in x.numpy()]))
 
     return step
 
@@ -170,14 +186,19 @@ def _diagonal_step(offsets: list[int], weights: Array) -> Step:
 def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array:
     """Symmetric float32 matrix with `weights[d][i]` at (i, i + offsets[d]) and its mirror, and 1 on the diagonal."""
     count = weights.shape[1]
-    diagonals: dict[int, Array] = {0: np.ones(count, dtype=np.float32)}
-    for offset, weight in zip(offsets, weights, strict=True):
+    flat, places = np.unique(np.array(offsets, dtype=np.int64), return_inverse=True)
+    if len(flat) < len(offsets):
         # On a narrow map two directions can share a flat offset; they never share a source.
-        above = diagonals.setdefault(offset, np.zeros(count, dtype=np.float32))
-        above[offset:] += weight[: count - offset]
-        below = diagonals.setdefault(-offset, np.zeros(count, dtype=np.float32))
-        below += weight
-    return sparse.dia_array((np.stack(list(diagonals.values())), list(diagonals)), shape=(count, count))
+        merged = np.zeros((len(flat), count), dtype=np.float32)
+        np.add.at(merged, places, weights)
+        offsets, weights = flat.tolist(), merged
+    directions = len(offsets)
+    data = np.zeros((2 * directions + 1, count), dtype=np.float32)
+    data[:directions] = weights  # below the diagonal, at the column of the source
+    for row, offset, weight in zip(data[directions:], offsets, weights, strict=False):
+        row[offset:] = weight[: count - offset]
+    data[-1] = 1
+    return sparse.dia_array((data, [*(-offset for offset in offsets), *offsets, 0]), shape=(count, count))
 
 
 def _gather_step(offsets: list[int], weights: Tensor) -> Step:
@@ -201,12 +222,13 @@ def _gather_step(offsets: list[int], weights: Tensor) -> Step:
 def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
     """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
     affinity = direction_affinity(edge, radius)
-    return sparse.csr_array(_symmetric_diagonals(affinity.offsets, affinity.values.numpy()))
+    return sparse.csr_array(_symmetric_diagonals(affinity.offsets, affinity.values.flatten(1).numpy()))
 
 
 def padded_pair_affinity(edge: Array, radius: int) -> Array:
     """Affinities of all pairs on the padded grid, float32 (directions, sources); edge float32 (h, w)."""
-    return _padded_affinity(torch.from_numpy(np.array(edge, dtype=np.float32)), radius)[0].numpy()
+    padded = _padded(torch.from_numpy(np.array(edge, dtype=np.float32)), radius)
+    return pair_affinity(padded[None, None], path_index(radius, (padded.shape[0], padded.shape[1])))[0].numpy()
 
 
 def dense_transition(affinity: sparse.csr_array, beta: float, exp_times: int = 0) -> Array:

@@ -101,6 +101,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ir_label": ("ir_label",),
     "affinity": ("affinity_train",),
     "random_walk": ("random_walk",),
+    "random_walk.input_size": ("edge",),
     "pseudo_label.sem_seg_bg_thres": ("pseudo_label", "confidence_mask", "pseudo_label_evaluation"),
     "pseudo_label.mask_keep_ratio": ("confidence_mask",),
     "segmentation": ("segmentation_train",),

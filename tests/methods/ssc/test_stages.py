@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,41 +318,46 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_every_difference(case: C
 def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forwards: list[int] = []
-    forward = affinity_stages.irn_edge_and_displacement
+    computed: list[int] = []
+    affinities = affinity_stages.direction_affinity
 
-    def counted(network: Any, image: Any, input_size: int) -> Any:
-        forwards.append(input_size)
-        return forward(network, image, input_size)
+    def counted(edge: Any, radius: int, device: str) -> Any:
+        computed.append(radius)
+        return affinities(edge, radius, device)
 
-    monkeypatch.setattr(affinity_stages, "irn_edge_and_displacement", counted)
-    affinity_stages._known_edges.clear()
+    monkeypatch.setattr(affinity_stages, "direction_affinity", counted)
     stage = case.pipeline.stage("random_walk")
     assert isinstance(stage, MapStage) and stage.build_many is not None
     config: RandomWalkConfig = stage.config
-    settings = [
-        config.walk,
-        replace(config.walk, beta=4),
-        replace(config.walk, exp_times=2, radius=3),
-        replace(config.walk, input_size=80),
+    inputs = {role: case.artifact(upstream) for role, upstream in stage.inputs.items()}
+    other = SimpleNamespace(
+        key="of other weights", arrays=lambda name: {"edge": 1 - inputs["edge"].arrays(name)["edge"]}
+    )
+    settings: list[tuple[RandomWalkConfig, Any]] = [
+        (config, inputs),
+        (replace(config, beta=4), inputs),
+        (replace(config, exp_times=2, radius=3), inputs),
+        (config, {**inputs, "edge": other}),
     ]
     contexts = [
         StageContext(
             stage=stage.name,
-            config=replace(config, walk=walk),
+            config=changed,
             data=case.dataset.view(stage.reads, stage.image_list),
-            inputs={role: case.artifact(upstream) for role, upstream in stage.inputs.items()},
+            inputs=given,
             files={},
         )
-        for walk in settings
+        for changed, given in settings
     ]
     together, alone = stage.build_many(contexts), [stage.build(context) for context in contexts]
     names = case.artifact("random_walk").images()[:3]
     for name in names:
-        for found, walk in zip(together(name), alone, strict=True):
-            assert {key: value.tobytes() for key, value in found.items()} == {
+        computed.clear()
+        found = together(name)
+        assert computed == [config.radius] * 2, "once an edge map, within the largest radius"
+        for walks, walk in zip(found, alone, strict=True):
+            assert {key: value.tobytes() for key, value in walks.items()} == {
                 key: value.tobytes() for key, value in walk(name).items()
             }
-    assert sorted(forwards) == sorted([80, config.walk.input_size] * 3), "once a network, an input size and an image"
     first = together(names[0])
     assert len({arrays["walk"].tobytes() for arrays in first}) == len(settings), "every setting changes the walk"
