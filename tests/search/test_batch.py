@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from tests.methods import in_process
 from tests.search import planted_method
 from tests.search.planted_method import METRIC, QUALITY
 
@@ -30,6 +31,7 @@ from wsss.search.prepare import PreparedSweep, prepare_sweep
 from wsss.search.record import Race, Rung, TrialRecord, load_sweep, load_trials
 from wsss.search.sweep import SweepObserver, _declare, _open_record, evaluation_of
 from wsss.search.tuning import BatchTrainable, SweepSearcher
+from wsss.store import open_store
 
 
 class Inline:
@@ -168,7 +170,7 @@ def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path:
         assert whole[race.beaten_by].values[METRIC] > theirs.values[METRIC]
         assert ours.spent_seconds == pytest.approx(race.seconds) and ours.cost_seconds > ours.spent_seconds
         assert ours.reason == race.text
-    stored = {(path.parent.name) for path in (tmp_path / "race" / "store" / "detail").glob("*/manifest.json")}
+    stored = [path.parent.name for path in (tmp_path / "race" / "store" / "detail_score").glob("*/manifest.json")]
     assert len(stored) == 12 - len(dropped), "nothing of a dropped setting is kept"
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{prepared.folder / 'study.db'}")
     assert Counter(trial.state.name for trial in study.get_trials()) == {
@@ -176,6 +178,58 @@ def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path:
         "PRUNED": len(dropped),
     }
     assert drive(prepare_sweep(planted_method.request(tmp_path / "race", many_images, **options))) == []
+
+
+def test_maps_that_one_setting_alone_asks_for_are_not_stored_and_scores_are_those_of_its_own_run(
+    tmp_path: Path,
+) -> None:
+    """Scored images are a part of those that the maps are for; each is computed once, whether it raced or not."""
+    options: dict[str, Any] = {"trials": 8, "batch": 8, "sampler": "random"}
+    prepared = prepare_sweep(planted_method.request(tmp_path, ["dataset.shapes.train=120", "seed=3"], **options))
+    trials = drive(prepared)
+    evaluator = BatchEvaluator(evaluation_of(prepared, "x", {}))
+    finished = [trial for trial in trials if trial.status == "finished"]
+    assert len(finished) > 2
+    for trial in finished:
+        setting = evaluator.open(trial.number, trial.settings)
+        keyed = setting.pipeline
+        stored = {name for name in ("base", "detail", "detail_score") if evaluator.find(name, keyed.keys[name])}
+        assert stored == ({"base", "detail", "detail_score"} if trial.number == 0 else {"detail_score"})
+        executed = {use.name for use in trial.stages if use.executed}
+        assert {"base", "detail", "detail_score", "detail_evaluation"} <= executed
+        key, whole = keyed.keys["detail_score"], tmp_path / "whole"
+        found = evaluator.find("detail_score", key)
+        artifacts = in_process.run_pipeline(
+            keyed.pipeline, evaluator.dataset, open_store(str(whole)), ["detail_score"]
+        ).artifacts
+        alone = artifacts["detail_score"]
+        assert found is not None and alone.key == key and alone.images() == found.images()
+        for name in alone.images():
+            ours, theirs = found.arrays(name), alone.arrays(name)
+            assert {array: value.tobytes() for array, value in ours.items()} == {
+                array: value.tobytes() for array, value in theirs.items()
+            }
+
+
+def test_what_inner_settings_have_in_common_is_stored(tmp_path: Path) -> None:
+    """Although a batch of one setting asks for it alone."""
+    from wsss.plan import CostHistory
+
+    costs = CostHistory(tmp_path / "costs.json")
+    for planned in prepare_sweep(planted_method.request(tmp_path)).run.plan.stages:
+        if planned.stage.name == "base":
+            costs.record(planned.stage, planned.images, 100.0)
+    prepared = prepare_sweep(
+        planted_method.request(tmp_path, trials=6, inner_trials=3, batch=1, stage_cost_limit=50.0, race=False)
+    )
+    assert {key.level for key in prepared.keys} == {"outer", "inner", "curve"}
+    trials = drive(prepared)
+    assert Counter(use.name for trial in trials for use in trial.stages if use.executed) == {
+        "base": 2,
+        "detail": 6,
+        "detail_score": 6,
+        "detail_evaluation": 6,
+    }
 
 
 def test_the_search_learns_from_estimates_and_continues_with_them(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
+from wsss.search.fused import Recomputed, fused_jobs
 from wsss.search.keyed import KeyedPipelines, metric_stage
-from wsss.search.label_free import Criterion, criterion_curve, criterion_input
+from wsss.search.label_free import Criterion, ImageArrays, criterion_curve, criterion_input
 from wsss.search.record import PreviewValue, Rung, Select, StageUse
 from wsss.search.score import Score, score_of
 from wsss.search.setting import CONFUSIONS, Evaluation, Outcome, Setting
@@ -249,13 +250,16 @@ class BatchEvaluator:
         scorer = keyed.pipeline.stage(target.inputs[CONFUSIONS])
         source = criterion_input(scorer)
         artifact = setting.artifacts.get(source) or self.find(source, keyed.keys[source])
-        assert artifact is not None, source
+        if artifact is None:
+            jobs = fused_jobs(setting.fused)
+            place = next(place for place, job in enumerate(jobs) if job.stage.name == source)
+            artifact = Recomputed(jobs[: place + 1])
         view = self.dataset.view({"images"}, scorer.image_list)
         default = None if isinstance(scorer.config, LabelScoreConfig) else target.config.default_threshold
         return Unmasked(criterion, scorer, artifact, view, default)
 
     def missing(self, setting: Setting, metric: str) -> set[str]:
-        """Stages to compute for a metric: what is not in the store and read by what must be computed."""
+        """Stages to compute for a metric: what is not in the store and read by what must be computed and stored."""
         keyed = setting.pipeline
         missing: set[str] = set()
         waiting = [metric_stage(keyed.pipeline, metric)]
@@ -268,7 +272,8 @@ class BatchEvaluator:
                 setting.artifacts[name] = artifact
                 continue
             missing.add(name)
-            waiting += keyed.pipeline.stage(name).inputs.values()
+            if setting.fused is None or setting.fused.stage.name != name:
+                waiting += keyed.pipeline.stage(name).inputs.values()
         return missing
 
     def find(self, name: str, key: str) -> Artifact | None:
@@ -296,7 +301,9 @@ class BatchEvaluator:
                 stage = next(iter(needed.values())).pipeline.pipeline.stage(name)
                 together = isinstance(stage, (MapStage, ReduceStage))
                 compute = self._map_or_reduce if together else self._one_by_one
-                errors = compute(name, needed)
+                for fused in (False, True):
+                    part = {key: each for key, each in needed.items() if (_fused(each, name) is not None) == fused}
+                    errors.update(compute(name, part) if part else {})
         for key, settings in wanting.items():
             artifact = self.find(name, key)
             for setting in settings:
@@ -305,7 +312,7 @@ class BatchEvaluator:
                 else:
                     setting.artifacts[name] = artifact
             if key in needed and artifact is not None:
-                needed[key].executed.add(name)
+                needed[key].executed.update({name, *(job.stage.name for job in fused_jobs(_fused(needed[key], name)))})
 
     def _one_by_one(self, name: str, needed: Mapping[str, Setting]) -> dict[str, str]:
         errors: dict[str, str] = {}
@@ -327,14 +334,15 @@ class BatchEvaluator:
         settings = list(needed.values())
         prepared = settings[0].prepared
         assert prepared is not None
-        stage = settings[0].pipeline.pipeline.stage(name)
+        jobs = [
+            _fused(each, name)
+            or bind_job(each.pipeline.pipeline.stage(name), key, self.dataset, self._store, each.artifacts)
+            for key, each in needed.items()
+        ]
+        stage = jobs[0].stage
         cpus = int(have.cpus)
         workers, resources = stage_resources(stage, prepared.execution, cpus, int(have.gpus))
         use_gpu = resources.gpus > 0
-        jobs = [
-            bind_job(each.pipeline.pipeline.stage(name), key, self.dataset, self._store, each.artifacts)
-            for key, each in needed.items()
-        ]
         if isinstance(stage, MapStage):
             outcomes = run_map_jobs(jobs, workers, use_gpu)
         else:
@@ -342,9 +350,9 @@ class BatchEvaluator:
         errors: dict[str, str] = {}
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
             error = outcome.error or self._publish(job, outcome, workers, use_gpu, evaluation)
-            if error:
-                errors[key] = f"stage {name}: {error}"
-            elif not outcome.facts.get("resumed_images"):
+            if error:  # of stages that are computed on the way, it names the one
+                errors[key] = error if error.startswith("stage ") else f"stage {name}: {error}"
+            elif not outcome.facts.get("resumed_images") and not fused_jobs(job):
                 self._costs.record(stage, self._images(stage), outcome.seconds)
         return errors
 
@@ -370,9 +378,14 @@ class Unmasked:
 
     criterion: Criterion
     scorer: Stage
-    artifact: Artifact
+    artifact: ImageArrays
     view: DataView
     default: float | None
+
+
+def _fused(setting: Setting, name: str) -> StageJob | None:
+    """The job of a stage that computes others on the way."""
+    return setting.fused if setting.fused is not None and setting.fused.stage.name == name else None
 
 
 def _score(

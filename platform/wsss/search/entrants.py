@@ -1,4 +1,5 @@
-"""Which settings of a batch race, and with which stages: prepares `wsss.search.racing` and applies its outcome."""
+"""What of a batch is computed in memory, and which of its settings race: prepares `wsss.search.fused` and
+`wsss.search.racing`, and applies their outcome."""
 
 from __future__ import annotations
 
@@ -9,94 +10,110 @@ from typing import Any
 from wsss.evaluation.racing import race_rounds
 from wsss.execution.cluster import capacity
 from wsss.execution.scheduling import stage_resources
-from wsss.pipeline import MapStage
+from wsss.pipeline import MapStage, Stage
 from wsss.search.batch import BatchEvaluator
+from wsss.search.fused import fuse, fused_jobs
 from wsss.search.keyed import metric_stage
-from wsss.search.racing import Chain, Leader, Rule, run_race
+from wsss.search.racing import Entrant, Leader, Rule, run_race
 from wsss.search.score import is_choosing, read_counts
 from wsss.search.setting import CONFUSIONS, Setting, best_so_far
 
 
-def race_batch(evaluator: BatchEvaluator, settings: Sequence[Setting], best: Mapping[str, Any] | None) -> None:
-    """Drop settings that are clearly worse than the best one, where the metric allows a look at fewer images.
+def fuse_batch(evaluator: BatchEvaluator, settings: Sequence[Setting]) -> None:
+    """Leave what only one setting will ask for to its scorer, and compute what lies before it.
 
-    The recipe itself (number 0) is never dropped. best: number, metric, threshold and artifacts (stage -> key) of
-    the best trial so far.
+    The recipe itself (number 0) is computed as ever: its artifacts serve runs as well.
+    """
+    alive = [setting for setting in settings if setting.going_on and setting.number != 0]
+    missing = {setting.number: evaluator.missing(setting, evaluator.metric) for setting in alive}
+    tails = _tails(evaluator, alive, missing)
+    fusing = [setting for setting in alive if tails[setting.number]]
+    before = {
+        each.number: missing[each.number] - tails[each.number] - {each.target(evaluator.metric)} for each in fusing
+    }
+    evaluator.compute(fusing, before)
+    for setting in fusing:
+        if not setting.error:
+            tail = tails[setting.number]
+            setting.fused = fuse(
+                [evaluator.job(setting, stage) for stage in setting.pipeline.pipeline if stage.name in tail]
+            )
+
+
+def race_batch(evaluator: BatchEvaluator, settings: Sequence[Setting], best: Mapping[str, Any] | None) -> None:
+    """Drop fused settings that are clearly worse than the best one, where the metric allows a look at fewer images.
+
+    best: number, metric, threshold and artifacts (stage -> key) of the best trial so far.
     """
     evaluation = evaluator.evaluation
     rules = evaluation.race
-    alive = [setting for setting in settings if setting.going_on and setting.number != 0]
-    if rules is None or not alive:
+    racing = {setting.number: setting for setting in settings if setting.going_on and fused_jobs(setting.fused)}
+    if rules is None or not racing:
         return
-    images = _images_to_look_at(evaluator, alive[0])
+    images = _images_to_look_at(evaluator, next(iter(racing.values())))
     if not images or len(race_rounds(len(images), rules)) < 2:
         return
-    missing = {setting.number: evaluator.missing(setting, evaluator.metric) for setting in alive}
-    tails = _tails(alive, missing, evaluator.metric)
-    racing = [setting for setting in alive if tails[setting.number]]
-    if best is None and racing:
-        best = _recipe_itself(evaluator, settings)
-    before = {
-        each.number: missing[each.number] - tails[each.number] - {each.target(evaluator.metric)} for each in racing
-    }
-    evaluator.compute(racing, before)
-    racing = [setting for setting in racing if not setting.error]
-    leader = _leader(evaluator, best)
+    leader = _leader(evaluator, best or _recipe_itself(evaluator, settings))
     if len(racing) + (leader is not None) < 2:
         return
-    chains = [_chain(evaluator, setting, tails[setting.number]) for setting in racing]
+    entrants = [
+        Entrant(setting.number, setting.fused, evaluator.job(setting, _evaluation_stage(evaluator, setting)))
+        for setting in racing.values()
+        if setting.fused is not None
+    ]
     have = capacity()
-    execution = racing[0].pipeline.recipe.execution
-    placed = [stage_resources(job.stage, execution, int(have.cpus), int(have.gpus)) for job in chains[0].maps]
+    execution = next(iter(racing.values())).pipeline.recipe.execution
+    placed = [stage_resources(each.scorer.stage, execution, int(have.cpus), int(have.gpus)) for each in entrants]
     workers = min(workers for workers, _ in placed)
     gpu = any(resources.gpus > 0 for _, resources in placed)
     rule = Rule(evaluator.metric, evaluation.select, evaluation.limits, images, evaluation.trials, rules)
-    ends = run_race(chains, leader, rule, workers, gpu, evaluator.tell)
-    for setting, chain in zip(racing, chains, strict=True):
-        if (end := ends.get(setting.number)) is not None:
-            setting.race, setting.error = end.race, end.error
-            setting.raced_share = end.race.images / len(chain.maps[0].view.names)
+    for number, end in run_race(entrants, leader, rule, workers, gpu, evaluator.tell).items():
+        setting = racing[number]
+        jobs = fused_jobs(setting.fused)
+        setting.race, setting.error = end.race, end.error
+        setting.raced_share = end.race.images / len(jobs[0].view.names)
+        setting.fused = fuse(jobs, end.known)
 
 
 def _images_to_look_at(evaluator: BatchEvaluator, setting: Setting) -> tuple[str, ...]:
     """Those that a choice may rest on, of the metric's scorer; none without one."""
-    scorer = setting.pipeline.pipeline.stage(setting.target(evaluator.metric)).inputs.get(CONFUSIONS)
+    scorer = _evaluation_stage(evaluator, setting).inputs.get(CONFUSIONS)
     image_list = None if scorer is None else setting.pipeline.pipeline.stage(scorer).image_list
     names = evaluator.dataset.lists[image_list] if image_list else ()
     return tuple(name for name in names if evaluator.evaluation.select != "held_out" or is_choosing(name))
 
 
-def _tails(settings: Sequence[Setting], missing: Mapping[int, set[str]], metric: str) -> dict[int, set[str]]:
-    """Missing map stages of each setting that lie before its numbers and that no other setting wants."""
+def _tails(
+    evaluator: BatchEvaluator, settings: Sequence[Setting], missing: Mapping[int, set[str]]
+) -> dict[int, set[str]]:
+    """Missing map stages of each setting that lie before its numbers and that no other setting will want."""
     wanted = Counter(setting.pipeline.keys[name] for setting in settings for name in missing[setting.number])
     tails: dict[int, set[str]] = {}
     for setting in settings:
         keyed = setting.pipeline
-        target = setting.target(metric)
+        target = _evaluation_stage(evaluator, setting)
         tail: set[str] = set()
-        waiting = [*keyed.pipeline.stage(target).inputs.values()] if target in missing[setting.number] else []
+        waiting = [*target.inputs.values()] if target.name in missing[setting.number] else []
         while waiting:
             name = waiting.pop()
             stage = keyed.pipeline.stage(name)
             if name in missing[setting.number] and isinstance(stage, MapStage) and wanted[keyed.keys[name]] == 1:
                 tail.add(name)
                 waiting += stage.inputs.values()
+        # What is the same under all inner settings, a later batch wants as well.
+        changed = {stage.name for stage in keyed.pipeline if stage.name in evaluator.evaluation.varied}
+        tail &= {name for first in changed for name in keyed.pipeline.downstream(first)}
         # What another missing stage reads must be there as a whole.
         for stage in reversed(keyed.pipeline.stages):
-            if stage.name in missing[setting.number] - tail - {target}:
+            if stage.name in missing[setting.number] - tail - {target.name}:
                 tail -= {each.name for each in keyed.upstream(stage.name)}
-        scorer = keyed.pipeline.stage(target).inputs.get(CONFUSIONS)
+        scorer = target.inputs.get(CONFUSIONS)
         tails[setting.number] = tail if scorer in tail else set()
     return tails
 
 
-def _chain(evaluator: BatchEvaluator, setting: Setting, tail: set[str]) -> Chain:
-    keyed = setting.pipeline
-    target = keyed.pipeline.stage(setting.target(evaluator.metric))
-    scorer = target.inputs[CONFUSIONS]
-    before = keyed.upstream(scorer)
-    maps = tuple(evaluator.job(setting, stage) for stage in before if stage.name in tail)
-    return Chain(setting.number, maps, evaluator.job(setting, target))
+def _evaluation_stage(evaluator: BatchEvaluator, setting: Setting) -> Stage:
+    return setting.pipeline.pipeline.stage(setting.target(evaluator.metric))
 
 
 def _recipe_itself(evaluator: BatchEvaluator, settings: Sequence[Setting]) -> dict[str, Any] | None:

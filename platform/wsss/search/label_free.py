@@ -6,16 +6,15 @@ How well a criterion ranks settings must be measured where masks exist; see `wss
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from wsss.data.view import DataView
 from wsss.evaluation.label_free import boundary_contrast, confidence_margin
 from wsss.evaluation.score_stages import CurveScoreConfig, LabelScoreConfig, maps_at_size
-from wsss.pipeline import Stage
+from wsss.pipeline import Arrays, Stage
 from wsss.search.record import CriterionPoint
-from wsss.store import Artifact
 
 Criterion = Literal["boundary_contrast", "confidence_margin"]
 CRITERIA: tuple[Criterion, ...] = ("boundary_contrast", "confidence_margin")
@@ -24,6 +23,14 @@ _THRESHOLDS = 10
 _INPUTS = {CurveScoreConfig: "scores", LabelScoreConfig: "labels"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ImageArrays(Protocol):
+    """The part of an artifact that a criterion reads."""
+
+    def arrays(self, image: str) -> Arrays:
+        """Those of an image."""
+        ...
 
 
 def criterion_problem(criterion: Criterion, scorer: Stage | None) -> str:
@@ -39,7 +46,7 @@ def criterion_problem(criterion: Criterion, scorer: Stage | None) -> str:
 def criterion_curve(
     criterion: Criterion,
     scorer: Stage,
-    artifact: Artifact,
+    artifact: ImageArrays,
     view: DataView,
     limits: tuple[float, float] | None,
     default: float | None,
@@ -74,7 +81,7 @@ def criterion_input(scorer: Stage) -> str:
 def _of_maps(
     criterion: Criterion,
     config: CurveScoreConfig,
-    artifact: Artifact,
+    artifact: ImageArrays,
     view: DataView,
     name: str,
     thresholds: Sequence[float],

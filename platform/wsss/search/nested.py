@@ -46,6 +46,10 @@ class SearchPlan:
     directions: tuple[Direction, ...] = ("max",)
     flat: bool = False
 
+    def nests(self, keys: Sequence[SearchedKey]) -> bool:
+        """Whether there is an inner search under each outer setting."""
+        return {"outer", "inner"} <= {key.level for key in keys} and not self.flat and len(self.directions) == 1
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -129,7 +133,7 @@ class NestedSearch:
         self._is_valid = is_valid
         self._outer_keys = [key for key in keys if key.level == "outer"]
         self._inner_keys = [key for key in keys if key.level == "inner"]
-        self._nested = bool(self._outer_keys and self._inner_keys) and not plan.flat and len(plan.directions) == 1
+        self._nested = plan.nests(keys)
         self._random = random.Random(plan.seed)
         outer_budget = -(-plan.trials // max(plan.inner_trials, 1))
         joint = self._outer_keys + self._inner_keys

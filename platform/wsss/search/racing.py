@@ -1,16 +1,16 @@
 """Drops settings of a batch that are clearly worse after a part of the images, before the rest is computed.
 
-The stages that only one setting asks for are computed in memory, for the images of one round after the other; nothing
-of it is stored. After each round the settings are held against the best one that is known (`wsss.evaluation.racing`).
-What is left is then evaluated as ever, on all images. All settings of a batch go through a round together, so that
-stages which share work between settings (a network's forward pass) still share it.
+Each setting is a fused job (`wsss.search.fused`), computed in memory for the images of one round after the other. After
+each round the settings are held against the best one that is known (`wsss.evaluation.racing`). What is left goes on to
+the other images with what the race has computed. All settings of a batch go through a round together, so that stages
+which share work between settings still share it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,20 @@ from wsss.evaluation.racing import RaceRules, comparison_level, race_rounds, sur
 from wsss.execution.many import call_many, describe
 from wsss.execution.stage_job import StageJob
 from wsss.pipeline import Arrays, MapStage, ReduceStage
+from wsss.search.fused import MemoryArtifact, with_memory
 from wsss.search.record import Race, Select
 from wsss.search.score import Counts, counts_of
+from wsss.search.setting import CONFUSIONS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_CONFUSIONS = "confusions"
 
 
 @dataclass(frozen=True)
-class Chain:
-    """What is computed in memory for one setting: map stages in order, the last of them the scorer; then the numbers.
-
-    The jobs lack the inputs that stages of the chain make.
-    """
+class Entrant:
+    """A setting in a race: the fused job of its scorer, and its numbers, which lack that input."""
 
     number: int
-    maps: tuple[StageJob, ...]
+    scorer: StageJob
     evaluation: StageJob
 
 
@@ -74,28 +72,30 @@ class Rule:
 
 @dataclass(frozen=True)
 class RaceEnd:
-    """What became of a setting: `race.estimate` is there when it was dropped, `error` when it failed."""
+    """What became of a setting.
+
+    Attributes:
+        race: its `estimate` is there when the setting was dropped.
+        error: why it failed; empty unless it did.
+        known: image -> arrays of its scorer, of the images that it saw; empty when it was dropped.
+    """
 
     race: Race
     error: str = ""
+    known: Mapping[str, Arrays] = field(default_factory=dict)
 
 
-class _LiveArtifact:
-    """Arrays of a stage that was computed in memory, read as an artifact is."""
+@dataclass(frozen=True)
+class _Counted:
+    """A setting on some images."""
 
-    def __init__(self, job: StageJob) -> None:
-        self.stage, self.key = job.stage.name, job.key
-        self.records: dict[str, Arrays] = {}
-
-    def images(self) -> list[str]:
-        return list(self.records)
-
-    def arrays(self, name: str) -> Arrays:
-        return self.records[name]
+    counts: Counts
+    records: dict[str, Arrays]
+    seconds: float
 
 
 def run_race(
-    chains: Sequence[Chain], leader: Leader | None, rule: Rule, workers: int, gpu: bool, tell: Callable[[str], None]
+    entrants: Sequence[Entrant], leader: Leader | None, rule: Rule, workers: int, gpu: bool, tell: Callable[[str], None]
 ) -> dict[int, RaceEnd]:
     """Race the settings against each other and the leader; setting number -> how it ended.
 
@@ -104,20 +104,22 @@ def run_race(
     rounds = race_rounds(len(rule.images), rule.rules)[:-1]  # after the last one nothing is saved
     order = [rule.images[place] for place in np.random.default_rng(rule.rules.seed).permutation(len(rule.images))]
     level = comparison_level(rule.rules, len(rounds), rule.comparisons)
-    alive = {chain.number: chain for chain in chains}
-    seen: dict[int, list[Counts]] = {number: [] for number in alive}
-    seconds = dict.fromkeys(alive, 0.0)
+    alive = {entrant.number: entrant for entrant in entrants}
+    seen: dict[int, list[_Counted]] = {number: [] for number in alive}
     ends: dict[int, RaceEnd] = {}
     done = 0
 
     def end(number: int, images: int, estimate: float | None = None, other: int | None = None, error: str = "") -> None:
-        ends[number] = RaceEnd(Race(images, len(rule.images), seconds[number], estimate, other), error)
+        seconds = sum(part.seconds for part in seen[number]) / max(1, workers)
+        known = {name: arrays for part in seen[number] for name, arrays in part.records.items()}
+        race = Race(images, len(rule.images), seconds, estimate, other)
+        ends[number] = RaceEnd(race, error, known if estimate is None and not error else {})
 
     for size in rounds:
         names, done = order[done:size], size
-        pieces = [list(piece) for piece in np.array_split(names, min(max(1, workers), len(names)))]
+        pieces = [list(piece) for piece in np.array_split(names, min(2 * max(1, workers), len(names)))]
         arguments = [(list(alive.values()), piece, rule.metric, gpu) for piece in pieces]
-        answers = call_many(count_chains, arguments, workers, gpu)
+        answers = call_many(count_entrants, arguments, workers, gpu)
         if any(isinstance(answer, RuntimeError) for answer in answers):
             tell(f"race: {next(answer for answer in answers if isinstance(answer, RuntimeError))}; without it")
             return {}
@@ -128,17 +130,17 @@ def run_race(
                 end(number, size, error=error)
                 del alive[number]
                 continue
-            seen[number] += [counts for counts, _ in found]
-            seconds[number] += sum(spent for _, spent in found) / len(pieces)
+            seen[number] += found
         if len(alive) + (leader is not None) < 2:
             break
-        for number, estimate, other in _clearly_worse({n: seen[n] for n in alive}, leader, rule, level):
+        counts = {number: [part.counts for part in seen[number]] for number in alive}
+        for number, estimate, other in _clearly_worse(counts, leader, rule, level):
             end(number, size, estimate, other)
             del alive[number]
     for number in alive:
         end(number, done)
     dropped = sum(each.race.estimate is not None for each in ends.values())
-    tell(f"race: {dropped} of {len(chains)} settings dropped after at most {done} of {len(order)} images")
+    tell(f"race: {dropped} of {len(entrants)} settings dropped after at most {done} of {len(order)} images")
     return ends
 
 
@@ -195,73 +197,41 @@ def _miou(counts: Array, mean_over: MeanOver) -> float:
     return float(whole.curve(np.ones(len(counts), dtype=bool))[0])
 
 
-def count_chains(
-    arguments: tuple[Sequence[Chain], Sequence[str], str, bool],
-) -> list[tuple[Counts, float] | str]:
-    """Counts of the images for every chain, with its seconds, or why it failed. Runs in a worker."""
-    chains, names, metric, gpu = arguments
+def count_entrants(arguments: tuple[Sequence[Entrant], Sequence[str], str, bool]) -> list[_Counted | str]:
+    """What every entrant makes of the images, or why it failed. Runs in a worker."""
+    entrants, names, metric, gpu = arguments
     torch.set_num_threads(1)
     try:
-        return list(_counted(chains, names, metric, "cuda:0" if gpu else "cpu"))
+        return list(_counted(entrants, names, metric, "cuda:0" if gpu else "cpu"))
     except Exception as error:
-        if len(chains) == 1:
+        if len(entrants) == 1:
             return [describe(error)]
     # One of the settings is to blame: each on its own tells which.
-    return [answer for chain in chains for answer in count_chains(([chain], names, metric, gpu))]
+    return [answer for entrant in entrants for answer in count_entrants(([entrant], names, metric, gpu))]
 
 
-def _counted(chains: Sequence[Chain], names: Sequence[str], metric: str, device: str) -> list[tuple[Counts, float]]:
+def _counted(entrants: Sequence[Entrant], names: Sequence[str], metric: str, device: str) -> list[_Counted]:
     started = time.monotonic()
-    live = [{job.stage.name: _LiveArtifact(job) for job in chain.maps} for chain in chains]
-    scorers = [chain.maps[-1].stage.name for chain in chains]
-    # Settings may differ in which stages are theirs alone: a level holds the jobs of one stage.
-    order = dict.fromkeys(job.stage.name for chain in sorted(chains, key=lambda c: -len(c.maps)) for job in chain.maps)
-    levels = [_level(name, chains, live, device) for name in order]
+    stage = entrants[0].scorer.stage
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
+    records: list[dict[str, Arrays]] = [{} for _ in entrants]
     with torch.inference_mode():
-        for image in names:
-            for places, compute in levels:
-                for (place, stage), arrays in zip(places, compute(image), strict=True):
-                    live[place][stage].records[image] = arrays
-            for place, artifacts in enumerate(live):  # maps of many images would fill the memory
-                for stage, artifact in artifacts.items():
-                    if stage != scorers[place]:
-                        artifact.records.clear()
-    found = []
-    for place, chain in enumerate(chains):
-        stage = chain.evaluation.stage
-        assert isinstance(stage, ReduceStage)
-        reduction = stage.compute(_bound(chain.evaluation, live[place]).context("cpu"))
-        scored = live[place][scorers[place]].arrays if _CONFUSIONS in stage.inputs else None
-        counts = counts_of(metric, reduction.metrics[metric], reduction.arrays, reduction.tables, scored)
-        if counts is None:
-            raise ValueError(f"stage {stage.name} keeps no counts of its images")
-        found.append(counts.of(names))
-    seconds = (time.monotonic() - started) / len(chains)
-    return [(counts, seconds) for counts in found]
+        for name in names:
+            for record, arrays in zip(records, scores(name), strict=True):
+                record[name] = arrays
+    counts = [_counts(entrant, record, metric) for entrant, record in zip(entrants, records, strict=True)]
+    seconds = (time.monotonic() - started) / len(entrants)
+    return [_Counted(found.of(names), record, seconds) for found, record in zip(counts, records, strict=True)]
 
 
-def _level(
-    name: str, chains: Sequence[Chain], live: Sequence[Mapping[str, _LiveArtifact]], device: str
-) -> tuple[list[tuple[int, str]], Callable[[str], Sequence[Arrays]]]:
-    """Where the results of a stage go, and the function that computes them for an image."""
-    places, jobs = [], []
-    for place, chain in enumerate(chains):
-        for job in chain.maps:
-            if job.stage.name == name:
-                places.append((place, name))
-                jobs.append(_bound(job, live[place]))
-    contexts = [job.context(device) for job in jobs]
-    stages = [job.stage for job in jobs if isinstance(job.stage, MapStage)]
-    torch.manual_seed(0)
-    if len(jobs) > 1 and stages[0].build_many is not None:
-        return places, stages[0].build_many(contexts)
-    functions = [stage.build(context) for stage, context in zip(stages, contexts, strict=True)]
-    return places, lambda image: [function(image) for function in functions]
-
-
-def _bound(job: StageJob, live: Mapping[str, _LiveArtifact]) -> StageJob:
-    inputs: dict[str, Any] = dict(job.inputs)
-    for role, upstream in job.stage.inputs.items():
-        if role not in inputs:
-            inputs[role] = live[upstream]
-    return replace(job, inputs=inputs)
+def _counts(entrant: Entrant, records: dict[str, Arrays], metric: str) -> Counts:
+    stage = entrant.evaluation.stage
+    assert isinstance(stage, ReduceStage)
+    scored = MemoryArtifact(entrant.scorer.stage.name, entrant.scorer.key, records)
+    reduction = stage.compute(with_memory(entrant.evaluation, {scored.stage: scored}).context("cpu"))
+    arrays_of = scored.arrays if CONFUSIONS in stage.inputs else None
+    counts = counts_of(metric, reduction.metrics[metric], reduction.arrays, reduction.tables, arrays_of)
+    if counts is None:
+        raise ValueError(f"stage {stage.name} keeps no counts of its images")
+    return counts

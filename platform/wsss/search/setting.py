@@ -9,6 +9,7 @@ from typing import Any
 
 from wsss.evaluation.racing import RaceRules
 from wsss.execution.run import PreparedRun
+from wsss.execution.stage_job import StageJob
 from wsss.method import Method
 from wsss.search.keyed import KeyedPipeline, metric_stage
 from wsss.search.label_free import Criterion
@@ -27,6 +28,7 @@ class Evaluation:
         recipe: what settings change.
         metric: what is searched for; limits: range of the thresholds that may be chosen, see `score_of`.
         criterion: without masks, computed for every setting; None: none.
+        varied: the first stages that the innermost search changes: from there on, settings share nothing.
         race: how settings are raced, None: each is evaluated on all images; trials: settings of the sweep.
         run_id: who computes, for the manifests of artifacts; code: provenance, likewise.
     """
@@ -42,6 +44,7 @@ class Evaluation:
     run_id: str
     code: Mapping[str, Any]
     criterion: Criterion | None = None
+    varied: tuple[str, ...] = ()
     race: RaceRules | None = None
     trials: int = 1
 
@@ -90,6 +93,7 @@ class Setting:
 
     Attributes:
         previews: metrics while its stages trained; looks: the stages that this took.
+        fused: its scorer, where the stages before it are computed in memory; see `wsss.search.fused`.
     """
 
     number: int
@@ -100,6 +104,7 @@ class Setting:
     executed: set[str] = field(default_factory=set)
     previews: list[PreviewValue] = field(default_factory=list)
     looks: list[StageUse] = field(default_factory=list)
+    fused: StageJob | None = None
     race: Race | None = None
     raced_share: float = 1.0
 

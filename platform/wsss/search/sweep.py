@@ -133,9 +133,15 @@ def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any])
         run_id=run_id,
         code=code,
         criterion=request.criterion,
+        varied=_varied(prepared),
         race=RaceRules(seed=request.seed) if racing(request) else None,
         trials=prepared.plan.trials,
     )
+
+
+def _varied(prepared: PreparedSweep) -> tuple[str, ...]:
+    innermost = ("inner",) if prepared.plan.nests(prepared.keys) else ("inner", "outer")
+    return tuple({key.stage: None for key in prepared.keys if key.level in innermost})
 
 
 def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from wsss.search.batch import BatchEvaluator
 from wsss.search.best import ranked
-from wsss.search.entrants import race_batch
+from wsss.search.entrants import fuse_batch, race_batch
 from wsss.search.ledger import Ledger
 from wsss.search.nested import NestedSearch, Proposal, told_values
 from wsss.search.record import Rung, TrialRecord
@@ -102,6 +102,7 @@ class BatchTrainable(tune.Trainable):
                 place = len(self._rungs) - len(self._waiting)
                 so_far = self._evaluator.so_far(self._settings)
                 return {RUNG: place, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
+        fuse_batch(self._evaluator, self._settings)
         race_batch(self._evaluator, self._settings, self._best)
         self._evaluator.advance(self._settings, self._evaluator.metric)
         outcomes = self._evaluator.outcomes(self._settings)
