@@ -1,12 +1,15 @@
 """A sweep against as many independent evaluations of the same settings, on real stages, in one go.
 
     python benchmarks/sweep_against_runs.py --home HOME --method ssc --recipe mini --space ssc_postprocessing \
-        --metric pseudo_label/miou_train --trials 60 --sample 4 dataset.root=FOLDER [--tune "--batch 15"]
+        --metric pseudo_label/miou_train --trials 60 --given affinity_train --sample 4 dataset.root=FOLDER \
+        [--tune "--label-free boundary_contrast"]
 
-HOME holds a finished run of the recipe: both sides start from its artifacts. First the sweep runs as a command of its
-own. Then some of its settings, drawn at random, are evaluated as a person would without it: one `reproduce.py --until`
-each, in a fresh home that holds nothing but the artifacts that were there before the sweep. Their mean time stands for
-all; each of their numbers must equal the one that the sweep recorded. Prints the times and their ratio.
+HOME holds a finished run of the recipe. Both sides start in fresh homes that hold the artifacts of the stages --given
+and of what these were made from, and nothing else: for SSC, `cam` leaves all that follows the CAM to an evaluation,
+`affinity_train` what the official script of the random walk does. First the sweep runs as a command of its own. Then
+some of its settings, drawn at random, are evaluated as a person would without it: one `reproduce.py --until` each.
+Their mean time stands for all; each of their numbers must equal the one that the sweep recorded. Prints the times and
+their ratio; the sweep's home is kept at --keep.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ def main() -> None:
     parser.add_argument("--space", required=True)
     parser.add_argument("--metric", required=True)
     parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--given", nargs="+", required=True, help="stages whose artifacts both sides start from")
+    parser.add_argument("--keep", type=Path, help="home of the sweep; a temporary one without it")
     parser.add_argument("--sample", type=int, default=4, help="settings to evaluate independently")
     parser.add_argument("--tune", default="", help="further options of the sweep, in one string")
     parser.add_argument("overrides", nargs="*")
@@ -44,22 +49,21 @@ def main() -> None:
 
     from wsss.search.record import find_sweeps, load_trials, sweep_folder
 
-    home: Path = arguments.home.resolve()
-    store = home / "store"
-    before = {path.parent.relative_to(store) for path in store.glob("*/*/manifest.json")}
     common = ["--method", arguments.method, "--recipe", arguments.recipe, *arguments.overrides]
     command = ["tune.py", *common, "--space", arguments.space, "--metric", arguments.metric, "--trials"]
-    swept = timed([*command, str(arguments.trials), "--home", str(home), *shlex.split(arguments.tune)])
-    record = max(find_sweeps(home), key=lambda each: each.started)
-    trials = load_trials(sweep_folder(home, record.sweep_id))
+    with tempfile.TemporaryDirectory(dir=arguments.home) as folder:
+        sweep_home = arguments.keep or Path(folder)
+        given = artifacts_of(arguments)
+        link(arguments.home, given, sweep_home)
+        swept = timed([*command, str(arguments.trials), "--home", str(sweep_home), *shlex.split(arguments.tune)])
+        (record,) = find_sweeps(sweep_home)
+        trials = load_trials(sweep_folder(sweep_home, record.sweep_id))
     sampled = random.Random(0).sample([trial for trial in trials if trial.number], arguments.sample)
     seconds = []
     for trial in sampled:
-        with tempfile.TemporaryDirectory(dir=home) as folder:
+        with tempfile.TemporaryDirectory(dir=arguments.home) as folder:
             fresh = Path(folder)
-            shutil.copytree(home / "cache", fresh / "cache")
-            for place in before:
-                shutil.copytree(store / place, fresh / "store" / place, copy_function=os.link)
+            link(arguments.home, given, fresh)
             changed = [f"{key}={json.dumps(value)}" for key, value in trial.settings.items()]
             run = ["reproduce.py", *common, *changed, "--until", record.metric_stage, "--home", str(fresh)]
             seconds.append(timed(run))
@@ -77,6 +81,27 @@ def main() -> None:
     spread = f"{min(seconds):.0f} to {max(seconds):.0f}, {len(seconds)} of them"
     print(f"  one evaluation on its own  {alone:8.0f} s ({spread})")
     print(f"  ratio for {len(trials)} settings     {alone * len(trials) / swept:8.1f}")
+
+
+def artifacts_of(arguments: argparse.Namespace) -> list[str]:
+    """Folders in the store, STAGE/KEY, of the given stages and of all that they were made from."""
+    from wsss.commands.methods import find_method
+    from wsss.data.dataset import load_dataset
+    from wsss.recipe import load_recipe
+    from wsss.search.keyed import KeyedPipelines
+
+    method = find_method(arguments.method)
+    recipe = load_recipe(method.recipe_type, method.recipe_path(arguments.recipe), arguments.overrides)
+    dataset = load_dataset(recipe.dataset, arguments.home)
+    keyed = KeyedPipelines(method, dataset).of(recipe)
+    return [f"{stage.name}/{keyed.keys[stage.name]}" for stage in keyed.upstream(*arguments.given)]
+
+
+def link(home: Path, artifacts: list[str], fresh: Path) -> None:
+    """Begin a home with some artifacts of another one."""
+    shutil.copytree(home / "cache", fresh / "cache", dirs_exist_ok=True)
+    for place in artifacts:
+        shutil.copytree(home / "store" / place, fresh / "store" / place, copy_function=os.link, dirs_exist_ok=True)
 
 
 def timed(command: list[str]) -> float:

@@ -105,7 +105,8 @@ def test_stages_asked_executed_and_served_add_up(home: Path, done: SweepRecord, 
     executed = [(use.name, use.key) for trial in trials for use in trial.stages if use.executed]
     assert len(executed) == len(set(executed)) == done.executed, "no artifact is computed twice"
     published = {(ref.stage, ref.key) for ref in open_store(str(home / "store")).list()}
-    assert published == set(executed)
+    whole = {(use.name, use.key) for use in trials[0].stages}
+    assert published == {each for each in executed if each in whole or each[0] in STAGES[2:]}, "maps stay in memory"
     for trial in trials:
         assert tuple(use.name for use in trial.stages) == STAGES
         assert trial.artifacts == {use.name: use.key for use in trial.stages[2:]}

@@ -230,7 +230,8 @@ class BatchEvaluator:
             seed=int(setting.keyed.recipe.seed),
             previews=tuple(setting.previews),
             race=setting.race,
-            raced_share=setting.raced_share,
+            in_memory="" if setting.fused is None else setting.fused.stage.name,
+            share=setting.share,
         )
 
     def _scored(self, setting: Setting) -> tuple[Artifact, Artifact | None]:

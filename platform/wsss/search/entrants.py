@@ -69,10 +69,8 @@ def race_batch(evaluator: BatchEvaluator, settings: Sequence[Setting], best: Map
     rule = Rule(evaluator.metric, evaluation.select, evaluation.limits, images, evaluation.trials, rules)
     for number, end in run_race(entrants, leader, rule, workers, gpu, evaluator.tell).items():
         setting = racing[number]
-        jobs = fused_jobs(setting.fused)
         setting.race, setting.error = end.race, end.error
-        setting.raced_share = end.race.images / len(jobs[0].view.names)
-        setting.fused = fuse(jobs, end.known)
+        setting.fused = fuse(fused_jobs(setting.fused), end.known)
 
 
 def _images_to_look_at(evaluator: BatchEvaluator, setting: Setting) -> tuple[str, ...]:

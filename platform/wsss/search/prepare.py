@@ -191,12 +191,14 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
     outer = any(key.level == "outer" for key in keys)
     inner = request.inner_trials or default_inner_trials(keys, request.trials)
     flat = request.flat or request.against_cost
+    # Settings of a batch share work, so that the cost of one is known only where it is alone.
+    batch = 1 if request.against_cost else min(8, -(-inner // 2)) if outer else min(8, -(-request.trials // 4))
     plan = SearchPlan(
         sampler=request.sampler,
         seed=request.seed,
         trials=request.trials,
         inner_trials=request.trials if not outer else 1 if flat else min(inner, request.trials),
-        batch=request.batch or (min(8, -(-inner // 2)) if outer else min(8, -(-request.trials // 4))),
+        batch=request.batch or batch,
         directions=("max", "min") if request.against_cost else ("max",),
         flat=flat,
     )

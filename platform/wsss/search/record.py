@@ -191,8 +191,8 @@ class TrialRecord:
         label_free: mIoU of all images at the threshold that the criterion chooses; None likewise.
         low, high: 95 % bootstrap interval over images of `quoted`; None without counts.
         curve: score at every threshold; empty without a curve.
-        cost_seconds: what all its stages cost together: the price of this trial on its own. Of a trial that lost a
-            race, its time there extrapolated to all images.
+        cost_seconds: what all its stages cost together: the price of this trial on its own, extrapolated to all
+            images where it was computed on a part of them. Work that its batch shared counts with its share.
         spent_seconds: what the stages that it executed cost.
         stages: asked for, in order.
         run_ids: MLflow keys of the trial and its stage executions.

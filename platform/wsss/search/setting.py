@@ -11,6 +11,7 @@ from wsss.evaluation.racing import RaceRules
 from wsss.execution.run import PreparedRun
 from wsss.execution.stage_job import StageJob
 from wsss.method import Method
+from wsss.search.fused import fused_jobs
 from wsss.search.keyed import KeyedPipeline, metric_stage
 from wsss.search.label_free import Criterion
 from wsss.search.record import PreviewValue, Race, Select, StageUse
@@ -55,7 +56,8 @@ class Outcome:
 
     Attributes:
         race: where it took part in one; with an estimate, it was dropped there and has no score.
-        raced_share: of all its images, those that it was judged on in the race.
+        in_memory: the stage that computed others on the way (`wsss.search.fused`); "" without one.
+        share: of the images of these stages, those that were computed.
     """
 
     number: int
@@ -67,7 +69,8 @@ class Outcome:
     seed: int = 0
     previews: tuple[PreviewValue, ...] = ()
     race: Race | None = None
-    raced_share: float = 1.0
+    in_memory: str = ""
+    share: float = 1.0
 
     @property
     def dropped(self) -> bool:
@@ -76,9 +79,10 @@ class Outcome:
 
     @property
     def cost_seconds(self) -> float:
-        """What all its stages cost, whoever executed them; what a race left out is extrapolated."""
-        rest = self.race.seconds / self.raced_share if self.race is not None and self.dropped else 0.0
-        return sum(stage.seconds for stage in self.stages) + rest
+        """What all its stages cost, whoever executed them; images that were left out are extrapolated."""
+        in_memory = 0.0 if self.race is None else self.race.seconds
+        in_memory += sum(stage.seconds for stage in self.stages if stage.name == self.in_memory)
+        return sum(stage.seconds for stage in self.stages if stage.name != self.in_memory) + in_memory / self.share
 
     @property
     def spent_seconds(self) -> float:
@@ -106,7 +110,15 @@ class Setting:
     looks: list[StageUse] = field(default_factory=list)
     fused: StageJob | None = None
     race: Race | None = None
-    raced_share: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """Of the images of the stages that are computed in memory, those that are looked at."""
+        jobs = fused_jobs(self.fused)
+        if not jobs:
+            return 1.0
+        looked_at = len(jobs[-1].view.names) if self.race is None or self.going_on else self.race.images
+        return looked_at / max(len(job.view.names) for job in jobs)
 
     @property
     def going_on(self) -> bool:

@@ -140,6 +140,8 @@ def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any])
 
 
 def _varied(prepared: PreparedSweep) -> tuple[str, ...]:
+    if prepared.request.against_cost:
+        return ()  # the cost of a setting is that of its stages as a run computes them
     innermost = ("inner",) if prepared.plan.nests(prepared.keys) else ("inner", "outer")
     return tuple({key.stage: None for key in prepared.keys if key.level in innermost})
 
