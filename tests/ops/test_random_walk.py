@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from wsss.ops.affinity_path import path_index
 from wsss.ops.random_walk import (
-    _gather_step,
     dense_transition,
     direction_affinity,
     grid_affinity,
@@ -16,7 +15,6 @@ from wsss.ops.random_walk import (
     random_walk,
     walk,
     walk_chebyshev,
-    walk_step,
 )
 
 
@@ -77,14 +75,6 @@ def test_chebyshev_series_equals_step_by_step():
     assert len(calls) < 100
     assert _distance(series.numpy(), walk(start, step, 256).numpy()) < 1e-7
     assert series.min() >= 0
-
-
-def test_gather_step_equals_diagonal_step():
-    x, edge = _case(7, 6, 2, 5)
-    start = torch.from_numpy(x.reshape(2, -1))
-    affinity = direction_affinity(edge, 5)
-    gathered = _gather_step(affinity.offsets, affinity.values.flatten(1) ** 10)(start)
-    torch.testing.assert_close(gathered, walk_step(affinity, 10)(start), rtol=1e-5, atol=1e-7)
 
 
 @settings(max_examples=30, deadline=None)

@@ -242,7 +242,6 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
             config=RandomWalkConfig.of(recipe.random_walk),
             inputs={"cam": "cam", "edge": "edge"},
             image_list=TRAINING_LIST,
-            uses_gpu=True,
             build=build_random_walk,
             build_many=build_random_walks,
         ),

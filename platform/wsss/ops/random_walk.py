@@ -31,7 +31,6 @@ def random_walk(
     beta: float = 10,
     exp_times: int = 8,
     method: Method = "chebyshev",
-    device: str = "cpu",
     affinity: DirectionAffinity | None = None,
 ) -> Array:
     """Spread class maps along affinities for 2 ** exp_times steps.
@@ -45,9 +44,7 @@ def random_walk(
         method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
             rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
             of the full matrix (gigabytes for a full-size image).
-        device: where the sparse methods compute.
-        affinity: of this edge map, on `device`, within the radius or more, where several walks share it; None
-            computes it.
+        affinity: of this edge map, within the radius or more, where several walks share it; None computes it.
 
     Returns:
         float32 (K, h, w).
@@ -61,10 +58,9 @@ def random_walk(
     if method == "dense":
         result = walk_dense(start, grid_affinity(edge, radius), beta, exp_times)
         return result.reshape(x.shape)
-    step = walk_step((affinity or direction_affinity(edge, radius, device)).within(radius), beta)
+    step = walk_step((affinity or direction_affinity(edge, radius)).within(radius), beta)
     walking = walk_chebyshev if method == "chebyshev" else walk
-    result = walking(torch.from_numpy(start).to(device), step, 2**exp_times)
-    return result.cpu().numpy().reshape(x.shape)
+    return walking(torch.from_numpy(start), step, 2**exp_times).numpy().reshape(x.shape)
 
 
 def walk(start: Tensor, step: Step, steps: int) -> Tensor:
@@ -136,29 +132,33 @@ class DirectionAffinity:
 
 
 def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
-    """One step of the walk: (K, positions) maps -> (K, positions), on the affinities' device.
+    """One step of the walk: (K, positions) maps -> (K, positions).
 
     Affinities to the power `beta`, each column of the transition divided by its sum.
     """
-    weights = affinity.values.flatten(1) ** beta
-    if weights.device.type == "cpu":
-        return _diagonal_step(affinity.offsets, weights.numpy())
-    return _gather_step(affinity.offsets, weights)
+    # By the diagonals of the affinity matrix, which is symmetric, so that a product can be divided instead.
+    matrix = _symmetric_diagonals(affinity.offsets, (affinity.values.flatten(1) ** beta).numpy())
+    # Sums in double precision: an error of the normalization would grow with the number of steps.
+    inverse = np.reciprocal(np.asarray(matrix @ np.ones(affinity.values[0].numel()))).astype(np.float32)
+
+    def step(x: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack([(matrix @ row) * inverse for row in x.numpy()]))
+
+    return step
 
 
-def direction_affinity(edge: Array, radius: int, device: str = "cpu") -> DirectionAffinity:
+def direction_affinity(edge: Array, radius: int) -> DirectionAffinity:
     """Affinities of an edge map float32 (h, w) in every direction that a step of `radius` reaches.
 
     As `wsss.ops.affinity.pair_affinity` on the map padded with edges (1.0) left, right and below, so that every
     position is a source; a path that leaves the map then has affinity 0. Directions that cannot fit on the map are
     left out.
     """
-    on_device = torch.from_numpy(np.array(edge, dtype=np.float32)).to(device)
     height, width = edge.shape
-    padded = _padded(on_device, radius)
+    padded = _padded(edge, radius)
     index = path_index(radius, (padded.shape[0], padded.shape[1]))
     fits = np.flatnonzero((index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width))
-    largest = on_device.new_empty((len(fits), height, width))
+    largest = padded.new_empty((len(fits), height, width))
     for place, direction in enumerate(fits):
         points = [padded[y : y + height, radius + x : radius + x + width] for y, x in index.paths[direction].tolist()]
         torch.maximum(points[0], points[-1], out=largest[place])
@@ -167,20 +167,9 @@ def direction_affinity(edge: Array, radius: int, device: str = "cpu") -> Directi
     return DirectionAffinity(radius, index.directions[fits], 1.0 - largest)
 
 
-def _padded(edge: Tensor, radius: int) -> Tensor:
-    return torch.nn.functional.pad(edge, (radius, radius, 0, radius), value=1.0)
-
-
-def _diagonal_step(offsets: list[int], weights: Array) -> Step:
-    """The step by the diagonals of the affinity matrix, which is symmetric; each sum divided by its column's."""
-    matrix = _symmetric_diagonals(offsets, weights)
-    # Sums in double precision: an error of the normalization would grow with the number of steps.
-    inverse = np.reciprocal(np.asarray(matrix @ np.ones(weights.shape[1]))).astype(np.float32)
-
-    def step(x: Tensor) -> Tensor:
-        return torch.from_numpy(np.stack([(matrix @ row) * inverse for row in x.numpy()]))
-
-    return step
+def _padded(edge: Array, radius: int) -> Tensor:
+    values = torch.from_numpy(np.array(edge, dtype=np.float32))
+    return torch.nn.functional.pad(values, (radius, radius, 0, radius), value=1.0)
 
 
 def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array:
@@ -201,24 +190,6 @@ def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array
     return sparse.dia_array((data, [*(-offset for offset in offsets), *offsets, 0]), shape=(count, count))
 
 
-def _gather_step(offsets: list[int], weights: Tensor) -> Step:
-    """The same step by gathering all neighbors at once, for a GPU."""
-    count = weights.shape[1]
-    position = torch.arange(count, device=weights.device)
-    shifts = torch.tensor(offsets, device=weights.device)[:, None]
-    ahead, behind = position[None] + shifts, position[None] - shifts
-    behind_weights = weights.gather(1, behind.clamp_min(0)) * (behind >= 0)
-    self_weight = weights.new_ones((1, count))
-    neighbors = torch.cat([ahead.clamp_max(count - 1), behind.clamp_min(0), position[None]])
-    values = torch.cat([weights * (ahead < count), behind_weights, self_weight])
-    values = (values / values.double().sum(dim=0)).to(weights.dtype)
-
-    def step(x: Tensor) -> Tensor:
-        return torch.stack([(row[neighbors] * values).sum(dim=0) for row in x])
-
-    return step
-
-
 def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
     """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
     affinity = direction_affinity(edge, radius)
@@ -227,7 +198,7 @@ def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
 
 def padded_pair_affinity(edge: Array, radius: int) -> Array:
     """Affinities of all pairs on the padded grid, float32 (directions, sources); edge float32 (h, w)."""
-    padded = _padded(torch.from_numpy(np.array(edge, dtype=np.float32)), radius)
+    padded = _padded(edge, radius)
     return pair_affinity(padded[None, None], path_index(radius, (padded.shape[0], padded.shape[1])))[0].numpy()
 
 

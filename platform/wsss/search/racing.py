@@ -85,15 +85,6 @@ class RaceEnd:
     known: Mapping[str, Arrays] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """A setting on some images."""
-
-    counts: Counts
-    records: dict[str, Arrays]
-    seconds: float
-
-
 def run_race(
     entrants: Sequence[Entrant], leader: Leader | None, rule: Rule, workers: int, gpu: bool, tell: Callable[[str], None]
 ) -> dict[int, RaceEnd]:
@@ -105,40 +96,48 @@ def run_race(
     order = [rule.images[place] for place in np.random.default_rng(rule.rules.seed).permutation(len(rule.images))]
     level = comparison_level(rule.rules, len(rounds), rule.comparisons)
     alive = {entrant.number: entrant for entrant in entrants}
-    seen: dict[int, list[_Counted]] = {number: [] for number in alive}
+    known: dict[int, dict[str, Arrays]] = {number: {} for number in alive}
+    counted: dict[int, list[Counts]] = {number: [] for number in alive}
+    seconds = dict.fromkeys(alive, 0.0)
     ends: dict[int, RaceEnd] = {}
     done = 0
 
-    def end(number: int, images: int, estimate: float | None = None, other: int | None = None, error: str = "") -> None:
-        seconds = sum(part.seconds for part in seen[number]) / max(1, workers)
-        known = {name: arrays for part in seen[number] for name, arrays in part.records.items()}
-        race = Race(images, len(rule.images), seconds, estimate, other)
-        ends[number] = RaceEnd(race, error, known if estimate is None and not error else {})
+    def end(number: int, estimate: float | None = None, other: int | None = None, error: str = "") -> None:
+        race = Race(done, len(rule.images), seconds[number], estimate, other)
+        ends[number] = RaceEnd(race, error, known[number] if estimate is None and not error else {})
 
     for size in rounds:
         names, done = order[done:size], size
         pieces = [list(piece) for piece in np.array_split(names, min(2 * max(1, workers), len(names)))]
-        arguments = [(list(alive.values()), piece, rule.metric, gpu) for piece in pieces]
-        answers = call_many(count_entrants, arguments, workers, gpu)
+        settings = list(alive.values())
+        answers = call_many(score_images, [(settings, piece, gpu) for piece in pieces], workers, gpu)
         if any(isinstance(answer, RuntimeError) for answer in answers):
             tell(f"race: {next(answer for answer in answers if isinstance(answer, RuntimeError))}; without it")
             return {}
-        for position, number in enumerate(list(alive)):
-            found = [answer[position] for answer in answers]
-            error = next((each for each in found if isinstance(each, str)), "")
-            if error:
-                end(number, size, error=error)
+        scored: dict[int, dict[str, Arrays]] = {}
+        for place, number in enumerate(list(alive)):
+            found = [answer[place] for answer in answers]
+            if error := next((each for each in found if isinstance(each, str)), ""):
+                end(number, error=error)
                 del alive[number]
                 continue
-            seen[number] += found
+            scored[number] = {name: arrays for records, _ in found for name, arrays in records.items()}
+            seconds[number] += sum(spent for _, spent in found) / max(1, workers)
+            known[number].update(scored[number])
+        arguments = [(alive[number], records, rule.metric) for number, records in scored.items()]
+        for number, counts in zip(scored, call_many(count_images, arguments, workers), strict=True):
+            if isinstance(counts, RuntimeError):
+                end(number, error=str(counts))
+                del alive[number]
+                continue
+            counted[number].append(counts.of(names))
         if len(alive) + (leader is not None) < 2:
             break
-        counts = {number: [part.counts for part in seen[number]] for number in alive}
-        for number, estimate, other in _clearly_worse(counts, leader, rule, level):
-            end(number, size, estimate, other)
+        for number, estimate, other in _clearly_worse({n: counted[n] for n in alive}, leader, rule, level):
+            end(number, estimate, other)
             del alive[number]
     for number in alive:
-        end(number, done)
+        end(number)
     dropped = sum(each.race.estimate is not None for each in ends.values())
     tell(f"race: {dropped} of {len(entrants)} settings dropped after at most {done} of {len(order)} images")
     return ends
@@ -197,35 +196,35 @@ def _miou(counts: Array, mean_over: MeanOver) -> float:
     return float(whole.curve(np.ones(len(counts), dtype=bool))[0])
 
 
-def count_entrants(arguments: tuple[Sequence[Entrant], Sequence[str], str, bool]) -> list[_Counted | str]:
-    """What every entrant makes of the images, or why it failed. Runs in a worker."""
-    entrants, names, metric, gpu = arguments
+def score_images(
+    arguments: tuple[Sequence[Entrant], Sequence[str], bool],
+) -> list[tuple[dict[str, Arrays], float] | str]:
+    """Arrays of the scorer by image for every entrant, with its seconds, or why it failed. Runs in a worker."""
+    entrants, names, gpu = arguments
     torch.set_num_threads(1)
+    started = time.monotonic()
+    records: list[dict[str, Arrays]] = [{} for _ in entrants]
     try:
-        return list(_counted(entrants, names, metric, "cuda:0" if gpu else "cpu"))
+        stage = entrants[0].scorer.stage
+        assert isinstance(stage, MapStage) and stage.build_many is not None
+        device = "cuda:0" if gpu else "cpu"
+        scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
+        with torch.inference_mode():
+            for name in names:
+                for record, arrays in zip(records, scores(name), strict=True):
+                    record[name] = arrays
     except Exception as error:
         if len(entrants) == 1:
             return [describe(error)]
-    # One of the settings is to blame: each on its own tells which.
-    return [answer for entrant in entrants for answer in count_entrants(([entrant], names, metric, gpu))]
-
-
-def _counted(entrants: Sequence[Entrant], names: Sequence[str], metric: str, device: str) -> list[_Counted]:
-    started = time.monotonic()
-    stage = entrants[0].scorer.stage
-    assert isinstance(stage, MapStage) and stage.build_many is not None
-    scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
-    records: list[dict[str, Arrays]] = [{} for _ in entrants]
-    with torch.inference_mode():
-        for name in names:
-            for record, arrays in zip(records, scores(name), strict=True):
-                record[name] = arrays
-    counts = [_counts(entrant, record, metric) for entrant, record in zip(entrants, records, strict=True)]
+        # One of the settings is to blame: each on its own tells which.
+        return [answer for entrant in entrants for answer in score_images(([entrant], names, gpu))]
     seconds = (time.monotonic() - started) / len(entrants)
-    return [_Counted(found.of(names), record, seconds) for found, record in zip(counts, records, strict=True)]
+    return [(record, seconds) for record in records]
 
 
-def _counts(entrant: Entrant, records: dict[str, Arrays], metric: str) -> Counts:
+def count_images(arguments: tuple[Entrant, dict[str, Arrays], str]) -> Counts:
+    """Counts of an entrant from the arrays of its scorer. Runs in a worker."""
+    entrant, records, metric = arguments
     stage = entrant.evaluation.stage
     assert isinstance(stage, ReduceStage)
     scored = MemoryArtifact(entrant.scorer.stage.name, entrant.scorer.key, records)

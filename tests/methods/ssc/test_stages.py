@@ -321,9 +321,9 @@ def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(
     computed: list[int] = []
     affinities = affinity_stages.direction_affinity
 
-    def counted(edge: Any, radius: int, device: str) -> Any:
+    def counted(edge: Any, radius: int) -> Any:
         computed.append(radius)
-        return affinities(edge, radius, device)
+        return affinities(edge, radius)
 
     monkeypatch.setattr(affinity_stages, "direction_affinity", counted)
     stage = case.pipeline.stage("random_walk")
