@@ -139,7 +139,7 @@ def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
     # By the diagonals of the affinity matrix, which is symmetric, so that a product can be divided instead.
     matrix = _symmetric_diagonals(affinity.offsets, (affinity.values.flatten(1) ** beta).numpy())
     # Sums in double precision: an error of the normalization would grow with the number of steps.
-    inverse = np.reciprocal(np.asarray(matrix @ np.ones(affinity.values[0].numel()))).astype(np.float32)
+    inverse = np.reciprocal(np.asarray(matrix @ np.ones(matrix.data.shape[1]))).astype(np.float32)
 
     def step(x: Tensor) -> Tensor:
         return torch.from_numpy(np.stack([(matrix @ row) * inverse for row in x.numpy()]))
