@@ -109,11 +109,13 @@ def test_totals_and_the_best_so_far_are_kept_while_it_runs(tmp_path: Path) -> No
     running = ledger(tmp_path)
     running.begin([proposal(0, 0.1, "r"), proposal(1), proposal(2, kind="q")])
     running.finish(outcome(0, 0.4))
-    running.finish(outcome(1, 0.6, executed=False))
+    shared, stored = StageUse("s", "map", "k0", False, 2.0), StageUse("before", "train", "old", False, 100.0)
+    running.finish(replace(outcome(1, 0.6), stages=(stored, shared)))
     running.update()
     seen = load_sweep(tmp_path)
-    assert (seen.asked, seen.executed, seen.served) == (2, 1, 1)
-    assert (seen.independent_seconds, seen.executed_seconds) == (4.0, 2.0)
+    assert (seen.asked, seen.executed, seen.served) == (3, 1, 2)
+    assert seen.executed_seconds == 2.0
+    assert seen.independent_seconds == 4.0, "what was there before the sweep counts for neither"
     assert seen.best is not None and seen.best.trial == 1 and seen.best.settings == {"a": 0.7, "kind": "p", "t": 0.2}
     assert seen.best.reported == pytest.approx(0.5) and seen.status == "running"
     running.close()

@@ -58,7 +58,10 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     if times and all(seconds is not None for seconds in times):
         total = sum((each.seconds or 0.0) * each.executions for each in expected)
         alone = sum((each.seconds or 0.0) * each.independent for each in expected)
-        print(f"Expected {duration(total)}, {duration(alone)} if every setting ran on its own.")
+        print(
+            f"At most {duration(total)} expected, less where settings share work or lose a race; "
+            f"{duration(alone)} if every setting ran on its own."
+        )
     if prepared.rungs:
         print(f"Outer settings that fall behind stop at {', '.join(rung.text for rung in prepared.rungs)}.")
     print(f"metric {metric}, chosen by {prepared.request.select}; sweep {prepared.sweep_id}\n")
@@ -154,11 +157,12 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
         print(note)
     if not best.settings:
         print("Nothing beat the recipe itself.")
-    saved = record.independent_seconds / record.executed_seconds if record.executed_seconds > 0 else float("inf")
+    spent = record.executed_seconds
+    saved = f" ({record.independent_seconds / spent:.1f} times as long)" if spent > 0 else ""
     print(
         f"\nstages:  {record.asked} asked for, {record.executed} executed, {record.served} served\n"
-        f"time:    {duration(record.wall_seconds)}; stages executed {duration(record.executed_seconds)}, "
-        f"independent trials would have taken {duration(record.independent_seconds)} ({saved:.1f} times as long)\n"
+        f"time:    {duration(record.wall_seconds)}; stages executed {duration(spent)}, "
+        f"independent trials would have taken {duration(record.independent_seconds)}{saved}\n"
         f"report:  {report}\n"
         f"best:    {folder / BEST_FILE}\n"
         f"sweep:   {folder}\n"

@@ -186,8 +186,8 @@ def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     note = (
         f"{', '.join(f'{number} {status}' for status, number in states.items() if number)} of {len(trials)} trials. "
         f"Executed stages took {duration(sweep.executed_seconds)}{ratio}; wall time {duration(sweep.wall_seconds)}. "
-        f"Independent: every trial computes all its stages itself; what a batch shares counts once, so that it is more "
-        f"in truth.{_in_memory_in_words(trials)}{race}"
+        "Independent: every trial computes itself what some trial had to compute; what was there before counts for "
+        f"neither, and work that a batch shares counts once.{_in_memory_in_words(trials)}{race}"
     )
     return Table("Cost and reuse", columns, tuple(rows), frozenset(columns[1:]), note)
 
@@ -210,7 +210,7 @@ def _race_in_words(trials: Sequence[TrialRecord]) -> str:
     return (
         f" {len(dropped)} settings were dropped as clearly worse after {min(race.images for race in dropped)} to "
         f"{max(race.images for race in dropped)} of {dropped[0].of} images; all settings together were judged on "
-        f"{100 * share:.0f} % of them. What they would have cost on their own is extrapolated."
+        f"{100 * share:.0f} % of them. What images that were left out would have cost is extrapolated."
     )
 
 

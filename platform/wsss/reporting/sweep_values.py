@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsss.search.record import SearchedKey, SweepRecord, TrialRecord
+from wsss.search.record import SearchedKey, SweepRecord, TrialRecord, executed_stages
 
 NO_VALUE = object()
 
@@ -18,7 +18,7 @@ class StageCost:
 
     Attributes:
         asked, executed: executions asked for, and really done.
-        independent_seconds: had every trial computed it itself; executed_seconds: what was spent.
+        independent_seconds: had every trial computed itself what some trial computed; executed_seconds: what was spent.
     """
 
     asked: int = 0
@@ -89,13 +89,14 @@ def shown_value(value: Any) -> str:
 def stage_costs(trials: Sequence[TrialRecord]) -> dict[str, StageCost]:
     """Stage -> executions and seconds over all trials, in the order in which they are first asked for."""
     found: dict[str, StageCost] = {}
+    computed = executed_stages(trials)
     for trial in trials:
         for use in trial.stages:
             before = found.get(use.name, StageCost())
             found[use.name] = StageCost(
                 before.asked + 1,
                 before.executed + use.executed,
-                before.independent_seconds + use.seconds,
+                before.independent_seconds + (use.seconds if (use.name, use.key) in computed else 0.0),
                 before.executed_seconds + (use.seconds if use.executed else 0.0),
             )
     return found

@@ -193,14 +193,15 @@ class BatchEvaluator:
 
     def so_far(self, settings: Sequence[Setting]) -> list[Outcome]:
         """What settings that are stopped before their end have computed."""
-        found = [self._outcome(setting, None) for setting in settings]
-        return [
-            replace(
-                outcome,
-                stages=tuple(use for use in outcome.stages if use.name in setting.artifacts or use in setting.looks),
+        outcomes = []
+        for setting in settings:
+            outcome = self._outcome(setting, None)
+            there = (
+                set() if setting.keyed is None else {each.name for each in setting.keyed.upstream(*setting.artifacts)}
             )
-            for setting, outcome in zip(settings, found, strict=True)
-        ]
+            uses = tuple(use for use in outcome.stages if use.name in there or use in setting.looks)
+            outcomes.append(replace(outcome, stages=uses))
+        return outcomes
 
     def _outcome(self, setting: Setting, score: Score | RuntimeError | None, metric: str = "") -> Outcome:
         if setting.keyed is None:

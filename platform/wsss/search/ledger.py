@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from wsss.errors import WsssError
 from wsss.search.best import best_of
 from wsss.search.nested import Proposal
-from wsss.search.record import SweepRecord, TrialRecord, load_trials
+from wsss.search.record import SweepRecord, TrialRecord, executed_stages, load_trials
 from wsss.search.sampling import DIRECTIONS, study_trial
 from wsss.search.setting import Outcome
 from wsss.tracking.tracker import Tracker
@@ -123,12 +123,14 @@ class Ledger:
             changes.setdefault("best", best_of(self._all(), self.record.metric, self.record.space, self.record.select))
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         stages = [stage for trial in ended for stage in trial.stages]
+        computed = executed_stages(ended)
+        given = sum(stage.seconds for stage in stages if (stage.name, stage.key) not in computed)
         self.record = replace(
             self.record,
             asked=len(stages),
             executed=sum(stage.executed for stage in stages),
             served=sum(not stage.executed for stage in stages),
-            independent_seconds=sum(trial.cost_seconds for trial in ended),
+            independent_seconds=max(0.0, sum(trial.cost_seconds for trial in ended) - given),
             executed_seconds=sum(trial.spent_seconds for trial in ended),
             wall_seconds=self._wall_before + time.monotonic() - self._opened,
             **changes,

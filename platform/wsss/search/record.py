@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -304,7 +304,7 @@ class SweepRecord:
         seeds: of the training stages during the search.
         selected: ways of choosing side by side, see `wsss.search.ways`; settings are numbers of trials.
         asked, executed, served: stage executions over all trials.
-        independent_seconds: sum of what every trial would have cost on its own.
+        independent_seconds: what the trials would have cost, had each computed itself what some trial computed.
         executed_seconds: sum of what was really executed; wall_seconds: of all attempts together.
         identity: digest of what makes it this sweep and no other.
         provenance: code, machine, libraries.
@@ -361,6 +361,11 @@ class SweepRecord:
     def save(self, folder: Path) -> None:
         """Write the sweep's file in one step."""
         _write(folder / SWEEP_FILE, asdict(self))
+
+
+def executed_stages(trials: Iterable[TrialRecord]) -> set[tuple[str, str]]:
+    """(name, key) of every stage that some trial computed: what was there before the sweep is not among them."""
+    return {(use.name, use.key) for trial in trials for use in trial.stages if use.executed}
 
 
 def sweep_folder(home: Path, sweep_id: str) -> Path:
