@@ -98,15 +98,16 @@ def _tails(
             if name in missing[setting.number] and isinstance(stage, MapStage) and wanted[keyed.keys[name]] == 1:
                 tail.add(name)
                 waiting += stage.inputs.values()
-        # What is the same under all inner settings, a later batch wants as well.
-        changed = {stage.name for stage in keyed.pipeline if stage.name in evaluator.evaluation.varied}
-        tail &= {name for first in changed for name in keyed.pipeline.downstream(first)}
+        # What some of the searched keys do not change, settings of later batches may want as well.
+        varied = [stage.name for stage in keyed.upstream(target.name) if stage.name in evaluator.evaluation.varied]
+        for name in varied:
+            tail &= keyed.pipeline.downstream(name)
         # What another missing stage reads must be there as a whole.
         for stage in reversed(keyed.pipeline.stages):
             if stage.name in missing[setting.number] - tail - {target.name}:
                 tail -= {each.name for each in keyed.upstream(stage.name)}
         scorer = target.inputs.get(CONFUSIONS)
-        tails[setting.number] = tail if scorer in tail else set()
+        tails[setting.number] = tail if varied and scorer in tail else set()
     return tails
 
 

@@ -29,7 +29,7 @@ class Evaluation:
         recipe: what settings change.
         metric: what is searched for; limits: range of the thresholds that may be chosen, see `score_of`.
         criterion: without masks, computed for every setting; None: none.
-        varied: the first stages that the innermost search changes: from there on, settings share nothing.
+        varied: the first stages that keys of the innermost search change: settings share nothing behind all of them.
         race: how settings are raced, None: each is evaluated on all images; trials: settings of the sweep.
         run_id: who computes, for the manifests of artifacts; code: provenance, likewise.
     """
