@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.commands.conftest import SMALL, Checkout
 
 from wsss.commands.main import main
-from wsss.search.record import find_sweeps, load_trials, sweep_folder
+from wsss.commands.sweep_screen import LineSweepObserver
+from wsss.search.record import SweepRecord, TrialRecord, find_sweeps, load_trials, sweep_folder
 
 SPACE = """
 method: {method}
@@ -42,6 +45,22 @@ def test_the_plan_shows_stages_levels_and_price(
     assert next(line.split() for line in lines if line.startswith("cam_score"))[2:4] == ["7", "7"]
     assert "21 stage executions expected" in "\n".join(lines)
     assert not (tmp_path / "home" / "sweeps").exists(), "nothing is begun"
+
+
+def test_a_continued_sweep_knows_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def trial(number: int, value: float) -> TrialRecord:
+        return TrialRecord(number, {}, {}, "", 0, status="finished", values={"cam/miou_train": value})
+
+    trial(0, 0.5).save(tmp_path)
+    request = SimpleNamespace(metric="cam/miou_train", select="held_out")
+    prepared: Any = SimpleNamespace(request=request, plan=SimpleNamespace(trials=3), folder=tmp_path)
+    observer, record = LineSweepObserver(prepared), cast(SweepRecord, None)
+    observer.trial(trial(1, 0.4), record)
+    observer.trial(trial(2, 0.6), record)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 3: trial 1 40.00 % (best 50.00 %), 0 of 0 stages computed, 0 s",
+        "3 of 3: trial 2 60.00 % (best 60.00 %) *, 0 of 0 stages computed, 0 s",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,19 @@ def test_a_setting_that_fails_in_a_race_fails_alone(tmp_path: Path) -> None:
     assert "failed" not in {trial.status for trial in trials}, "computed again on its own, where it no longer fails"
 
 
+def test_a_criterion_is_computed_for_scores_that_an_earlier_attempt_left(tmp_path: Path) -> None:
+    """It had the maps in memory and was killed before it could record its trials."""
+    options: dict[str, Any] = {"trials": 3, "batch": 3, "sampler": "random", "criterion": "boundary_contrast"}
+    prepared = prepare_sweep(planted_method.request(tmp_path, **options))
+    first = drive(prepared)
+    for path in (prepared.folder / "trials").glob("*.json"):
+        path.unlink()
+    (prepared.folder / "study.db").unlink()
+    again = drive(prepare_sweep(planted_method.request(tmp_path, **options)))
+    assert [trial.criterion for trial in again] == [trial.criterion for trial in first]
+    assert all(trial.criterion for trial in again) and [trial.values for trial in again] == [t.values for t in first]
+
+
 @pytest.mark.parametrize("criterion", ["boundary_contrast", "confidence_margin"])
 def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterion: Any) -> None:
     prepared = prepare_sweep(
@@ -281,7 +294,9 @@ def test_confirmation_evaluates_every_seed_of_a_setting(tmp_path: Path, monkeypa
     monkeypatch.setattr(sweep_module, "connect", lambda: Capacity(2, 0, 1, 2, False))
     options: dict[str, Any] = {"trials": 6, "batch": 6, "sampler": "random"}
     prepared = prepare_sweep(
-        planted_method.request(tmp_path / "sweep", confirm_top=2, confirm_seeds=(0, 1, 2), **options)
+        planted_method.request(
+            tmp_path / "sweep", confirm_top=2, confirm_seeds=(0, 1, 2), criterion="boundary_contrast", **options
+        )
     )
     drive(prepared)
     record = load_sweep(prepared.folder)

@@ -74,7 +74,9 @@ class LineSweepObserver(SweepObserver):
         self._metric, self._total = prepared.request.metric, prepared.plan.trials
         self._unmasked = prepared.request.select == "label_free"
         ended = [trial for trial in load_trials(prepared.folder) if trial.status != "running"]
-        self._ended, self._best = len(ended), float("-inf")
+        self._ended = len(ended)
+        values = [trial.values[self._metric] for trial in ended if trial.status == "finished"]
+        self._best = max(values, default=float("-inf"))
         self._told = 0.0
 
     def trial(self, trial: TrialRecord, record: SweepRecord) -> None:
@@ -87,8 +89,7 @@ class LineSweepObserver(SweepObserver):
             return
         value = trial.values[self._metric]
         mark = " *" if value > self._best else ""
-        known = record.best.value if record.best is not None else value
-        self._best = max(self._best, value, known)
+        self._best = max(self._best, value)
         executed = sum(stage.executed for stage in trial.stages)
         print(
             f"{head} {self._shown(value)} (best {self._shown(self._best)}){mark}, "

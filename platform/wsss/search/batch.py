@@ -249,7 +249,7 @@ class BatchEvaluator:
             return None
         keyed = setting.pipeline
         target = keyed.pipeline.stage(setting.target(self.metric))
-        scorer = keyed.pipeline.stage(target.inputs[CONFUSIONS])
+        scorer = self._scorer(setting)
         source = criterion_input(scorer)
         artifact = setting.artifacts.get(source) or self.find(source, keyed.keys[source])
         if artifact is None:
@@ -260,11 +260,18 @@ class BatchEvaluator:
         default = None if isinstance(scorer.config, LabelScoreConfig) else target.config.default_threshold
         return Unmasked(criterion, scorer, artifact, view, default)
 
+    def _scorer(self, setting: Setting) -> Stage:
+        """The stage with each image's confusion matrix, where the metric has one."""
+        pipeline = setting.pipeline.pipeline
+        return pipeline.stage(pipeline.stage(setting.target(self.metric)).inputs[CONFUSIONS])
+
     def missing(self, setting: Setting, metric: str) -> set[str]:
         """Stages to compute for a metric: what is not in the store and read by what must be computed and stored."""
         keyed = setting.pipeline
         missing: set[str] = set()
         waiting = [metric_stage(keyed.pipeline, metric)]
+        if self.evaluation.criterion is not None and metric == self.metric and setting.fused is None:
+            waiting.append(criterion_input(self._scorer(setting)))  # an earlier attempt may have had it in memory
         while waiting:
             name = waiting.pop()
             if name in setting.artifacts or name in missing:
