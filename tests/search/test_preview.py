@@ -90,14 +90,14 @@ def test_a_training_that_was_looked_at_equals_one_that_was_not(cluster: None, tm
     told: list[str] = []
     evaluator = BatchEvaluator(evaluation_of(plan, "x", {}), told.append)
     setting = evaluator.open(0, {})
-    seen = [evaluator.preview(setting, rung) for rung in RUNGS]
+    seen = evaluator.preview(setting, RUNGS[1])
     checkpoints = list((tmp_path / "looked" / "checkpoints").iterdir())
     assert [path.name for path in checkpoints] == [f"toy_train-{setting.pipeline.keys['toy_train']}"]
     evaluator.advance([setting], METRIC)
     (outcome,) = evaluator.outcomes([setting])
     assert outcome.error == "" and outcome.metrics == pytest.approx(undisturbed.record.metrics, abs=1e-12)
-    assert [(each.epoch, each.epochs, each.value) for each in outcome.previews] == [(1, 4, seen[0]), (2, 4, seen[1])]
-    assert None not in seen and len({*seen, outcome.metrics[METRIC]}) == 3, "it learned on the way"
+    assert [(each.epoch, each.epochs, each.value) for each in outcome.previews] == [(2, 4, seen)]
+    assert seen is not None and seen != outcome.metrics[METRIC], "it learned on the way"
     assert not list((tmp_path / "looked" / "checkpoints").iterdir()), "nothing is left of a training that ended"
     key = setting.pipeline.keys["toy_train"]
     histories = []
@@ -109,7 +109,7 @@ def test_a_training_that_was_looked_at_equals_one_that_was_not(cluster: None, tm
     trained = artifact.provenance["facts"]
     assert trained["resumed_steps"] == trained["steps"] / 2, "the second half alone was left to train"
     names = Counter(use.name for use in outcome.stages)
-    assert names["toy_train, epoch 1"] == names["toy_train, epoch 2"] == names["toy_train"] == 1
+    assert names["toy_train, epoch 2"] == names["toy_train"] == 1
     costs = json.loads((tmp_path / "looked" / "costs.json").read_text())
     assert not any(name.startswith("toy_train") for name in costs), "parts of a training say nothing of its cost"
 
