@@ -26,3 +26,21 @@ def test_a_ray_that_does_not_come_up_is_told_with_a_remedy(monkeypatch: pytest.M
     monkeypatch.setattr(cluster.ray, "init", init)
     with pytest.raises(cluster.ClusterError, match="could not be started: The current node timed out"):
         cluster.connect()
+
+
+def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not another one that this machine runs, or ran, which Ray would find in the environment or in its folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+
+    def nodes() -> list[str]:
+        from ray.util.state import list_nodes
+
+        return [node.node_id for node in list_nodes(timeout=20)]  # pyright: ignore[reportAttributeAccessIssue]
+
+    cluster.connect(cpus=1)
+    try:
+        asked = cluster.ray.remote(nodes).remote()
+        assert cluster.ray.get(asked, timeout=60) == [node["NodeID"] for node in cluster.ray.nodes()]
+    finally:
+        cluster.disconnect()

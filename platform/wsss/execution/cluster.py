@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -69,6 +70,7 @@ def connect(cpus: int | None = None) -> Capacity:
         address = os.environ.get("RAY_ADDRESS")
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        dashboard_port = None if address else _free_port()
         try:
             ray.init(
                 # Without "local" Ray would join whatever else runs on this machine, another run's for example.
@@ -76,9 +78,10 @@ def connect(cpus: int | None = None) -> Capacity:
                 num_cpus=None if address else cpus,
                 include_dashboard=None if address else True,
                 dashboard_host="127.0.0.1",
+                dashboard_port=dashboard_port,
                 logging_level=logging.WARNING,
                 log_to_driver=bool(os.environ.get("WSSS_DEBUG")),
-                runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment()},
+                runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment(dashboard_port)},
             )
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
@@ -122,10 +125,21 @@ def _code_folders() -> list[str]:
     return folders
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(dashboard_port: int | None = None) -> dict[str, str]:
     names = [*_WORKER_VARIABLES, "WSSS_DEBUG", *_DRIVER_ENVIRONMENT]
     by_job = _variables_of_job()
-    return {name: os.environ[name] for name in names if name in os.environ and name not in by_job}
+    found = {name: os.environ[name] for name in names if name in os.environ and name not in by_job}
+    if dashboard_port is not None:
+        # Train asks the dashboard whether its controller lives. Left to itself it looks for a Ray that `ray start`
+        # has begun on this machine, and when that one has ended, every training waits 12 s at its end.
+        found["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _variables_of_job() -> frozenset[str]:
