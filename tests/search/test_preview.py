@@ -116,11 +116,13 @@ def test_a_training_that_was_looked_at_equals_one_that_was_not(cluster: None, tm
 
 @pytest.mark.slow
 def test_trainings_that_fall_behind_stop_on_the_way(cluster: None, tmp_path: Path) -> None:
-    record = run_sweep(prepared(tmp_path, trials=8, sampler="random"), SweepObserver())
+    # At this rate the recipe is better than the settings after it, whatever the rounding of a machine.
+    best_first = prepared(tmp_path, "train.learning_rate=0.0001", trials=3, sampler="random")
+    record = run_sweep(best_first, SweepObserver())
     trials = load_trials(tmp_path / "sweeps" / record.sweep_id)
     pruned = [trial for trial in trials if trial.status == "pruned"]
     assert pruned and all("of toy_train = " in trial.reason for trial in pruned)
-    assert Counter(trial.status for trial in trials) == {"finished": 8 - len(pruned), "pruned": len(pruned)}
+    assert Counter(trial.status for trial in trials) == {"finished": 3 - len(pruned), "pruned": len(pruned)}
     for trial in pruned:
         assert trial.stopped_at is not None and trial.previews[-1].value == pytest.approx(trial.stopped_at[1])
         assert not any(use.name == "toy_train" for use in trial.stages), "it was not trained to its end"
