@@ -2,6 +2,7 @@
 
     python benchmarks/random_walk.py [--sizes 24x32 47x63 ...] [--classes 2] [--repeat 3] [--no-dense-above 4000]
 
+Then the affinities of the largest grid: as training computes them, and as the walk does, for every radius of a search.
 Each measurement runs in a process of its own, so that its peak memory is its own.
 """
 
@@ -12,6 +13,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,34 @@ def main() -> None:
                 f" | {base[0] / seconds:.1f} | {distance:.1e} |",
                 flush=True,
             )
+    height, width = (int(part) for part in arguments.sizes[-1].split("x"))
+    compare_affinities(case(height, width, 1)[1], arguments.repeat)
+
+
+def compare_affinities(edge: np.ndarray, repeat: int) -> None:
+    """Print the best times of `pair_affinity` and `direction_affinity` at some radii; tests hold their values equal."""
+    import torch
+
+    from wsss.ops.random_walk import direction_affinity, padded_pair_affinity
+
+    torch.set_num_threads(1)
+    print("\n| radius | as in training, ms | for the walk, ms | times faster |")
+    print("| ---: | ---: | ---: | ---: |")
+    for radius in (3, 5, 8):
+        training = best_milliseconds(lambda r=radius: padded_pair_affinity(edge, r), repeat)
+        walk = best_milliseconds(lambda r=radius: direction_affinity(edge, r), repeat)
+        print(f"| {radius} | {training:.1f} | {walk:.1f} | {training / walk:.1f} |")
+
+
+def best_milliseconds(call: Callable[[], object], repeat: int) -> float:
+    """Of `repeat` calls after a first one."""
+    call()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ def main() -> None:
     parser.add_argument("--tune", default="", help="further options of the sweep, in one string")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
+    arguments.home = arguments.home.resolve()  # the commands run elsewhere
+    if arguments.keep is not None:
+        arguments.keep = arguments.keep.resolve()
+        if arguments.keep.exists():
+            parser.error(f"{arguments.keep} exists: a sweep in it would only be continued")
 
     from wsss.search.record import find_sweeps, load_trials, sweep_folder
 

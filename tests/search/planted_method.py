@@ -185,7 +185,7 @@ def pipeline(recipe: PlantedRecipe, dataset: Dataset) -> Pipeline:
                 version=1,
                 config=BaseConfig(recipe.base, recipe.seed, recipe.pause),
                 reads=frozenset({"images"}),
-                image_list="train",
+                image_list="train_aug",
                 build=build_base,
             ),
             ReduceStage(
@@ -204,7 +204,7 @@ def pipeline(recipe: PlantedRecipe, dataset: Dataset) -> Pipeline:
                 config=DetailConfig(recipe.detail, recipe.faults, recipe.pause),
                 inputs={"base": "base"},
                 reads=frozenset({"masks"}),
-                image_list="train",
+                image_list="train_aug",
                 build=build_detail,
             ),
             MapStage(

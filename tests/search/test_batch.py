@@ -205,6 +205,7 @@ def test_maps_that_one_setting_alone_asks_for_are_not_stored_and_scores_are_thos
             keyed.pipeline, evaluator.dataset, open_store(str(whole)), ["detail_score"]
         ).artifacts
         alone = artifacts["detail_score"]
+        assert set(alone.images()) < set(artifacts["detail"].images())
         assert found is not None and alone.key == key and alone.images() == found.images()
         for name in alone.images():
             ours, theirs = found.arrays(name), alone.arrays(name)

@@ -110,7 +110,10 @@ def test_stages_asked_executed_and_served_add_up(home: Path, done: SweepRecord, 
     for trial in trials:
         assert tuple(use.name for use in trial.stages) == STAGES
         assert trial.artifacts == {use.name: use.key for use in trial.stages[2:]}
-        assert trial.cost_seconds == pytest.approx(sum(use.seconds for use in trial.stages))
+        # Maps are for 18 images and 16 are scored: what was computed in memory is extrapolated.
+        share = {"detail_score": 1.0 if trial.number == 0 else 16 / 18}
+        cost = sum(use.seconds / share.get(use.name, 1.0) for use in trial.stages)
+        assert trial.cost_seconds == pytest.approx(cost)
     assert done.independent_seconds == pytest.approx(sum(trial.cost_seconds for trial in trials))
 
 
