@@ -82,6 +82,7 @@ def test_numerical_areas_do_not_know_how_they_are_run() -> None:
         "data",
         "store",
         "evaluation",
+        "stages",
         "pipeline",
         "recipe",
         "errors",

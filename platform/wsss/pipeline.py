@@ -86,7 +86,7 @@ class Stage:
         image_list: the data set's list that the stage runs over; None for a stage without images.
         files: role -> external file whose content enters the key.
         uses_gpu: whether a GPU, when the cluster has one, speeds the stage up.
-        selects_by_masks: the stage chooses something by looking at masks; its numbers say so.
+        chooses_by_masks: the stage chooses something by looking at masks; its numbers rest on masks.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Stage:
     image_list: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     uses_gpu: bool = False
-    selects_by_masks: bool = False
+    chooses_by_masks: bool = False
 
     kind: str = field(init=False, default="stage")
 
@@ -149,7 +149,7 @@ class ReduceStage(Stage):
 
     Attributes:
         metrics: names of the main numbers that it makes, for the search; a stage whose config is a
-            `wsss.evaluation.score_stages.SummaryConfig` need not say it.
+            `wsss.stages.score.SummaryConfig` need not say it.
     """
 
     compute: Callable[[StageContext], Reduction]

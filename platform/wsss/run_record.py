@@ -27,6 +27,7 @@ class StageResult:
         status: "executed" now, "cached" (found in the store) or "not_needed" (only fed cached stages).
         seconds: wall time of this run's execution; for a cached stage what its execution took, as its artifact says.
         metrics: numbers of a reduce stage by full name; facts such as images per second of the others.
+        rests_on_masks: this stage, or one upstream of it, chose something by looking at masks.
     """
 
     name: str
@@ -38,7 +39,7 @@ class StageResult:
     facts: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     device: str = "cpu"
-    selects_by_masks: bool = False
+    rests_on_masks: bool = False
     imported: bool = False
 
 
@@ -96,6 +97,9 @@ class RunRecord:
         try:
             content = json.loads(path.read_text())
             content.pop("metrics")
+            for stage in content["stages"]:
+                if "selects_by_masks" in stage:  # its name in records of earlier versions
+                    stage["rests_on_masks"] = stage.pop("selects_by_masks")
             content["stages"] = [StageResult(**stage) for stage in content["stages"]]
             return cls(**content)
         except FileNotFoundError as error:

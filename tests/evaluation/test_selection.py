@@ -46,11 +46,11 @@ def test_choices_by_their_definition(seed, number, images):
     halves = np.array([half_of(name) for name in names])
     if set(halves) == {0, 1}:
         best = [int(np.argmax([score(each[halves == half]) for each in counts])) for half in (0, 1)]
-        assert chosen.held_out == tuple(best)
+        assert chosen.cross_fitted == tuple(best)
         pooled = np.concatenate([counts[best[1]][halves == 0], counts[best[0]][halves == 1]])
-        assert chosen.held_out_miou == pytest.approx(score(pooled))
+        assert chosen.cross_fitted_miou == pytest.approx(score(pooled))
     else:
-        assert chosen.held_out is None and chosen.held_out_miou is None
+        assert chosen.cross_fitted is None and chosen.cross_fitted_miou is None
 
 
 def test_criterion_without_a_value_for_some_images():

@@ -43,8 +43,8 @@ def _way(rule: str, settings: tuple[int, ...], images: int, by_masks: bool, gain
 WAYS = (
     _way("default", (0,), 20, False, 0.0),
     _way("oracle", (9,), 20, True, 0.05),
-    _way("held_out", (9, 4), 20, True, 0.03),
-    _way("split", (9,), 11, True, 0.03),
+    _way("cross_fitted", (9, 4), 20, True, 0.03),
+    _way("held_out", (9,), 11, True, 0.03),
     _way("label_free", (0,), 20, False, 0.0),
 )
 

@@ -54,7 +54,7 @@ def stages(seed: int, shift: float = 0.0) -> list[StageReport]:
                 "cam/miou_train_high": cam + 0.02,
                 "cam/miou_train_oracle": 0.55,
                 "cam/oracle_threshold_train": 0.31,
-                "cam/miou_train_held_out": 0.54,
+                "cam/miou_train_cross_fitted": 0.54,
                 "cam/miou_train_all_background": 0.035,
                 "cam/pixel_accuracy_train": 0.9,
             },
@@ -136,7 +136,7 @@ def test_one_seed_has_no_spread():
     assert cell(table, 1, "best choice") == "55.00"
     assert cell(table, 1, "at") == "0.31"
     assert cell(table, 1, "at") == "0.31"
-    assert cell(table, 1, "held-out choice") == "54.00"
+    assert cell(table, 1, "cross-fitted choice") == "54.00"
     assert cell(table, 1, "all background") == "3.50"
     assert cell(table, 0, "95 % interval") == "-"
 

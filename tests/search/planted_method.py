@@ -25,18 +25,18 @@ import numpy as np
 
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset
-from wsss.evaluation.score_stages import (
+from wsss.method import ExecutionSettings, Method
+from wsss.pipeline import MapStage, Pipeline, ReduceStage, Reduction, StageContext
+from wsss.recipe import load_recipe, setting
+from wsss.search.prepare import SweepRequest, prepare_sweep
+from wsss.search.sweep import SweepObserver, run_sweep
+from wsss.stages.score import (
     CurveScoreConfig,
     SummaryConfig,
     build_curve_scorer,
     summarize_curve,
     thresholds_with,
 )
-from wsss.method import ExecutionSettings, Method
-from wsss.pipeline import MapStage, Pipeline, ReduceStage, Reduction, StageContext
-from wsss.recipe import load_recipe, setting
-from wsss.search.prepare import SweepRequest, prepare_sweep
-from wsss.search.sweep import SweepObserver, run_sweep
 
 OPTIMUM = {"base.position": 0.7, "detail.scale": 0.3, "detail.kind": "sharp"}
 METRIC = "planted/miou_train"

@@ -285,7 +285,7 @@ def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterio
     assert record.best is not None and record.best.trial == best.number
     assert record.best.reported == best.label_free
     ways = {way.rule: way for way in record.selected}
-    assert set(ways) == {"default", "oracle", "held_out", "split", "label_free"}
+    assert set(ways) == {"default", "oracle", "cross_fitted", "held_out", "label_free"}
     assert ways["label_free"].settings == (best.number,) and not ways["label_free"].used_masks
     assert ways["label_free"].miou.value == pytest.approx(best.label_free)
     assert ways["oracle"].miou.value >= max(ways[rule].miou.value for rule in ("default", "held_out", "label_free"))

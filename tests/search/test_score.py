@@ -31,7 +31,7 @@ def confusions() -> np.ndarray:
 
 
 def stored(folder: Path, default: int = 0, suffix: str = "") -> tuple[Artifact, Artifact]:
-    """An evaluation and its scorer, as the stages of `wsss.evaluation.score_stages` leave them."""
+    """An evaluation and its scorer, as the stages of `wsss.stages.score` leave them."""
     store = open_store(str(folder))
     per_image = confusions()
     scorer = store.writer("score", "k")

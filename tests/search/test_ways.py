@@ -65,13 +65,13 @@ def test_every_way_reports_the_counts_of_its_choice(with_curve: bool) -> None:
     best, first, second = taken["all"], taken["first"], taken["second"]
     assert ways["default"].settings == (0,) and ways["default"].gain.difference == 0
     assert ways["oracle"].settings == (best[0],) and ways["oracle"].used_masks
-    assert ways["held_out"].settings == (first[0], second[0])
-    assert ways["split"].settings == (first[0],) and ways["split"].images == int((~choosing).sum())
+    assert ways["cross_fitted"].settings == (first[0], second[0])
+    assert ways["held_out"].settings == (first[0],) and ways["held_out"].images == int((~choosing).sum())
     default = counts[0, :, 0]
     expected = {
         "oracle": (counts[best[0], :, best[1]], default),
-        "split": (counts[first[0], ~choosing, first[1]], default[~choosing]),
-        "held_out": (
+        "held_out": (counts[first[0], ~choosing, first[1]], default[~choosing]),
+        "cross_fitted": (
             np.where(choosing[:, None, None], counts[second[0], :, second[1]], counts[first[0], :, first[1]]),
             default,
         ),
@@ -116,14 +116,14 @@ def test_the_oracle_is_too_good_and_the_held_out_numbers_are_not() -> None:
     mean = {rule: float(np.mean(values)) for rule, values in gains.items()}
     error = {rule: float(np.std(values) / np.sqrt(40)) for rule, values in gains.items()}
     assert mean["oracle"] > 8 * error["oracle"]
-    for rule in ("held_out", "split"):
+    for rule in ("cross_fitted", "held_out"):
         assert abs(mean[rule]) < 3 * error[rule], rule
         assert mean[rule] < mean["oracle"] / 3, rule
 
 
 def test_a_real_difference_is_found_by_every_way() -> None:
     ways = by_rule(random_counts(1, 12, 80, spread=0.2))
-    for rule in ("oracle", "held_out", "split"):
+    for rule in ("oracle", "cross_fitted", "held_out"):
         assert all(setting >= 9 for setting in ways[rule].settings), rule
         assert ways[rule].gain.low > 0.05 and ways[rule].gain.p_value < 0.05, rule
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from wsss.data.superpixels import rgb_to_ids, slic_superpixels
 from wsss.data.transforms import resize, resize_long
-from wsss.evaluation.score_stages import curve_scorer
 from wsss.nn.checkpoint import load_weights, read_checkpoint
 from wsss.ops.cam import merged_cam, merged_high_res
 from wsss.pipeline import Arrays, StageContext
 from wsss.recipe import setting
+from wsss.stages.score import curve_scorer
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.cam_transforms import cam_inputs, cam_training_sample
 from wsss_methods.ssc.losses import (

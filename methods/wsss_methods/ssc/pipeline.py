@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
-from wsss.evaluation.score_stages import (
+from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.stages.score import (
     CurveScoreConfig,
     SummaryConfig,
     build_curve_scorer,
     summarize_curve,
     thresholds_with,
 )
-from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss_methods.ssc.affinity_stages import (
     AffinityConfig,
     ConfidenceConfig,
@@ -171,7 +171,7 @@ def _cam_stages(recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Pa
         ),
         ReduceStage(
             name=f"{prefix}cam_evaluation",
-            version=1,
+            version=2,
             config=SummaryConfig(
                 prefix=f"{prefix}cam", split="train", default_threshold=recipe.cam_inference.cam_eval_thres
             ),
@@ -276,7 +276,7 @@ def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
         ),
         ReduceStage(
             name="pseudo_label_evaluation",
-            version=1,
+            version=2,
             config=SummaryConfig(prefix="pseudo_label", split="train", default_threshold=threshold),
             inputs={"confusions": "pseudo_label_score"},
             compute=summarize_curve,
@@ -322,7 +322,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
                 version=1,
                 config=SelectionConfig(),
                 inputs={"candidates": "segmentation_candidates"},
-                selects_by_masks=True,
+                chooses_by_masks=True,
                 compute=select_candidate,
             ),
         ]
@@ -360,7 +360,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
         ),
         ReduceStage(
             name="segmentation_evaluation",
-            version=1,
+            version=2,
             config=EvaluationConfig(variants, recipe.crf.iterations),
             inputs={"confusions": "segmentation_predictions"},
             compute=evaluate_predictions,
@@ -394,7 +394,7 @@ def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) ->
         + ("" if "perceptual" in files or recipe.cam.perceptual_network == "pixel_pyramid" else ", random weights"),
         "affinity network": f"{recipe.affinity.backbone} from {starts['affinity']}",
         "segmentation networks": f"two {segmentation.architecture} from {starts['segmentation']}",
-        "CAM and pseudo label score": "thresholds fixed in the recipe; oracle and held-out thresholds beside them",
+        "CAM and pseudo label score": "thresholds fixed in the recipe; oracle and cross-fitted thresholds beside them",
         "checkpoint": "epoch with the best mIoU on the masks of val"
         if segmentation.selection == "best_val"
         else "last epoch",

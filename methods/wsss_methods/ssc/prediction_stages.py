@@ -15,10 +15,10 @@ import numpy as np
 
 from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
 from wsss.evaluation.counts import Counts
-from wsss.evaluation.score_stages import SummaryConfig, summarize_labels
 from wsss.evaluation.selection import choose
 from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import Arrays, Reduction, StageContext
+from wsss.stages.score import SummaryConfig, summarize_labels
 from wsss.store import Artifact
 from wsss_methods.ssc.recipe import CrfSettings
 from wsss_methods.ssc.seg_inference import class_probabilities, predicted_label, refined_steps
@@ -126,7 +126,7 @@ def evaluate_predictions(context: StageContext) -> Reduction:
     """mIoU on val of every variant with its interval and the all-background baseline (SSC, section 8, S9).
 
     A variant of the CRF is reported at the recipe's number of steps. Beside it stand `..._oracle` at the best number
-    for these very images, which is `oracle_iterations_...`, `..._held_out` with the number chosen on the other half
+    for these very images, which is `oracle_iterations_...`, `..._cross_fitted` with the number chosen on the other half
     of the images, and the table "iterations_<variant>" (iterations, miou, default, oracle).
     """
     config: EvaluationConfig = context.config
@@ -152,8 +152,8 @@ def evaluate_predictions(context: StageContext) -> Reduction:
             chosen = choose(np.stack([confusions.counts(name) for name in names], axis=1), names, mean_over="truth")
             metrics[f"segmentation/miou_val_{variant}_oracle"] = chosen.oracle_miou
             metrics[f"segmentation/oracle_iterations_val_{variant}"] = float(chosen.oracle + 1)
-            if chosen.held_out_miou is not None:
-                metrics[f"segmentation/miou_val_{variant}_held_out"] = chosen.held_out_miou
+            if chosen.cross_fitted_miou is not None:
+                metrics[f"segmentation/miou_val_{variant}_cross_fitted"] = chosen.cross_fitted_miou
             tables[named("iterations", variant)] = [
                 {
                     "iterations": index + 1,

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
-from wsss.evaluation.score_stages import (
+from wsss.ops.crf import DenseCrfSettings
+from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.stages.score import (
     LabelScoreConfig,
     SummaryConfig,
     build_label_scorer,
@@ -15,8 +17,6 @@ from wsss.evaluation.score_stages import (
     summarize_labels,
     thresholds_with,
 )
-from wsss.ops.crf import DenseCrfSettings
-from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
 from wsss_methods.wsfcn.stage_configs import (
     CandidateConfig,
@@ -170,7 +170,7 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
         ),
         ReduceStage(
             name=named("evaluation"),
-            version=1,
+            version=2,
             config=summary(crf=False),
             inputs={"confusions": named("curve")},
             compute=summarize_curve,
@@ -198,7 +198,7 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
             ),
             ReduceStage(
                 name=named("crf_evaluation"),
-                version=1,
+                version=2,
                 config=summary(crf=True),
                 inputs={"confusions": named("crf_score")},
                 compute=summarize_labels,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss.evaluation.score_stages import curve_scorer
 from wsss.pipeline import Arrays, Reduction, StageContext
+from wsss.stages.score import curve_scorer
 from wsss.store import Artifact
 from wsss_methods.wsfcn.inference import best_scores, label_after_crf, label_from_masks, soft_masks
 from wsss_methods.wsfcn.losses import class_scores

@@ -58,7 +58,7 @@ def explain(record: RunRecord, metric: str, store: Store, home: Path) -> list[st
     seen: dict[str, Artifact | None] = {}
     way = _walk(store, stage.name, stage.key, depth=0, seen=seen)
     behind = [artifact for artifact in seen.values() if artifact is not None]
-    for title, fact in (("by masks ", "selects_by_masks"), ("imported ", "imported")):
+    for title, fact in (("by masks ", "chooses_by_masks"), ("imported ", "imported")):
         names = [artifact.stage for artifact in behind if artifact.provenance.get(fact)]
         lines.append(f"  {title} {', '.join(names) or 'nothing'}")
     return [*lines, "", "how it came to be, backwards:", *way]
@@ -109,7 +109,7 @@ def _facts(artifact: Artifact) -> list[str]:
         + (f", seed {seed}" if seed is not None else ""),
         f"commit {_commit(code)} on {_machine(code)}",
     ]
-    if provenance.get("selects_by_masks"):
+    if provenance.get("chooses_by_masks"):
         facts.append("chooses by looking at masks")
     return facts
 

@@ -88,7 +88,7 @@ def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[s
     before: dict[str, tuple[str, ...]] = {}
     for stage in pipeline:
         found = [name for upstream in stage.inputs.values() for name in before[upstream]]
-        found += [stage.name] if stage.selects_by_masks else []
+        found += [stage.name] if stage.chooses_by_masks else []
         before[stage.name] = tuple(dict.fromkeys(found))
     return {metric: before[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in before}
 
@@ -112,7 +112,7 @@ def _without_seed(record: RunRecord) -> dict[str, Any]:
 
 def _stage(record: RunRecord, stage: StageResult, store: Store) -> StageReport:
     artifact = store.find(stage.name, stage.key) if stage.status != "not_needed" else None
-    notes = [*(["imported"] if stage.imported else []), *(["chosen by masks"] if stage.selects_by_masks else [])]
+    notes = [*(["imported"] if stage.imported else []), *(["chosen by masks"] if stage.rests_on_masks else [])]
     if artifact is None and stage.status != "not_needed":
         notes.append("no longer in the store")
     return StageReport(

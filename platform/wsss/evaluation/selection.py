@@ -29,15 +29,15 @@ class Choice:
     Attributes:
         mious: of every setting on all images (fraction), None where nothing was scored.
         oracle: index of the best setting on all images, the first among equals; `oracle_miou` its mIoU there.
-        held_out: best setting on each half of the images (`half_of`); None when one half is empty or unscored.
-        held_out_miou: both halves pooled, each scored at the setting that the other half chose; None likewise.
+        cross_fitted: best setting on each half of the images (`half_of`); None when one half is empty or unscored.
+        cross_fitted_miou: both halves pooled, each scored at the setting that the other half chose; None likewise.
     """
 
     mious: tuple[float | None, ...]
     oracle: int
     oracle_miou: float
-    held_out: tuple[int, int] | None
-    held_out_miou: float | None
+    cross_fitted: tuple[int, int] | None
+    cross_fitted_miou: float | None
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Selected:
     """What one way of choosing gives.
 
     Attributes:
-        rule: "default", "oracle", "held_out", "split" or "label_free"; see `wsss.search.ways`.
-        settings: the chosen setting; two for "held_out", the choices of the two halves of the images.
-        images: how many images the numbers are over: those that the choice was not made on, for "split".
+        rule: "default", "oracle", "cross_fitted", "held_out" or "label_free"; see `wsss.search.ways`.
+        settings: the chosen setting; two for "cross_fitted", the choices of the two halves of the images.
+        images: how many images the numbers are over: those that the choice was not made on, for "held_out".
         miou: with its interval over images; the choice itself is held fixed in it.
         gain: over the default setting on the same images, paired.
         used_masks: whether masks made the choice.
@@ -92,16 +92,16 @@ def choose(counts: Array, names: Sequence[str], *, mean_over: MeanOver = "define
     scores = setting_mious(counts, mean_over)
     oracle = best_setting(counts, mean_over)
     fitted = _cross_fitted(counts, names, mean_over)
-    held_out = None
+    cross_fitted = None
     if fitted is not None:
         total = fitted[1].sum(axis=0)
-        held_out = float(miou_from_counts(total[0], total[1], total[2], mean_over))
+        cross_fitted = float(miou_from_counts(total[0], total[1], total[2], mean_over))
     return Choice(
         mious=tuple(None if np.isnan(score) else float(score) for score in scores),
         oracle=oracle,
         oracle_miou=float(scores[oracle]),
-        held_out=None if fitted is None else fitted[0],
-        held_out_miou=held_out,
+        cross_fitted=None if fitted is None else fitted[0],
+        cross_fitted_miou=cross_fitted,
     )
 
 

@@ -210,14 +210,14 @@ def _settle_stage(
         facts=dict(provenance.get("facts", {})),
         workers=workers,
         device=device,
-        selects_by_masks=stage.name in _behind_masks(prepared.pipeline),
+        rests_on_masks=stage.name in _behind_masks(prepared.pipeline),
         imported=bool(provenance.get("imported", False)),
     )
 
 
 def _behind_masks(pipeline: Pipeline) -> set[str]:
     """Stages that choose something by masks, and all whose numbers rest on that choice."""
-    return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.selects_by_masks))
+    return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.chooses_by_masks))
 
 
 def compute_stage(
@@ -404,7 +404,7 @@ def _used_data(stages: tuple[PlannedStage, ...]) -> dict[str, set[Any]]:
 
 
 def _run_tags(prepared: PreparedRun, record: RunRecord) -> dict[str, str]:
-    selects = [stage.name for stage in prepared.pipeline if stage.selects_by_masks]
+    selects = [stage.name for stage in prepared.pipeline if stage.chooses_by_masks]
     return {
         "method": record.method,
         "dataset": record.dataset,

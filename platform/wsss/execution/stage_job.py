@@ -79,7 +79,7 @@ def publish_stage(
             "created": time.time(),
             "seed": stage.seed if isinstance(stage, TrainStage) else None,
             "inputs": {role: f"{artifact.stage}/{artifact.key}" for role, artifact in job.inputs.items()},
-            "selects_by_masks": stage.selects_by_masks,
+            "chooses_by_masks": stage.chooses_by_masks,
             "code": dict(code),
         },
         # Named, because the listing of an object store may not show yet what a worker has just written.

@@ -108,8 +108,8 @@ def selected_table(sweep: SweepRecord) -> Table:
     names = {
         "default": "none: the recipe",
         "oracle": "best of all images",
-        "held_out": "each half at the other half's best",
-        "split": "best of one half, on the other half",
+        "cross_fitted": "each half at the other half's best",
+        "held_out": "best of one half, on the other half",
         "label_free": "criterion without masks",
     }
     rows = []

@@ -17,7 +17,7 @@ from rich.text import Text
 from wsss.claims import Claim, Verdict
 from wsss.reporting.run_report import RunReport
 
-_ENDINGS = ("_low", "_high", "_oracle", "_held_out", "_all_background")
+_ENDINGS = ("_low", "_high", "_oracle", "_cross_fitted", "_all_background")
 _OUTCOME_STYLE = {"reproduced": "bold green", "above": "bold blue", "below": "bold red", "not comparable": "dim"}
 
 
@@ -99,19 +99,19 @@ def result_table(report: RunReport) -> Table:
     by_seed = report.metrics_by_seed
     several = len(seeds) > 1
     columns = ["number", *(f"seed {seed}" for seed in seeds if several), "mIoU"]
-    columns += ["spread"] * several + ["95 % interval", "held-out choice", "best choice", "at", "all background"]
+    columns += ["spread"] * several + ["95 % interval", "cross-fitted choice", "best choice", "at", "all background"]
     rows = []
     for metric in miou_metrics(report):
         values = [by_seed[seed].get(metric) for seed in seeds]
         row = [metric, *(percent(value) for value in values if several), percent(_mean(values))]
         row += [percent(_spread(values))] * several
-        low, high, held_out, oracle, background = (
+        low, high, cross_fitted, oracle, background = (
             _mean([by_seed[seed].get(metric + ending) for seed in seeds])
-            for ending in ("_low", "_high", "_held_out", "_oracle", "_all_background")
+            for ending in ("_low", "_high", "_cross_fitted", "_oracle", "_all_background")
         )
         row += [
             "-" if low is None else f"{percent(low)} to {percent(high)}",
-            percent(held_out),
+            percent(cross_fitted),
             percent(oracle),
             _oracle_setting(by_seed.values(), metric),
             percent(background),
@@ -119,7 +119,7 @@ def result_table(report: RunReport) -> Table:
         rows.append(tuple(row))
     note = (
         "mIoU in percent at the recipe's own threshold or number of iterations; the interval is over images. Best "
-        "choice: masks of these images made it. Held-out choice: each half of the images at the other half's best."
+        "choice: masks of these images made it. Cross-fitted choice: each half of the images at the other half's best."
     )
     return Table("Results", tuple(columns), tuple(rows), frozenset(columns[1:]), note)
 

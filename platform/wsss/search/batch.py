@@ -15,7 +15,6 @@ from typing import Any
 from wsss.data.dataset import load_dataset
 from wsss.data.view import DataView
 from wsss.errors import WsssError
-from wsss.evaluation.score_stages import LabelScoreConfig
 from wsss.execution.cluster import capacity
 from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, run_reduce_jobs
 from wsss.execution.run import PreparedRun, RunRequest, checkpoints_place, compute_stage
@@ -30,6 +29,7 @@ from wsss.search.label_free import Criterion, ImageArrays, criterion_curve, crit
 from wsss.search.record import PreviewValue, Rung, Select, StageUse
 from wsss.search.score import Score, score_of
 from wsss.search.setting import CONFUSIONS, Evaluation, Outcome, Setting
+from wsss.stages.score import LabelScoreConfig
 from wsss.store import Artifact, open_store
 
 Tell = Callable[[str], None]

@@ -61,7 +61,7 @@ def fuse(jobs: Sequence[StageJob], known: Mapping[str, Arrays] | None = None) ->
         reads=last.reads,
         image_list=last.image_list,
         uses_gpu=any(stage.uses_gpu for stage in stages),
-        selects_by_masks=any(stage.selects_by_masks for stage in stages),
+        chooses_by_masks=any(stage.chooses_by_masks for stage in stages),
         build=_build,
         build_many=build_fused,
     )

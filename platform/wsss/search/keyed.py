@@ -10,9 +10,9 @@ from typing import Any
 from wsss.data.dataset import Dataset
 from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
-from wsss.evaluation.score_stages import SummaryConfig
 from wsss.method import Method
 from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, Stage, TrainStage, stage_keys
+from wsss.stages.score import SummaryConfig
 
 
 class MetricError(WsssError):

@@ -12,9 +12,9 @@ import numpy as np
 
 from wsss.data.view import DataView
 from wsss.evaluation.label_free import boundary_contrast, confidence_margin
-from wsss.evaluation.score_stages import CurveScoreConfig, LabelScoreConfig, maps_at_size
 from wsss.pipeline import Arrays, Stage
 from wsss.search.record import CriterionPoint
+from wsss.stages.score import CurveScoreConfig, LabelScoreConfig, maps_at_size
 
 Criterion = Literal["boundary_contrast", "confidence_margin"]
 CRITERIA: tuple[Criterion, ...] = ("boundary_contrast", "confidence_margin")

@@ -34,11 +34,12 @@ class _Candidate:
 def ways_of_choosing(
     trials: Sequence[TrialRecord], keys: Sequence[SearchedKey], read: ReadCounts
 ) -> tuple[Selected, ...]:
-    """Default, oracle, held_out, split and, where trials have a criterion without masks, label_free.
+    """Default, oracle, cross_fitted, held_out and, where trials have a criterion without masks, label_free.
 
-    "split" chooses on one half of the images (that of the sweep's rule held_out) and reports on the other; "held_out"
-    does so both ways round and pools the halves. `Selected.settings` are numbers of trials. What led the search has
-    looked at the settings before: a way is honest only on images that the search did not see (`sweep_tables`).
+    "held_out" chooses on one half of the images and reports on the other, as the sweep's rule of that name;
+    "cross_fitted" does so both ways round and pools the halves. `Selected.settings` are numbers of trials.What led the
+    search has looked at the settings before: a way is honest only on images that the search did not see
+    (`sweep_tables`).
 
     Args:
         trials: those that finished; number 0 is the recipe itself.
@@ -71,8 +72,8 @@ def ways_of_choosing(
     crossed = np.where(base.choosing[:, None, None], counts(second), counts(first))
     ways: list[tuple[str, tuple[_Candidate, ...], Array, Array, bool]] = [
         ("oracle", (oracle,), counts(oracle), everywhere, True),
-        ("held_out", (first, second), crossed, everywhere, True),
-        ("split", (first,), counts(first)[reporting], reporting, True),
+        ("cross_fitted", (first, second), crossed, everywhere, True),
+        ("held_out", (first,), counts(first)[reporting], reporting, True),
     ]
     label_free = _label_free(trials)
     if label_free is not None:

@@ -59,7 +59,7 @@ def test_every_stage_runs_and_every_number_is_there(first: RunResult) -> None:
     ):
         assert 0 < metrics[name] < 1, name
     assert metrics["cam/miou_train_oracle"] >= metrics["cam/miou_train"]
-    selected = {stage.name: stage.selects_by_masks for stage in first.record.stages}
+    selected = {stage.name: stage.rests_on_masks for stage in first.record.stages}
     assert selected["segmentation_evaluation"], "its epoch was chosen by masks"
     assert not selected["pseudo_label_evaluation"]
 

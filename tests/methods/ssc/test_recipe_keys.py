@@ -251,8 +251,8 @@ def test_settings_that_add_or_remove_stages(root: Path) -> None:
     assert {name: measured[name] for name in before} == before
     last = build(root, "demo", "segmentation.selection=last")
     assert set(before) - {stage.name for stage in last} == {"segmentation_candidates", "segmentation_selection"}
-    assert not any(stage.selects_by_masks for stage in last)
-    chosen = {stage.name for stage in build(root, "demo") if stage.selects_by_masks}
+    assert not any(stage.chooses_by_masks for stage in last)
+    chosen = {stage.name for stage in build(root, "demo") if stage.chooses_by_masks}
     assert chosen == {"segmentation_selection"}
 
 

@@ -165,7 +165,7 @@ def test_another_number_of_steps_executes_no_crf(case: Case) -> None:
     assert [row["iterations"] for row in table if row["default"]] == [10]
     assert run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[2]["miou"], abs=1e-12)
     assert case.run.metrics["segmentation/miou_val_crf"] == pytest.approx(table[9]["miou"], abs=1e-12)
-    for name in ("miou_val_crf_oracle", "miou_val_crf_held_out", "oracle_iterations_val_crf", "miou_val"):
+    for name in ("miou_val_crf_oracle", "miou_val_crf_cross_fitted", "oracle_iterations_val_crf", "miou_val"):
         assert run.metrics[f"segmentation/{name}"] == case.run.metrics[f"segmentation/{name}"], name
     assert run.metrics["segmentation/miou_val_crf_oracle"] == max(row["miou"] for row in table)
     name = case.dataset.lists["val"][0]

@@ -164,7 +164,7 @@ def test_settings_that_add_or_remove_stages(root: Path) -> None:
     assert all(before[name] == key for keys in (no_crf, no_labels) for name, key in keys.items())
     last = build(root, "demo", "selection.rule=last")
     assert set(before) - {stage.name for stage in last} == {"segmentation_candidates", "segmentation_selection"}
-    assert not any(stage.selects_by_masks for stage in build(root, "demo"))
+    assert not any(stage.chooses_by_masks for stage in build(root, "demo"))
 
 
 def test_only_the_image_label_protocol_reads_labels_of_val(root: Path) -> None:

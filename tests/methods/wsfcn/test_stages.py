@@ -111,7 +111,7 @@ def test_candidates_begin_after_the_first_epochs_and_the_last_epoch_does_not_com
     assert [(row["epoch"], row["competes"]) for row in rows] == [(1, True), (2, True), (3, True), (4, False)]
     best = max((row for row in rows if row["competes"]), key=lambda row: (row["score"], row["epoch"]))
     assert best["selected"] and case.run.metrics[SELECTED_EPOCH] == best["epoch"]
-    assert not case.pipeline.stage("segmentation_selection").selects_by_masks
+    assert not case.pipeline.stage("segmentation_selection").chooses_by_masks
 
 
 def test_the_score_is_one_minus_the_mean_over_batches(case: Case) -> None:

@@ -9,7 +9,9 @@ from tests.evaluation.test_confusion import fixture
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import label_at_threshold
-from wsss.evaluation.score_stages import (
+from wsss.evaluation.selection import half_of
+from wsss.pipeline import StageContext
+from wsss.stages.score import (
     CurveScoreConfig,
     LabelScoreConfig,
     SummaryConfig,
@@ -19,8 +21,6 @@ from wsss.evaluation.score_stages import (
     summarize_curve,
     summarize_labels,
 )
-from wsss.evaluation.selection import half_of
-from wsss.pipeline import StageContext
 from wsss.store import open_store
 
 CLASSES = ("background", "square", "circle", "bar")
@@ -87,7 +87,7 @@ def test_curve_from_maps_to_numbers(tmp_path):
     assert metrics["cam/miou_train_oracle"] == pytest.approx(max(scores))
     assert metrics["cam/oracle_threshold_train"] == THRESHOLDS[int(np.argmax(scores))]
     assert metrics["cam/miou_train_low"] <= metrics["cam/miou_train"] <= metrics["cam/miou_train_high"]
-    assert metrics["cam/miou_train_held_out"] <= metrics["cam/miou_train_oracle"] + 1e-12
+    assert metrics["cam/miou_train_cross_fitted"] <= metrics["cam/miou_train_oracle"] + 1e-12
     background = np.zeros((4, 4), int)
     background[:, 0] = np.asarray(curve[0]).sum(axis=1)
     assert metrics["cam/miou_train_all_background"] == pytest.approx(miou(background))
@@ -101,7 +101,7 @@ def test_curve_from_maps_to_numbers(tmp_path):
     assert result.arrays["images"].tolist() == sorted(maps)
 
 
-def test_held_out_uses_the_threshold_of_the_other_half(tmp_path):
+def test_cross_fitted_uses_the_threshold_of_the_other_half(tmp_path):
     names = [f"image_{index}" for index in range(40)]
     first = next(name for name in names if half_of(name) == 0)
     second = next(name for name in names if half_of(name) == 1)
@@ -119,8 +119,8 @@ def test_held_out_uses_the_threshold_of_the_other_half(tmp_path):
     summary = SummaryConfig(prefix="cam", split="train", default_threshold=0.2)
     metrics = summarize_curve(context(summary, data, confusions=confusions)).metrics
     # Held out: the first at 0.6 (all background), the second at 0.2 (all foreground): 1/3 for each class.
-    assert metrics["cam/miou_train_held_out"] == pytest.approx(1 / 3)
-    assert metrics["cam/miou_train_oracle"] > metrics["cam/miou_train_held_out"]
+    assert metrics["cam/miou_train_cross_fitted"] == pytest.approx(1 / 3)
+    assert metrics["cam/miou_train_oracle"] > metrics["cam/miou_train_cross_fitted"]
 
 
 def test_halves_are_about_equal_and_fixed():

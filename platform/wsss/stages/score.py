@@ -197,7 +197,7 @@ def summarize_curve(context: StageContext) -> Reduction:
         miou_<split>                 at the default threshold, with _low and _high (bootstrap over images),
         miou_<split>_oracle          at the best threshold of these very images: chosen by masks,
         oracle_threshold_<split>     that threshold,
-        miou_<split>_held_out        each half of the images scored at the other half's best threshold, both
+        miou_<split>_cross_fitted        each half of the images scored at the other half's best threshold, both
                                      halves pooled: what choosing by masks is worth on images not chosen on,
         miou_<split>_all_background  of a predictor that says background everywhere,
         pixel_accuracy_<split>       at the default threshold.
@@ -234,8 +234,8 @@ def summarize_curve(context: StageContext) -> Reduction:
     metrics[named("miou", "oracle")] = float(scores[oracle])
     metrics[named("oracle_threshold")] = float(thresholds[oracle])
     if len(parts) == 2:
-        held_out = parts[0][best_threshold(parts[1], thresholds)] + parts[1][best_threshold(parts[0], thresholds)]
-        metrics[named("miou", "held_out")] = float(miou(held_out, config.mean_over))
+        cross_fitted = parts[0][best_threshold(parts[1], thresholds)] + parts[1][best_threshold(parts[0], thresholds)]
+        metrics[named("miou", "cross_fitted")] = float(miou(cross_fitted, config.mean_over))
     tables["curve"] = [
         {
             "threshold": float(threshold),
