@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from wsss.data.dataset import Dataset
 from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
+from wsss.files import write_json
 from wsss.pipeline import Pipeline, ReduceStage, Stage, stage_keys
 from wsss.store import Artifact, Store
 
@@ -78,11 +77,7 @@ class CostHistory:
         """Remember a whole execution (not a resumed one)."""
         entries = self._read()
         entries[_cost_name(stage)] = seconds / max(images, 1)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(entries, file, indent=1, sort_keys=True)
-        Path(temporary).replace(self.path)
+        write_json(self.path, entries, sort_keys=True)
 
     def _read(self) -> dict[str, float]:
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from wsss.errors import WsssError
+from wsss.files import write_json
 
 RUN_FILE = "run.json"
 
@@ -80,11 +79,7 @@ class RunRecord:
 
     def save(self, folder: Path) -> None:
         """Write the record in one step."""
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".run-")
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({**asdict(self), "metrics": self.metrics}, file, indent=1, sort_keys=True)
-        Path(temporary).replace(folder / RUN_FILE)
+        write_json(folder / RUN_FILE, {**asdict(self), "metrics": self.metrics}, sort_keys=True)
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:

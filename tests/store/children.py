@@ -71,9 +71,9 @@ def _die_in_shard_1() -> None:
     fsync, send = os.fsync, http.client.HTTPConnection.send
 
     def fsync_or_die(descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
-        if "shard-00001.zip-" in name:
-            os.ftruncate(descriptor, 1000)  # as after a power cut: only a part reached the disk
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if "shard-00001.zip-" in path.name:
+            os.truncate(path, 1000)  # as after a power cut: only a part reached the disk
             die()
         fsync(descriptor)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import shutil
@@ -12,11 +10,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from wsss.data.errors import DataError
 from wsss.data.voc import IMAGES
+from wsss.files import locked
 
 VOC2012_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC2012_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
@@ -49,7 +48,7 @@ def fetch_voc2012(
     target = home / "data" / "VOC2012"
     archive = home / "data" / "VOCtrainval_11-May-2012.tar"
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(archive.with_name(f".{archive.name}.lock")):
+    with locked(archive.with_name(f".{archive.name}.lock")):
         if (target / IMAGES).is_dir():
             return target
         if not archive.exists():
@@ -175,11 +174,3 @@ def extract_voc(archive: Path, target: Path) -> None:
 def _md5(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

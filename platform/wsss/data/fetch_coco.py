@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.data.errors import DataError
-from wsss.data.fetch import Progress, download, exclusive
+from wsss.data.fetch import Progress, download
+from wsss.files import locked
 
 COCO2014_URL = "http://images.cocodataset.org"
 
@@ -67,7 +68,7 @@ def fetch_coco2014(
     """
     target = home / "data" / "COCO2014"
     target.mkdir(parents=True, exist_ok=True)
-    with exclusive(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock")):
         for folder, archive in archives.items():
             if (target / folder).is_dir():
                 continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.data.errors import DataError
-from wsss.data.palette import write_atomically
+from wsss.files import write_file
 
 # A file that changed this recently may change again within one tick of its clock.
 _SETTLED_NS = 2_000_000_000
@@ -101,7 +101,7 @@ def _facts_of_folder(
         store.parent.mkdir(parents=True, exist_ok=True)
         # Read again: another process may have added its own meanwhile. A lost entry is only work.
         content = {"folder": str(folder.resolve()), "files": {**_load(store), **fresh}}
-        write_atomically(store, json.dumps(content, separators=(",", ":")).encode())
+        write_file(store, json.dumps(content, separators=(",", ":")))
 
 
 def _load(store: Path | None) -> Mapping[str, list[Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsss.data.errors import DataError
+from wsss.files import write_file
 
 
 def voc_palette() -> np.ndarray:
@@ -45,20 +44,7 @@ def encode_palette_png(mask: np.ndarray) -> bytes:
 
 def write_palette_mask(path: Path, mask: np.ndarray) -> None:
     """Write a label map; a reader sees the whole file or none."""
-    write_atomically(path, encode_palette_png(mask))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, which must exist."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_file(path, encode_palette_png(mask))
 
 
 def read_palette_mask(path: Path) -> np.ndarray:

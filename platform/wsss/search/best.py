@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from wsss.files import write_file
 from wsss.recipe import change_recipe, to_dict
 from wsss.search.record import Best, ConfirmedSetting, SearchedKey, Select, SweepRecord, TrialRecord
 from wsss.search.score import Score
@@ -98,10 +97,7 @@ def write_best(path: Path, recipe: Any, record: SweepRecord, best: Best) -> None
         *(f"# changed: {key} = {value}" for key, value in best.settings.items()),
     ]
     text = "\n".join(head) + "\n\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".best-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)
+    write_file(path, text)
 
 
 def _best(

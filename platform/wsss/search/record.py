@@ -12,8 +12,6 @@ study and MLflow are filled from them, and a sweep that was killed continues fro
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from typing import Any, Literal
 from wsss.errors import WsssError
 from wsss.evaluation.bootstrap import Interval, PairedComparison
 from wsss.evaluation.selection import Selected
+from wsss.files import write_json
 
 SWEEPS_FOLDER = "sweeps"
 SWEEP_FILE = "sweep.json"
@@ -463,8 +462,4 @@ def _unreadable(path: Path, why: object) -> SweepRecordError:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".record-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)  # in this order: that of objectives and of settings counts
-    Path(temporary).replace(path)
+    write_json(path, content)  # in this order: that of objectives and of settings counts

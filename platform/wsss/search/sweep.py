@@ -5,8 +5,6 @@ The same request is the same sweep: killed at any point, it continues.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from wsss.evaluation.racing import RaceRules
 from wsss.execution.cluster import connect
 from wsss.execution.run import data_digest
 from wsss.execution.scheduling import check_schedulable
+from wsss.files import LockHeld, locked
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
 from wsss.search.batch import BatchEvaluator
@@ -295,15 +294,10 @@ def _open_record(prepared: PreparedSweep) -> SweepRecord:
 @contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
     """One process at a time writes a sweep's records; the lock ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepError(
-                "another process runs this sweep", str(folder), "wait for it, or begin another one with --new"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+        with locked(folder / ".lock", wait=False):
+            yield
+    except LockHeld:
+        raise SweepError(
+            "another process runs this sweep", str(folder), "wait for it, or begin another one with --new"
+        ) from None

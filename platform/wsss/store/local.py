@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsss.files import locked, remove_unfinished, write_file
 from wsss.store.backend import OnWait, StoreError, sha256_of
-from wsss.store.single_flight import flock_single_flight
 
-_TEMPORARY = ".writing-"
 _REMOVED = ".removed-"
 
 
@@ -62,7 +60,7 @@ class LocalFiles:
     def write(self, path: str, content: bytes | Path) -> None:
         target = self.root / path
         with explained(target):
-            write_file(target, content)
+            write_file(target, content, durable=True)
 
     def remove(self, path: str) -> None:
         with explained(self.root / path):
@@ -82,11 +80,7 @@ class LocalFiles:
                 base.parent.rmdir()
 
     def remove_leftovers(self, folder: str) -> None:
-        for path in (self.root / folder).rglob(f"{_TEMPORARY}*"):
-            # A living writer holds the lock on its temporary file.
-            with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        remove_unfinished(self.root / folder)
 
     def local_path(self, path: str, size: int, sha256: str) -> Path:
         found = self.size(path)
@@ -110,35 +104,22 @@ class LocalFiles:
         self.remove(probe)
 
     def single_flight(self, name: str, on_wait: OnWait | None) -> AbstractContextManager[None]:
-        return flock_single_flight(self.root / ".locks" / f"{name}.lock", on_wait)
+        return held(self.root / ".locks" / f"{name}.lock", on_wait)
 
 
-def write_file(target: Path, content: bytes | Path) -> None:
-    """Put content at a path: after a crash at any moment all of it is there, or nothing. Raises OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("xb") as file:
-            with suppress(OSError):  # marks the file as alive; a file system without locks only keeps leftovers longer
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                with content.open("rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, target)  # noqa: PTH105
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems can not sync a folder
-            os.fsync(folder)
-    finally:
-        os.close(folder)
+@contextmanager
+def held(lock: Path, on_wait: OnWait | None) -> Iterator[None]:
+    """`wsss.files.locked`, with an error that says what to do: a StoreError."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, on_wait))
+        except OSError as error:
+            raise StoreError(
+                f"cannot lock a file here: {error.strerror}",
+                str(lock),
+                "put the store where you may write: on a local disk, on NFS 4, or in an object store (s3://...)",
+            ) from error
+        yield
 
 
 def _raise_unless_gone(error: OSError) -> None:

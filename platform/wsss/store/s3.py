@@ -36,9 +36,10 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
+from wsss.files import finish, remove_unfinished, unfinished
 from wsss.store.backend import OnWait, StoreError
-from wsss.store.local import LocalFiles, explained
-from wsss.store.single_flight import flock_single_flight, lease_single_flight
+from wsss.store.lease import lease_single_flight
+from wsss.store.local import LocalFiles, explained, held
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class S3Files:
         kept = f"files/{sha256[:2]}/{sha256}/{path.rpartition('/')[2]}"
         if local.size(kept) == size:
             return self.cache / kept
-        with flock_single_flight(self.cache / ".locks" / f"{sha256}.lock", None):
+        with held(self.cache / ".locks" / f"{sha256}.lock", None):
             if local.size(kept) != size:
                 self._download(path, size, sha256, self.cache / kept)
         return self.cache / kept
@@ -215,26 +216,22 @@ class S3Files:
                 time.sleep(2.0 ** (tries - 1))
 
     def _download(self, path: str, size: int, sha256: str, target: Path) -> None:
-        temporary = target.with_name(".downloading")  # one name: the caller holds a lock, leftovers are overwritten
         digest = hashlib.sha256()
-        with explained(target), self._explained(path):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(target.parent)
+        with explained(target), self._explained(path), unfinished(target) as temporary:
             with temporary.open("wb") as file:
                 for block in self._blocks(path):
                     digest.update(block)
                     file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
             found = temporary.stat().st_size
             if found != size or digest.hexdigest() != sha256:
-                temporary.unlink()
                 difference = f"{found} bytes instead of {size}" if found != size else "its checksum differs"
                 raise StoreError(
                     f"a file of the artifact is damaged: {difference}",
                     self.describe(path),
                     f"remove the artifact (`wsss rm {'/'.join(path.split('/')[:2])}`), run the stage again",
                 )
-            temporary.replace(target)
+            finish(temporary, target, durable=True)
 
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path

@@ -8,7 +8,6 @@ tags `wsss.run_id` and `wsss.run_key`, artifacts have fixed paths, and tags, par
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from wsss.files import locked
 from wsss.tracking.location import artifact_root, sqlite_path, sqlite_uri
 from wsss.tracking.spool import ROOT, Cursor, Event, RecordLost, kept_file, tracking_folder
 
@@ -289,8 +289,7 @@ def _create_database(path: Path, artifacts: Path) -> None:
     """
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(f"{path.name}.creating")):
+    with locked(path.with_name(f"{path.name}.creating")):
         if path.exists():
             return
         partial = path.with_name(f"{path.name}.partial")
@@ -302,16 +301,7 @@ def _create_database(path: Path, artifacts: Path) -> None:
 
 def _creation_lock(home: Path, run_id: str) -> contextlib.AbstractContextManager[None]:
     """Held while a run is looked up and created, so that two processes of one home never create it twice."""
-    folder = tracking_folder(home, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return _locked(folder / "creation.lock")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(tracking_folder(home, run_id) / "creation.lock")
 
 
 def _quiet() -> None:

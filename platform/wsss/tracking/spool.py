@@ -13,7 +13,6 @@ A run id holds one root run and its nested runs ("seed-0/cam"), told apart by `r
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -23,11 +22,13 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from wsss.errors import WsssError
+from wsss.files import LockHeld, finish, locked, unfinished, write_json
 
 # What events of the root run carry as "run"; no key of a nested run can be this.
 ROOT = "."
@@ -232,9 +233,7 @@ def read_cursor(folder: Path) -> Cursor:
 
 def write_cursor(folder: Path, cursor: Cursor) -> None:
     """Replace the cursor in one step."""
-    partial = folder / f"cursor.json.{os.getpid()}.{threading.get_ident()}"
-    partial.write_text(json.dumps(vars(cursor), indent=1), encoding="utf-8")
-    partial.replace(folder / "cursor.json")
+    write_json(folder / "cursor.json", vars(cursor))
 
 
 def append_rejected(folder: Path, entries: list[Mapping[str, Any]]) -> None:
@@ -254,12 +253,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _lock_writer(folder: Path, run_id: str) -> BinaryIO:
-    lock = (folder / "lock").open("ab")
+def _lock_writer(folder: Path, run_id: str) -> ExitStack:
+    lock = ExitStack()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
+        lock.enter_context(locked(folder / "lock", wait=False))
+    except LockHeld as error:
         raise TrackingError(
             f"The run {run_id} is being written by another process.",
             str(folder),
@@ -269,19 +267,14 @@ def _lock_writer(folder: Path, run_id: str) -> BinaryIO:
 
 
 def _copy_by_digest(source: Path, folder: Path) -> str:
-    folder.mkdir(exist_ok=True)
-    partial = folder / f"partial.{os.getpid()}.{threading.get_ident()}"
-    try:
+    with unfinished(folder / source.name) as partial:
         # Hash the copy, not the source: a source that is still being written must not get a wrong digest.
         shutil.copyfile(source, partial)
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         target = kept_file(folder.parent, digest, source.name)
         target.parent.mkdir(exist_ok=True)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        finish(partial, target, durable=True)
     return digest
 
 

@@ -1,7 +1,4 @@
-"""Hold a name exclusively, so that what two runs both need is computed once.
-
-Local folders use `flock`: the system itself frees it when the holder dies, so a waiting run takes over at
-once.
+"""Holds a name in an object store, so that what two runs both need is computed once.
 
 Object stores have no locks, so a lease stands in: an object that can only be created while absent
 (`If-None-Match: *`) and that its owner rewrites regularly. A waiting run that sees no change for
@@ -13,89 +10,19 @@ manifest comes last and is written once.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Protocol
 
+from wsss.files import this_process
 from wsss.store.backend import OnWait, StoreError
 
 log = logging.getLogger(__name__)
-
-_held: set[int] = set()
-
-
-def _close_inherited() -> None:
-    # A forked child shares the lock; if it outlived a killed parent, nobody could take over.
-    for descriptor in list(_held):
-        with suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_inherited)
-
-
-def whoami() -> str:
-    """The process, for people: host and process id."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-@contextmanager
-def flock_single_flight(lock: Path, on_wait: OnWait | None) -> Iterator[None]:
-    """Hold a lock file. Works between processes and between threads of one process; not re-entrant.
-
-    The file itself stays: removing a lock file would let two holders lock two different files of one name.
-
-    Raises:
-        StoreError: the lock file can not be created, or its file system has no locks.
-    """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise StoreError(
-            f"can not create a lock file: {error.strerror}",
-            str(lock),
-            "choose a store folder that you may write to",
-        ) from error
-    _held.add(descriptor)
-    try:
-        _lock(descriptor, lock, on_wait)
-        yield
-    finally:
-        if descriptor in _held:  # not in a forked child, which has closed it already
-            _held.discard(descriptor)
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, lock: Path, on_wait: OnWait | None) -> None:
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        raise StoreError(
-            f"can not lock a file here: {error.strerror}",
-            str(lock),
-            "put the store on a local disk, on NFS 4, or in an object store (s3://...)",
-        ) from error
-    with suppress(OSError):  # only told to those who wait; a full disk must not stop anybody here
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, whoami().encode(), 0)
 
 
 class LeaseObjects(Protocol):
@@ -132,7 +59,7 @@ def lease_single_flight(
 
 
 def _lease(owner: str, beat: int) -> bytes:
-    return json.dumps({"owner": owner, "holder": whoami(), "beat": beat}).encode()
+    return json.dumps({"owner": owner, "holder": this_process(), "beat": beat}).encode()
 
 
 def _field(lease: bytes | None, name: str) -> str | None:
