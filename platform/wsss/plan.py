@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.files import write_json
 from wsss.pipeline import Pipeline, ReduceStage, Stage, stage_keys
 from wsss.store import Artifact, Store
+from wsss.weights import WeightFile, file_digest, missing_downloads
 
 
 class PlanError(WsssError):
@@ -54,6 +54,11 @@ class Plan:
     def needed(self) -> tuple[PlannedStage, ...]:
         """Stages that must be computed."""
         return tuple(planned for planned in self.stages if planned.needed)
+
+    @property
+    def downloads(self) -> Mapping[Path, WeightFile]:
+        """Weight files that the stages to compute need and that are yet to be downloaded."""
+        return missing_downloads(path for planned in self.needed for path in planned.stage.files.values())
 
     @property
     def expected_seconds(self) -> float | None:
@@ -103,7 +108,7 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
             "--until",
             "stages: " + ", ".join(stage.name for stage in pipeline),
         )
-    keys = stage_keys(pipeline, dataset, file_digest)
+    keys = stage_keys(pipeline, dataset, lambda path: file_digest(path, dataset.cache))
     stages = _until(pipeline, until)
     artifacts = {stage.name: store.find(stage.name, keys[stage.name]) for stage in stages}
     wanted = _wanted(stages, artifacts)

@@ -146,7 +146,7 @@ def test_the_manifest_records_counts_and_digests(shapes: Dataset):
     assert set(manifest["lists"]["val"]["digests"]) == EVERYTHING
     assert manifest["label_provenance"] == "generated: image_labels.txt"
     assert manifest["digest"] != data_manifest(shapes, ["val"])["digest"]
-    assert manifest == data_manifest(dataclasses.replace(shapes, cache=None))
+    assert manifest == data_manifest(dataclasses.replace(shapes, home=None))
 
 
 def _age_file(path: Path, seconds: int) -> None:

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.torchvision_compat import import_torchvision
 from torch import nn
 
 from wsss.nn.checkpoint import load_weights, read_checkpoint
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.nn.resnet import ResNet, ResNetStructure, resnet_structure
 from wsss.nn.suppression import DiscriminativeRegionSuppression
-from wsss.nn.torchvision_compat import import_torchvision
 from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.data.transforms import channels_first, normalize
-from wsss.nn.checkpoint import load_weights, read_checkpoint
+from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
 from wsss.nn.irn import AffinityNetwork
 from wsss.ops.affinity import LOSS_WEIGHTS, affinity_loss_sums, affinity_targets
 from wsss.ops.affinity_path import path_index
@@ -19,7 +19,7 @@ from wsss.ops.confidence import confidence_mask
 from wsss.ops.random_walk import DirectionAffinity, direction_affinity, random_walk
 from wsss.pipeline import Arrays, StageContext
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
-from wsss_methods.ssc.cam_stages import load_backbone_weights, read_high_res
+from wsss_methods.ssc.cam_stages import read_high_res
 from wsss_methods.ssc.cam_transforms import affinity_training_sample
 from wsss_methods.ssc.networks import build_affinity_network
 from wsss_methods.ssc.optimizers import affinity_optimizer, polynomial_schedule
@@ -173,7 +173,7 @@ def build_affinity_training(context: StageContext) -> TrainTask:
     config: AffinitySettings = context.config
     network = _affinity_network(AffinityConfig.of(config))
     if "backbone" in context.files:
-        load_backbone_weights(network.get_submodule(network.backbone_name), context.files["backbone"])
+        load_imagenet_body(network.get_submodule(network.backbone_name), context.files["backbone"])
     optimizer = affinity_optimizer(
         network, config.learning_rate, config.dp_lr_mult, config.momentum, config.weight_decay
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss.data.superpixels import rgb_to_ids, slic_superpixels
 from wsss.data.transforms import resize, resize_long
-from wsss.nn.checkpoint import load_weights, read_checkpoint
+from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
 from wsss.ops.cam import merged_cam, merged_high_res
 from wsss.pipeline import Arrays, StageContext
 from wsss.recipe import setting
@@ -223,7 +223,7 @@ def build_cam_training(context: StageContext) -> TrainTask:
     config: CamSettings = context.config
     network = build_cam_network(config, context.data.num_classes)
     if "backbone" in context.files:
-        load_backbone_weights(cast(nn.Module, network.body), context.files["backbone"])
+        load_imagenet_body(cast(nn.Module, network.body), context.files["backbone"])
     plans = [
         OptimizerPlan(
             "classifier",
@@ -260,11 +260,6 @@ def build_cam_training(context: StageContext) -> TrainTask:
         trained_weights=trained_weights,
         precision=cast(Any, config.precision),
     )
-
-
-def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
-    """Start a backbone from a torchvision ImageNet file. Raises CheckpointError when it does not fit."""
-    load_weights(backbone, read_checkpoint(path), ignore=(r"fc\..*", r"classifier\..*"), where=str(path))
 
 
 def build_cam(context: StageContext) -> Callable[[str], Arrays]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
+from wsss.data.file_facts import folder_digest
 from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages.score import (
     CurveScoreConfig,
@@ -15,6 +16,7 @@ from wsss.stages.score import (
     summarize_curve,
     thresholds_with,
 )
+from wsss.weights import WeightUse, required_weights, resolve_path
 from wsss_methods.ssc.affinity_stages import (
     AffinityConfig,
     ConfidenceConfig,
@@ -62,10 +64,17 @@ from wsss_methods.ssc.segmentation_stages import (
     build_segmentation_training,
     select_candidate,
 )
-from wsss_methods.ssc.weights import folder_digest, required_files
 
 # Where a data set has no such list, its train list is what is trained on.
 TRAINING_LIST = "train_aug"
+# The ImageNet weights that each architecture is published with.
+SEGMENTATION_WEIGHTS = {
+    "deeplabv2_r101": "resnet101_v2",
+    "deeplabv2_r18": "resnet18",
+    "deeplabv2_mobilenet_v2": "mobilenet_v2",
+    "deeplabv3plus_r101": "resnetv1d101",
+    "segformer_b2": "mit_b2",
+}
 IMAGES: frozenset[Reads] = frozenset({"images"})
 IMAGES_AND_LABELS: frozenset[Reads] = frozenset({"images", "image_labels"})
 MASKS: frozenset[Reads] = frozenset({"masks"})
@@ -78,10 +87,10 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     Raises:
         WeightsError: a weight file or the superpixel folder that the recipe needs is missing.
     """
-    files = required_files(recipe, dataset.root)
+    files = required_weights(recipe.weights, _weight_uses(recipe), dataset, _superpixel_problems(recipe, dataset))
     settings = active_cam_settings(recipe.cam)
     stages: list[Stage] = [
-        *(_superpixel_stages(recipe, dataset, files) if settings.loss_weight_alignment else ()),
+        *(_superpixel_stages(recipe, dataset) if settings.loss_weight_alignment else ()),
         *_cam_stages(recipe, settings, files, prefix=""),
         *_affinity_stages(recipe, files),
         *_pseudo_label_stages(recipe),
@@ -104,7 +113,29 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     )
 
 
-def _superpixel_stages(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) -> list[Stage]:
+def _weight_uses(recipe: SscRecipe) -> list[WeightUse]:
+    cam, affinity, segmentation = recipe.cam, recipe.affinity, recipe.segmentation
+    uses = [WeightUse("cam", cam.backbone, "cam.width", cam.width)]
+    if cam.loss_weight_perceptual and cam.perceptual_network != "pixel_pyramid":
+        uses.append(WeightUse("perceptual", cam.perceptual_network))
+    uses.append(WeightUse("affinity", affinity.backbone, "affinity.width", affinity.width))
+    name = SEGMENTATION_WEIGHTS[segmentation.architecture]
+    return [*uses, WeightUse("segmentation", name, "segmentation.width", segmentation.width)]
+
+
+def _superpixel_problems(recipe: SscRecipe, dataset: Dataset) -> list[str]:
+    folder = recipe.superpixels.folder
+    if recipe.superpixels.source != "folder" or not recipe.cam.loss_weight_alignment:
+        return []
+    if folder is not None and resolve_path(folder, dataset).is_dir():
+        return []
+    return [
+        f"superpixels.folder = {folder} is no folder: unpack the official voc_superpixels.zip there, "
+        "or use superpixels.source=slic"
+    ]
+
+
+def _superpixel_stages(recipe: SscRecipe, dataset: Dataset) -> list[Stage]:
     settings = recipe.superpixels
     if settings.source == "slic":
         return [
@@ -117,13 +148,15 @@ def _superpixel_stages(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, 
                 build=build_superpixels,
             )
         ]
-    folder = files["superpixels"]
+    assert settings.folder is not None  # asked before
+    folder = resolve_path(settings.folder, dataset)
     names = dataset.lists.get(TRAINING_LIST, dataset.lists["train"])
+    content = folder_digest(folder, names, "superpixel", "complete it, or use superpixels.source=slic", dataset.cache)
     return [
         MapStage(
             name="superpixels",
             version=1,
-            config=SuperpixelFolderConfig(folder=folder, content=folder_digest(folder, names, dataset.cache)),
+            config=SuperpixelFolderConfig(folder=folder, content=content),
             reads=IMAGES,
             image_list=TRAINING_LIST,
             build=build_superpixel_reader,

@@ -13,6 +13,7 @@ from pathlib import Path
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.recipe import setting
+from wsss.weights import weight_setting
 
 CAM_BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
 AFFINITY_BACKBONES = CAM_BACKBONES
@@ -28,32 +29,17 @@ SEGMENTATION_ARCHITECTURES = (
 
 @dataclass(frozen=True)
 class WeightSettings:
-    """ImageNet weight files; `none` starts from random weights. Their content enters the keys, their path does not.
+    """Weight files that the networks start from: a path, which may begin with ${dataset.root}, auto or none."""
 
-    A path may begin with ${dataset.root}.
-    """
-
-    resnet50: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet50_Weights.IMAGENET1K_V1 (resnet50-19c8e357.pth)"
-    )
-    resnet101: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet101_Weights.IMAGENET1K_V1 (resnet101-cd907fc2.pth)"
-    )
-    resnet18: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet18_Weights.IMAGENET1K_V1 (resnet18-f37072fd.pth)"
-    )
-    vgg19: Path | None = setting(
-        None, in_key=False, help="torchvision VGG19_Weights.IMAGENET1K_V1 (vgg19-dcbb9e9d.pth)"
-    )
-    mobilenet_v2: Path | None = setting(
-        None, in_key=False, help="torchvision names, e.g. MobileNet_V2_Weights.IMAGENET1K_V1"
-    )
-    resnetv1d101: Path | None = setting(
-        None, in_key=False, help="mmcls resnetv1d101 checkpoint, for deeplabv3plus_r101"
-    )
-    mit_b2: Path | None = setting(None, in_key=False, help="SegFormer mit_b2.pth, for segformer_b2")
+    resnet50: Path | None = weight_setting("resnet50")
+    resnet101_v2: Path | None = weight_setting("resnet101_v2")
+    resnet18: Path | None = weight_setting("resnet18")
+    vgg19: Path | None = weight_setting("vgg19")
+    mobilenet_v2: Path | None = weight_setting("mobilenet_v2")
+    resnetv1d101: Path | None = weight_setting("resnetv1d101")
+    mit_b2: Path | None = weight_setting("mit_b2")
     allow_random: bool = setting(
-        True, in_key=False, help="false: refuse to run when a weight file that the networks need is not given"
+        True, in_key=False, help="false: refuse to run when a weight file that the networks need is none"
     )
 
 

@@ -17,6 +17,8 @@ from wsss.stages.score import (
     summarize_labels,
     thresholds_with,
 )
+from wsss.weights import WeightUse, required_weights
+from wsss_methods.wsfcn.backbones import BACKBONES
 from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
 from wsss_methods.wsfcn.stage_configs import (
     CandidateConfig,
@@ -37,8 +39,9 @@ from wsss_methods.wsfcn.stages import (
     select_epoch,
 )
 from wsss_methods.wsfcn.training import build_training
-from wsss_methods.wsfcn.weights import required_file
 
+# Backbone -> the ImageNet weights that it is published with.
+WEIGHTS = {name: name for name in BACKBONES} | {"vgg16": "vgg16_20m"}
 # Where a data set has no such list, its train list is what is trained on.
 TRAINING_LIST = "train_aug"
 IMAGES: frozenset[Reads] = frozenset({"images"})
@@ -54,8 +57,9 @@ def build_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
     Raises:
         WeightsError: the weight file that the recipe needs is missing.
     """
-    file = required_file(recipe, dataset.root)
-    files = {} if file is None else {"backbone": file}
+    network = recipe.network
+    use = WeightUse("backbone", WEIGHTS[network.backbone], "network.backbone_width", network.backbone_width)
+    files = required_weights(recipe.weights, [use], dataset)
     stages: list[Stage] = [*_training_stages(recipe, dataset, files), *_result_stages(recipe, "")]
     if recipe.prediction.image_label_filter:
         stages += _result_stages(recipe, BY_LABELS)

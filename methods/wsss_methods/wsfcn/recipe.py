@@ -13,6 +13,7 @@ from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.ops.pamr import DILATIONS
 from wsss.recipe import setting
+from wsss.weights import weight_setting
 from wsss_methods.wsfcn.backbones import BACKBONES
 
 # The curve over background constants is scored on this grid, so that choosing another constant costs nothing.
@@ -21,29 +22,16 @@ BACKGROUND_STEP = 0.01
 
 @dataclass(frozen=True)
 class WeightSettings:
-    """ImageNet weight files; `none` starts from random weights. Their content enters the keys, their path does not.
+    """Weight files that the networks start from: a path, which may begin with ${dataset.root}, auto or none."""
 
-    A path may begin with ${dataset.root}.
-    """
-
-    resnet38: Path | None = setting(
-        None, in_key=False, help="Wide-ResNet-38 converted from MXNet (ilsvrc-cls_rna-a1_cls1000_ep-0001.pth)"
-    )
-    resnet50: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet50_Weights.IMAGENET1K_V1 (resnet50-19c8e357.pth)"
-    )
-    resnet101: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet-101 (resnet101-5d3b4d8f.pth or resnet101-cd907fc2.pth)"
-    )
-    vgg16: Path | None = setting(None, in_key=False, help="VGG-16 with fc6 and fc7 as convolutions (vgg16_20M.pth)")
-    resnet18: Path | None = setting(
-        None, in_key=False, help="torchvision ResNet18_Weights.IMAGENET1K_V1 (resnet18-f37072fd.pth)"
-    )
-    mobilenet_v2: Path | None = setting(
-        None, in_key=False, help="torchvision names, e.g. MobileNet_V2_Weights.IMAGENET1K_V1"
-    )
+    resnet38: Path | None = weight_setting("resnet38")
+    resnet50: Path | None = weight_setting("resnet50")
+    resnet101: Path | None = weight_setting("resnet101")
+    vgg16_20m: Path | None = weight_setting("vgg16_20m")
+    resnet18: Path | None = weight_setting("resnet18")
+    mobilenet_v2: Path | None = weight_setting("mobilenet_v2")
     allow_random: bool = setting(
-        True, in_key=False, help="false: refuse to run when the weight file of the backbone is not given"
+        True, in_key=False, help="false: refuse to run when a weight file that the networks need is none"
     )
 
 

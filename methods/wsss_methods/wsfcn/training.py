@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, Schedule, TrainTask
@@ -30,7 +31,6 @@ from wsss_methods.wsfcn.networks import Structure, WsFcn, official_state_dict, p
 from wsss_methods.wsfcn.recipe import NetworkSettings, PseudoLabelSettings, TrainSettings
 from wsss_methods.wsfcn.stage_configs import TrainConfig
 from wsss_methods.wsfcn.transforms import PUBLISHED_JITTER, training_image
-from wsss_methods.wsfcn.weights import load_imagenet_body
 
 WEIGHTS = "network"
 STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_pixels", "foreground_share")
@@ -149,7 +149,7 @@ def build_training(context: StageContext) -> TrainTask:
     train = config.train
     network = WsFcn(structure_of(config.network, context.data.num_classes, train))
     if "backbone" in context.files:
-        load_imagenet_body(network.backbone, context.files["backbone"])
+        load_imagenet_body(network.backbone.body, context.files["backbone"])
     module = WsFcnTraining(network, focal_of(config.network), rule_of(config.pseudo_label), train.pretrain_epochs)
     groups = parameter_groups(
         network,

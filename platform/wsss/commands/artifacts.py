@@ -10,12 +10,12 @@ from typing import Any
 from wsss.commands.arguments import Selection
 from wsss.commands.methods import UsageError, find_method
 from wsss.data.dataset import Dataset, load_dataset
-from wsss.data.manifest import file_digest
 from wsss.method import Exporter, Method
 from wsss.pipeline import Stage, stage_keys
 from wsss.recipe import load_recipe, settings_of
 from wsss.run_record import RunRecord
 from wsss.store import Store, open_store
+from wsss.weights import file_digest
 
 _UNKNOWN = object()
 

@@ -19,6 +19,7 @@ VERBS = {
     "report": ("report", "write a finished run's report again"),
     "explain": ("explain", "walk from a number to the stage, data, seed, commit and machine behind it"),
     "data": ("data", "check or fetch a data set"),
+    "weights": ("weights", "list weight files, or download them"),
     "export": ("export_artifact", "write an artifact in the layout of the official code"),
     "import": ("import_artifact", "take a checkpoint, CAM folder or label folder in as an artifact"),
     "rm": ("rm", "remove an artifact from the store"),

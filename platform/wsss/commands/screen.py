@@ -77,6 +77,13 @@ def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = Non
         else "no expected time yet: not every stage has run on this machine before"
     )
     print(f"\n{to_run} of {len(plan.stages)} stages to compute; {cost}.")
+    print_downloads(plan)
+
+
+def print_downloads(plan: Plan) -> None:
+    """The weight files that a run would download first."""
+    for path, row in plan.downloads.items():
+        print(f"to download: {row.file}, {row.megabytes:.1f} MB, {row.source}, to {path.parent}")
 
 
 def _state(planned: PlannedStage) -> str:

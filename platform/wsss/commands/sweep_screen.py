@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wsss.commands.screen import duration, print_table
+from wsss.commands.screen import duration, print_downloads, print_table
 from wsss.search.prepare import PreparedSweep
 from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 from wsss.search.sweep import SweepObserver
@@ -46,6 +46,7 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     ]
     columns = ["stage", "kind", "executions", "independent", "each", "together"]
     print_table(f"Stages until {metric}, expected", columns, rows, right="executions independent each together")
+    print_downloads(prepared.run.plan)
     ours, independent = sum(each.executions for each in expected), sum(each.independent for each in expected)
     if any(key.level == "outer" for key in prepared.keys) and not plan.flat:
         print(

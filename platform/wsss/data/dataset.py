@@ -34,7 +34,7 @@ class Dataset:
         image_labels: image name -> class ids 1..num_classes-1, ascending; without images of the test list.
         label_source: kind of source of the labels: "file", "xml", "instances", "masks" or "generated".
         label_provenance: the source in words, for the protocol of a number.
-        cache: folder for file hashes; None hashes anew at every digest.
+        home: folder of caches and of fetched files (`WSSS_HOME`); None: no cache, every digest hashes anew.
         layout: where its files lie; None is the VOC layout below `root`.
     """
 
@@ -45,9 +45,14 @@ class Dataset:
     image_labels: Mapping[str, tuple[int, ...]]
     label_source: str
     label_provenance: str
-    cache: Path | None = None
+    home: Path | None = None
     ignore_index: int = IGNORE_INDEX
     layout: Layout | None = None
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of remembered file hashes."""
+        return None if self.home is None else self.home / "cache"
 
     @property
     def num_classes(self) -> int:
@@ -152,7 +157,7 @@ def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None,
         image_labels=found.image_labels,
         label_source=found.label_source,
         label_provenance=found.label_provenance,
-        cache=cache,
+        home=home,
         layout=found.layout,
     )
     return dataset, list(found.problems)

@@ -61,13 +61,13 @@ def fetch_voc2012(
 def download(
     url: str,
     target: Path,
-    md5: str,
+    checksum: str,
     progress: Progress | None = None,
     attempts: int = 8,
     pause: float = 2.0,
     timeout: float = 60.0,
 ) -> None:
-    """Download to `target`, which appears only when complete and of the right checksum.
+    """Download to `target`, which appears only when complete and of the right checksum, an MD5 or SHA-256 in hex.
 
     What was received is kept in `<target>.part`; a cut connection, or a new call, goes on from there
     where the server knows byte ranges, and starts over where it does not.
@@ -98,12 +98,14 @@ def download(
                 "check the network and run the same command again: it continues where it stopped",
             ) from reason
         time.sleep(min(60.0, pause * 2 ** max(0, failures - 1)))
-    found = _md5(part)
-    if found != md5:
+    kind = "sha256" if len(checksum) == 64 else "md5"
+    with part.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    if found != checksum:
         size = part.stat().st_size
         part.unlink()
         raise DataError(
-            f"the checksum is wrong: md5 {found} of {size} bytes, expected {md5}",
+            f"the checksum is wrong: {kind} {found} of {size} bytes, expected {checksum}",
             url,
             "the file was removed; fetch it again, or from another address with --url",
         )
@@ -169,8 +171,3 @@ def extract_voc(archive: Path, target: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

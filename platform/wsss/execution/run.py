@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
-from wsss.data.manifest import file_digest
 from wsss.execution.scheduling import check_schedulable, stage_resources
 from wsss.execution.stage_job import StageJob, bind_job, publish_stage
 from wsss.method import ExecutionSettings, Method
@@ -26,6 +25,7 @@ from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.store import Artifact, Store, open_store
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.tracker import RunStatus, TrackedRun, open_tracker
+from wsss.weights import fetch_missing, file_digest
 
 
 class RunObserver(Protocol):
@@ -135,6 +135,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     artifacts: dict[str, Artifact] = {}
     try:
         if prepared.plan.needed:
+            fetch_missing(prepared.plan.downloads, observer.message)
             _connect(prepared)
         for planned in prepared.plan.stages:
             result = _settle_stage(prepared, planned, artifacts, observer, record, tracker, parent)
@@ -243,6 +244,7 @@ def compute_stage(
     from wsss.execution.map_stage import run_map_stage, run_reduce_stage
 
     stage, execution = planned.stage, prepared.execution
+    fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
     job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts)
     started = time.monotonic()
     if isinstance(stage, ImportStage):

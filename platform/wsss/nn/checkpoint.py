@@ -18,6 +18,8 @@ Aliases = Sequence[tuple[str, str]]
 
 _LEVELS = ("net_state_dict", "state_dict", "model")
 _COUNTER = "num_batches_tracked"
+# What the file of a classifier holds beyond the body.
+_CLASSIFIERS = (r"fc\..*", r"fc8\..*", r"linear1000\..*", r"classifier\..*")
 
 
 class CheckpointError(WsssError):
@@ -158,6 +160,15 @@ def load_weights(
             "check that the file belongs to this network, its backbone and its width",
         )
     module.load_state_dict(loaded, strict=False)
+
+
+def load_imagenet_body(body: nn.Module, path: Path) -> None:
+    """Start a body from the file of an ImageNet classifier, whose last layer is left out.
+
+    Raises CheckpointError naming what is missing, surplus or of another shape; the body is unchanged then. The official
+    programs tolerate missing names in silence.
+    """
+    load_weights(body, read_checkpoint(path), ignore=_CLASSIFIERS, where=str(path))
 
 
 def official_state_dict(module: nn.Module, aliases: Aliases = ()) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import Dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.method import Method
 from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, Stage, TrainStage, stage_keys
 from wsss.stages.score import SummaryConfig
+from wsss.weights import file_digest
 
 
 class MetricError(WsssError):
@@ -66,7 +66,7 @@ class KeyedPipelines:
         return self._remembered((image_list, reads), lambda: self.dataset.digest(image_list, reads))
 
     def _file_digest(self, path: Path) -> str:
-        return self._remembered(path, lambda: file_digest(path))
+        return self._remembered(path, lambda: file_digest(path, self.dataset.cache))
 
     def _remembered(self, name: Any, compute: Callable[[], str]) -> str:
         if name not in self._digests:

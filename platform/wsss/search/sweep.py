@@ -42,6 +42,7 @@ from wsss.search.ways import ways_of_choosing
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker
+from wsss.weights import fetch_missing
 
 
 class SweepObserver:
@@ -105,6 +106,7 @@ def _search(prepared: PreparedSweep, trials: Mapping[int, TrialRecord]) -> Neste
 
 
 def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, observer: SweepObserver) -> None:
+    fetch_missing(prepared.run.plan.downloads, observer.message)
     _connect(prepared)
     run_tune(
         search,

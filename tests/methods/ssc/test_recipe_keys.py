@@ -18,7 +18,7 @@ from wsss_methods.ssc import METHOD
 from wsss_methods.ssc.recipe import SscRecipe
 
 PINNED = Path(__file__).with_name("stage_keys.json")
-WEIGHTS = ("resnet50", "resnet101", "vgg19", "mobilenet_v2")
+WEIGHTS = ("resnet50", "resnet101_v2", "vgg19", "mobilenet_v2")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class FakeData:
 
     root: Path
     label_provenance: str = "file: labels"
+    home: Path | None = None
     cache: Path | None = None
 
     @property
@@ -43,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "weights").mkdir()
     for name in WEIGHTS:
-        (folder / "weights" / f"{name}.pth").write_bytes(name.encode())
+        (folder / "weights" / f"{name}.pth").write_bytes(name.removesuffix("_v2").encode())
     (folder / "weights" / "mobilenet_v2_keras_int8-7edfbd0e.pth").write_bytes(b"mobilenet_v2")
     (folder / "set").mkdir()
     return folder / "set"
@@ -61,7 +62,7 @@ def keys_of(root: Path, recipe_name: str, *overrides: str) -> dict[str, str]:
 def shipped_overrides(root: Path, recipe_name: str) -> list[str]:
     if recipe_name != "paper":
         return []
-    return [f"weights.{name}={root.parent / 'weights' / name}.pth" for name in ("resnet50", "resnet101", "vgg19")]
+    return [f"weights.{name}={root.parent / 'weights' / name}.pth" for name in WEIGHTS[:3]]
 
 
 @pytest.mark.parametrize("recipe_name", ["demo", "mini", "paper"])
@@ -289,9 +290,9 @@ def test_content_of_weights_enters_keys_and_their_place_does_not(root: Path, tmp
 
 def test_missing_weights_are_all_named_before_anything_runs(root: Path) -> None:
     with pytest.raises(WsssError) as error:
-        build(root, "paper")
+        build(root, "paper", *(f"weights.{name}=none" for name in WEIGHTS[:3]))
     text = str(error.value)
-    for name in ("resnet50-19c8e357.pth", "resnet101-cd907fc2.pth", "vgg19-dcbb9e9d.pth", "weights.NAME=FILE"):
+    for name in ("resnet50-0676ba61.pth", "resnet101-cd907fc2.pth", "vgg19-dcbb9e9d.pth", "weights.NAME=FILE"):
         assert name in text
     with pytest.raises(WsssError, match=r"weights\.mobilenet_v2 = .*nowhere.pth does not exist"):
         build(root, "mini", "weights.mobilenet_v2=nowhere.pth")

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from wsss.nn.checkpoint import CheckpointError
+from wsss.nn.checkpoint import CheckpointError, load_imagenet_body
 from wsss_methods.wsfcn.backbones import BACKBONES, FROZEN_LAYERS, Taps
 from wsss_methods.wsfcn.feature_fusion import FeatureFusion, FlowAlignment, StochasticGate
 from wsss_methods.wsfcn.networks import Structure, WsFcn, official_name, own_name, parameter_groups
-from wsss_methods.wsfcn.weights import load_imagenet_body
 
 NARROW = 0.125
 
@@ -105,11 +104,11 @@ def test_imagenet_files_load_without_their_classifier_and_must_be_complete(tmp_p
     source, target = Taps("resnet38", NARROW), Taps("resnet38", NARROW)
     state = {**source.body.state_dict(), "linear1000.weight": torch.ones(2, 2), "linear1000.bias": torch.ones(2)}
     torch.save(state, tmp_path / "body.pth")
-    load_imagenet_body(target, tmp_path / "body.pth")
+    load_imagenet_body(target.body, tmp_path / "body.pth")
     assert all(torch.equal(value, state[name]) for name, value in target.body.state_dict().items())
     del state["b4_3.conv_branch2a.weight"]
     torch.save(state, tmp_path / "body.pth")
     with pytest.raises(CheckpointError, match=r"missing: b4_3.conv_branch2a.weight"):
-        load_imagenet_body(target, tmp_path / "body.pth")
+        load_imagenet_body(target.body, tmp_path / "body.pth")
     with pytest.raises(ValueError, match="unknown backbone"):
         Taps("resnet39")

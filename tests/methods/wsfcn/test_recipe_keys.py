@@ -26,6 +26,8 @@ class FakeData:
     """A data set by its digest alone."""
 
     root: Path
+    home: Path | None = None
+    cache: Path | None = None
     label_provenance: str = "file: labels"
 
     @property
@@ -192,10 +194,13 @@ def test_content_of_weights_enters_keys_and_their_place_does_not(root: Path, tmp
     first.write_bytes(b"weights")
     second.write_bytes(b"weights")
     full = ["network.backbone=vgg16", "network.backbone_width=1"]
-    before = keys_of(root, "demo", *full, f"weights.vgg16={first}")
-    assert keys_of(root, "demo", *full, f"weights.vgg16={second}") == before != keys_of(root, "demo", *full)
+    before = keys_of(root, "demo", *full, f"weights.vgg16_20m={first}")
+    assert keys_of(root, "demo", *full, f"weights.vgg16_20m={second}") == before != keys_of(root, "demo", *full)
     second.write_bytes(b"other weights")
-    assert keys_of(root, "demo", *full, f"weights.vgg16={second}")["segmentation_train"] != before["segmentation_train"]
+    assert (
+        keys_of(root, "demo", *full, f"weights.vgg16_20m={second}")["segmentation_train"]
+        != before["segmentation_train"]
+    )
 
 
 def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None:
