@@ -46,9 +46,9 @@ class OptimizerPlan:
     schedule: Schedule
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainTask:
-    """One training stage.
+    """One training stage. Its length is given either by `epochs` or by `steps`.
 
     Attributes:
         module: forward ``(batch, epoch, step) -> {loss name: scalar}``, each scalar the SUM of its loss
@@ -60,13 +60,21 @@ class TrainTask:
         statistics: names among those that the module returns which are no losses: divided by their count like the
             losses and logged as `statistic/<name>`, but no part of the total. Return them detached.
         samples: training samples; an epoch draws them in an order given by seed and epoch alone.
+        epochs: passes over the samples; 0 where `steps` is given.
+        steps: optimizer steps; the last epoch ends where they are done. 0 where `epochs` is given.
+        global_batch: samples of one step, over all workers.
+        keep_last: also train on the samples that are left at the end of an epoch and fill no global batch (of
+            these, whole groups only). Otherwise they are dropped.
         group_size: consecutive samples that must stay on one worker and in one micro-batch.
         trained_weights: file stem -> state dict (official names) of the current weights.
-        candidate_every: keep the weights after every so many epochs for a later selection stage; 0: never.
-        candidates_after: but not of the first so many epochs.
+        candidate_every: number of epochs after which the weights are kept for a later selection stage; 0: never.
+        candidates_after: number of epochs at the start whose weights are not kept.
         precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU; a CPU
             computes in float32 either way.
         find_unused_parameters: passed to DDP; needed when some parameters get no gradient in some steps.
+
+    Raises:
+        ValueError: both or neither of `epochs` and `steps` are given.
     """
 
     module: nn.Module
@@ -74,8 +82,10 @@ class TrainTask:
     loss_weights: Mapping[str, float]
     optimizers: tuple[OptimizerPlan, ...]
     samples: SampleSource
-    epochs: int
+    epochs: int = 0
+    steps: int = 0
     global_batch: int
+    keep_last: bool = False
     trained_weights: Callable[[], dict[str, dict[str, Tensor]]]
     group_size: int = 1
     candidate_every: int = 0
@@ -84,10 +94,29 @@ class TrainTask:
     precision: Literal["float32", "amp"] = "float32"
     find_unused_parameters: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.epochs > 0) == (self.steps > 0):
+            raise ValueError(f"give epochs or steps, and only one of them: {self.epochs=}, {self.steps=}")
+
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one epoch (the incomplete last one is dropped)."""
-        return len(self.samples) // self.global_batch
+        """Optimizer steps of one whole epoch; 0 when the samples do not fill a batch."""
+        return -(-self._samples_of_epoch() // self.global_batch)
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole stage."""
-        return self.steps_per_epoch() * self.epochs
+        """Optimizer steps of the whole stage; 0 when an epoch has none."""
+        per_epoch = self.steps_per_epoch()
+        return per_epoch * self.epochs or min(per_epoch, 1) * self.steps
+
+    def total_epochs(self) -> int:
+        """Epochs of the whole stage; one that `steps` cuts counts."""
+        return self.epochs or -(-self.steps // max(1, self.steps_per_epoch()))
+
+    def batch_of(self, step: int) -> tuple[int, slice]:
+        """Epoch of a step (both from 0), and the places of its global batch in the order of that epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch())
+        first = place * self.global_batch
+        return epoch, slice(first, min(first + self.global_batch, self._samples_of_epoch()))
+
+    def _samples_of_epoch(self) -> int:
+        whole = self.group_size if self.keep_last else self.global_batch
+        return len(self.samples) // whole * whole

@@ -20,22 +20,22 @@ from wsss.execution.train_loop import (
     run_training,
     split_batch,
 )
+from wsss.train_task import TrainTask
 
 
-def train(**settings: Any) -> tuple[dict[str, list[float]], list[float]]:
-    task = toy_training.task()
-    history = run_training(task, 3, LoopSettings(**settings), toy_training.events(), None)
-    return history, torch.cat([p.detach().flatten() for p in task.module.parameters()]).tolist()
+def train(task: dict[str, Any] | None = None, **settings: Any) -> tuple[dict[str, list[float]], list[float]]:
+    made = toy_training.task(**task or {})
+    return run_training(made, 3, LoopSettings(**settings), toy_training.events(), None), toy_training.numbers(made)
 
 
-def train_with_workers(world_size: int, micro_batch: int = 0, batch: int = 12, group_size: int = 1) -> Any:
+def train_with_workers(world_size: int, micro_batch: int = 0, task: dict[str, Any] | None = None) -> Any:
     context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     queue = context.SimpleQueue()
     multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        toy_training.worker, args=(world_size, port, batch, micro_batch, group_size, queue), nprocs=world_size
+        toy_training.worker, args=(world_size, port, micro_batch, task or {}, queue), nprocs=world_size
     )
     return queue.get()
 
@@ -66,17 +66,66 @@ def test_the_number_of_workers_does_not_change_the_curve(world_size: int, micro_
     assert_same_run(train(), train_with_workers(world_size, micro_batch))
 
 
-def test_a_resumed_run_equals_an_undisturbed_one() -> None:
+# 25 samples in batches of 12: the last batch is one sample, so the second worker has no share of it.
+CUT = {"samples": 25, "steps": 8, "keep_last": True}
+
+
+def test_the_last_batch_counts_once_however_many_workers_there_are() -> None:
+    task = {**CUT, "norm": True}
+    assert_same_run(train(task), train_with_workers(2, task=task))
+
+
+def test_steps_end_a_training_inside_an_epoch() -> None:
+    history, _ = train({"steps": 10})
+    whole, _ = train({"epochs": 3})
+    assert len(history["loss"]) == 10
+    assert history["loss"][0] == whole["loss"][0]
+    assert history["learning_rate/sgd"][-1] == pytest.approx(0.1 * (1 / 10) ** 0.9), "schedules know the steps"
+    assert_same_run(train({"steps": 12}), train({"epochs": 3}))
+
+
+def test_the_last_batch_is_dropped_or_kept() -> None:
+    drawn: list[int] = []
+
+    def counted(**settings: Any) -> TrainTask:
+        drawn.clear()
+        made = toy_training.task(samples=25, epochs=2, **settings)
+        made.denominators = lambda batch, inner=made.denominators: (drawn.append(len(batch["x"])), inner(batch))[1]
+        run_training(made, 3, LoopSettings(), toy_training.events(), None)
+        return made
+
+    assert counted().total_steps() == 4 and drawn == [12, 12] * 2
+    assert counted(keep_last=True).total_steps() == 6 and drawn == [12, 12, 1] * 2
+    assert counted(keep_last=True, group_size=2).total_steps() == 4 and drawn == [12, 12] * 2, "whole groups only"
+    assert toy_training.task(samples=5, keep_last=True).total_steps() == 3
+
+
+def test_a_training_has_epochs_or_steps() -> None:
+    for wrong in ({"epochs": 2, "steps": 3}, {"epochs": 0}):
+        with pytest.raises(ValueError, match="epochs or steps"):
+            toy_training.task(**wrong)
+
+
+def test_candidates_of_a_training_with_steps() -> None:
+    kept: list[int] = []
+    task = toy_training.task(**CUT, candidate_every=2)
+    assert (task.steps_per_epoch(), task.total_epochs()) == (3, 3)
+    run_training(task, 3, LoopSettings(), toy_training.events(candidates=kept), None)
+    assert kept == [2, 3], "the weights at the last step belong to the epoch that it cuts"
+
+
+@pytest.mark.parametrize("task_settings", [{}, CUT])
+def test_a_resumed_run_equals_an_undisturbed_one(task_settings: dict[str, Any]) -> None:
     states: list[Any] = []
-    whole = toy_training.task()
+    whole = toy_training.task(**task_settings)
     events = toy_training.events()
     keep = type(events)(
         save=lambda s, step: states.append(copy.deepcopy(s)), step=events.step, candidate=events.candidate
     )
     expected = run_training(whole, 3, LoopSettings(checkpoint_steps=3), keep, None)
-    assert [state["step"] for state in states] == [3, 4, 6, 8, 9]
+    assert [state["step"] for state in states] == ([3, 6] if task_settings else [3, 4, 6, 8, 9])
     for state in states:
-        task = toy_training.task()
+        task = toy_training.task(**task_settings)
         history = run_training(task, 3, LoopSettings(), events, state)
         for name in expected:
             np.testing.assert_array_equal(history[name], expected[name])
@@ -107,8 +156,9 @@ def test_candidates() -> None:
     assert epochs == [2, 4, 5]
 
 
-def test_a_training_that_stops_early_goes_on_as_if_it_had_not() -> None:
-    whole = toy_training.task()
+@pytest.mark.parametrize("task_settings", [{}, CUT])
+def test_a_training_that_stops_early_goes_on_as_if_it_had_not(task_settings: dict[str, Any]) -> None:
+    whole = toy_training.task(**task_settings)
     expected = run_training(whole, 3, LoopSettings(), toy_training.events(), None)
     saved: list[dict[str, Any]] = []
     keep = LoopEvents(
@@ -116,12 +166,12 @@ def test_a_training_that_stops_early_goes_on_as_if_it_had_not() -> None:
         step=lambda *told: None,
         candidate=lambda *told: None,
     )
-    early = toy_training.task()
+    early = toy_training.task(**task_settings)
     history = run_training(early, 3, LoopSettings(), keep, None, until_epoch=1)
     steps = early.steps_per_epoch()
     assert {len(values) for values in history.values()} == {steps} and saved[-1]["step"] == steps
     assert history["loss"] == expected["loss"][:steps], "schedules are those of the whole training"
-    rest = toy_training.task()
+    rest = toy_training.task(**task_settings)
     assert run_training(rest, 3, LoopSettings(), toy_training.events(), saved[-1])["loss"] == expected["loss"]
     for ours, theirs in zip(rest.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
+from wsss.nn.sync_norm import synchronize_batch_norm
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 
@@ -31,9 +32,10 @@ class Samples:
 
 
 class Module(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, norm: bool) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+        layers = [nn.Unflatten(1, (4, 2, 2)), nn.BatchNorm2d(4), nn.Flatten()] if norm else []
+        self.network = nn.Sequential(nn.Linear(8, 16), *layers, nn.Tanh(), nn.Linear(16, 3))
         self.second = nn.Linear(3, 1)
 
     def forward(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
@@ -44,16 +46,10 @@ class Module(nn.Module):
         return {**losses, "large": (out.detach().abs() > 0.2).to(out.dtype).mean(dim=1).sum()}
 
 
-def task(
-    samples: int = 48,
-    epochs: int = 3,
-    batch: int = 12,
-    group_size: int = 1,
-    candidate_every: int = 0,
-    candidates_after: int = 0,
-) -> TrainTask:
+def task(samples: int = 48, batch: int = 12, norm: bool = False, **settings: Any) -> TrainTask:
+    """`settings` are fields of the task; without `epochs` or `steps` it has three epochs."""
     torch.manual_seed(0)
-    module = Module()
+    module = Module(norm)
     sgd = torch.optim.SGD(module.network.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(module.second.parameters(), lr=0.01)
     return TrainTask(
@@ -70,13 +66,10 @@ def task(
             OptimizerPlan("adam", adam, lambda step, total: 1.0),
         ),
         samples=Samples(samples),
-        epochs=epochs,
         global_batch=batch,
         trained_weights=lambda: {"weights": module.state_dict()},
-        group_size=group_size,
-        candidate_every=candidate_every,
-        candidates_after=candidates_after,
         find_unused_parameters=True,
+        **({"epochs": 3} if "steps" not in settings else {}) | settings,
     )
 
 
@@ -88,15 +81,20 @@ def events(saved: list[Any] | None = None, candidates: list[int] | None = None) 
     )
 
 
-def worker(rank: int, world_size: int, port: int, batch: int, micro_batch: int, group_size: int, out: Any) -> None:
+def worker(rank: int, world_size: int, port: int, micro_batch: int, settings: dict[str, Any], out: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    made = task(batch=batch, group_size=group_size)
+    made = task(**settings)
+    synchronize_batch_norm(made.module)
     history = run_training(
         made, 3, LoopSettings(rank=rank, world_size=world_size, micro_batch=micro_batch), events(), None
     )
     if rank == 0:
-        weights = torch.cat([p.detach().flatten() for p in made.module.parameters()]).tolist()
-        out.put((history, weights))
+        out.put((history, numbers(made)))
     torch.distributed.destroy_process_group()
+
+
+def numbers(made: TrainTask) -> list[float]:
+    """Parameters and buffers, without counters."""
+    return torch.cat([v.flatten() for v in made.module.state_dict().values() if v.is_floating_point()]).tolist()

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from wsss.errors import WsssError
+from wsss.nn.sync_norm import no_share_in_statistics
 from wsss.train_task import Batch, TrainTask
 
 
@@ -69,7 +70,6 @@ def run_training(
     Raises:
         TrainingError: a batch that cannot be split, an empty epoch, or a loss that is not finite.
     """
-    steps_per_epoch = task.steps_per_epoch()
     total_steps = task.total_steps()
     if total_steps == 0:
         raise TrainingError(
@@ -89,33 +89,34 @@ def run_training(
     first_step = 0
     if state is not None:
         first_step = _restore(task, module, scaler, history, state)
-    last_step = total_steps if until_epoch is None else min(total_steps, until_epoch * steps_per_epoch)
+    last_step = steps_until(task, until_epoch)
     wrapped = _wrap(module, task, settings, device)
     batches = _batches(task, seed, settings, first_step, last_step)
 
     for step in range(first_step, last_step):
-        epoch = step // steps_per_epoch
+        epoch, _ = task.batch_of(step)
         for plan, rates in zip(task.optimizers, base_rates, strict=True):
             factor = plan.schedule(step, total_steps)
             for group, rate in zip(plan.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             plan.optimizer.zero_grad(set_to_none=True)
-        micro_batches = next(batches)
+        micro_batches, share = next(batches)
         # Everything random inside the network (dropout) depends on the step, so a resumed run repeats it.
         torch.manual_seed(np.random.SeedSequence([seed, step, settings.rank]).generate_state(1)[0].item())
-        counts = _global_counts(task, micro_batches, settings, device)
+        counts = _global_counts(task, micro_batches, share, settings, device)
         sums: dict[str, Tensor] = {}
         for position, batch in enumerate(micro_batches):
             last = position == len(micro_batches) - 1
-            with _gradient_sync(wrapped, last):
+            with _gradient_sync(wrapped, last), contextlib.nullcontext() if share else no_share_in_statistics():
                 with torch.autocast(device.type, torch.float16, enabled=use_amp):
                     losses = wrapped(_to_device(batch, device, settings.channels_last), epoch, step)
                 # DDP averages the gradients over workers; each worker holds its part of one global sum.
-                total = _weighted_total(task, losses, counts) * settings.world_size
+                total = _weighted_total(task, losses, counts) * (settings.world_size * share)
                 scaler.scale(total).backward()
             for name, value in losses.items():
                 sums[name] = (
-                    sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value.detach().double()
+                    sums.get(name, torch.zeros((), dtype=torch.float64, device=device))
+                    + value.detach().double() * share
                 )
         for plan in task.optimizers:
             scaler.step(plan.optimizer)
@@ -127,8 +128,8 @@ def run_training(
         _append(history, values, rates_now)
         events.step(step + 1, total_steps, values, rates_now)
 
-        end_of_epoch = (step + 1) % steps_per_epoch == 0
         finished = step + 1 == total_steps
+        end_of_epoch = finished or task.batch_of(step + 1)[0] > epoch
         if settings.rank == 0 and end_of_epoch:
             _tell_candidate(task, epoch + 1, until_epoch, events)
         if not finished and (end_of_epoch or (step + 1) % settings.checkpoint_steps == 0):
@@ -144,10 +145,19 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0x5EED]).permutation(count)
 
 
-def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_batch: int) -> list[list[list[int]]]:
+def steps_until(task: TrainTask, until_epoch: int | None) -> int:
+    """Steps of the whole training, or until the end of an epoch (from 1) of it."""
+    total = task.total_steps()
+    return total if until_epoch is None else min(total, until_epoch * task.steps_per_epoch())
+
+
+def split_batch(
+    indices: Sequence[int], group_size: int, world_size: int, micro_batch: int, spare_workers: bool = False
+) -> list[list[list[int]]]:
     """Split a global batch into ranks and micro-batches of whole groups: [rank][micro][index].
 
-    Every rank gets the same number of micro-batches, so collective operations match.
+    Every rank gets the same number of micro-batches, so collective operations match. With `spare_workers` there may
+    be fewer groups than workers: some ranks then get one micro-batch without an index.
 
     Raises:
         TrainingError: fewer groups than workers, or a batch that is no multiple of the group size.
@@ -159,6 +169,8 @@ def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_
             f"use a multiple of {group_size}",
         )
     groups = [list(indices[i : i + group_size]) for i in range(0, len(indices), group_size)]
+    if len(groups) < world_size and spare_workers:
+        return [[[index for group in share for index in group]] for share in _even_split(groups, world_size)]
     if len(groups) < world_size:
         raise TrainingError(
             f"a batch of {len(indices)} (in groups of {group_size}) cannot feed {world_size} workers",
@@ -175,11 +187,11 @@ def split_batch(indices: Sequence[int], group_size: int, world_size: int, micro_
 
 
 def is_candidate(task: TrainTask, epochs_done: int, until_epoch: int | None = None) -> bool:
-    """Whether the weights after so many epochs are kept for a later choice; the last ones always are."""
+    """Whether the weights after `epochs_done` epochs are kept for a later choice; the last ones always are."""
     if task.candidate_every == 0:
         return False
     due = epochs_done % task.candidate_every == 0 and epochs_done > task.candidates_after
-    return due or epochs_done in (task.epochs, until_epoch)
+    return due or epochs_done in (task.total_epochs(), until_epoch)
 
 
 def _tell_candidate(task: TrainTask, epochs_done: int, until_epoch: int | None, events: LoopEvents) -> None:
@@ -206,29 +218,34 @@ class _SeededSamples(torch.utils.data.Dataset[Batch]):
 
 def _batches(
     task: TrainTask, seed: int, settings: LoopSettings, first_step: int, last_step: int
-) -> Iterator[list[Batch]]:
-    """Micro-batches of this rank for every step from `first_step` until before `last_step`."""
-    plan: list[list[list[tuple[int, int]]]] = []
-    steps_per_epoch = task.steps_per_epoch()
+) -> Iterator[tuple[list[Batch], int]]:
+    """Micro-batches of this rank for every step from `first_step` until before `last_step`, and its share, 1.
+
+    Where the last batch of an epoch has fewer groups than there are workers, some have a share of 0: they are handed
+    the first group of the batch, so that the operations of all workers match, and what they compute counts nothing.
+    """
+    plan: list[tuple[list[list[tuple[int, int]]], int]] = []
     order, order_epoch = np.empty(0, dtype=np.int64), -1
     for step in range(first_step, last_step):
-        epoch, place = divmod(step, steps_per_epoch)
+        epoch, places = task.batch_of(step)
         if epoch != order_epoch:
             order, order_epoch = epoch_order(seed, epoch, len(task.samples)), epoch
-        indices = order[place * task.global_batch : (place + 1) * task.global_batch].tolist()
-        share = split_batch(indices, task.group_size, settings.world_size, settings.micro_batch)[settings.rank]
-        plan.append([[(epoch, index) for index in micro] for micro in share])
-    flat = [micro for step_plan in plan for micro in step_plan]
+        indices = order[places].tolist()
+        incomplete = len(indices) < task.global_batch
+        shares = split_batch(indices, task.group_size, settings.world_size, settings.micro_batch, incomplete)
+        share = 1 if any(shares[settings.rank]) else 0
+        micro_batches = shares[settings.rank] if share else [indices[: task.group_size]]
+        plan.append(([[(epoch, index) for index in micro] for micro in micro_batches], share))
     loader = DataLoader(
         _SeededSamples(task, seed),
-        batch_sampler=flat,
+        batch_sampler=[micro for micro_batches, _ in plan for micro in micro_batches],
         num_workers=settings.loader_workers,
         pin_memory=settings.device.startswith("cuda"),
         persistent_workers=False,
     )
     stream = iter(loader)
-    for step_plan in plan:
-        yield [next(stream) for _ in step_plan]
+    for micro_batches, share in plan:
+        yield [next(stream) for _ in micro_batches], share
 
 
 def _wrap(module: nn.Module, task: TrainTask, settings: LoopSettings, device: torch.device) -> nn.Module:
@@ -259,12 +276,14 @@ def _to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch
 
 
 def _global_counts(
-    task: TrainTask, micro_batches: list[Batch], settings: LoopSettings, device: torch.device
+    task: TrainTask, micro_batches: list[Batch], share: int, settings: LoopSettings, device: torch.device
 ) -> dict[str, Tensor]:
     counts: dict[str, Tensor] = {}
     for batch in micro_batches:
         for name, value in task.denominators(batch).items():
-            counts[name] = counts.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+            counts[name] = (
+                counts.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu() * share
+            )
     return dict(
         zip(
             sorted(counts),

@@ -32,12 +32,11 @@ from wsss.execution.train_loop import (
     TrainingError,
     is_candidate,
     run_training,
-    split_batch,
+    steps_until,
 )
 from wsss.nn.sync_norm import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 from wsss.store import Artifact
-from wsss.train_task import TrainTask
 
 HISTORY_FILE = "history.json"
 _STATE_FILE = "state.pt"
@@ -167,14 +166,14 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     # Initial weights come from the seed alone, on every worker.
     torch.manual_seed(stage.seed)
     task = stage.build(job.context(device, rank, world_size))
-    if stage.epochs not in (0, task.epochs):
+    if stage.epochs not in (0, task.total_epochs()):
         raise TrainingError(
-            f"the pipeline says {stage.epochs} epochs, the training {task.epochs}",
+            f"the pipeline says {stage.epochs} epochs, the training {task.total_epochs()}",
             f"stage {stage.name}",
             "give TrainStage the epochs that its config holds",
         )
     if world_size > 1:
-        synchronize_batch_norm(task.module, cuda=plan.gpu)
+        synchronize_batch_norm(task.module, cuda=plan.gpu and not task.keep_last)
     settings = replace(plan.settings, device=device, rank=rank, world_size=world_size)
     writer = job.writer()
     teller = _Teller(board, rank)
@@ -183,7 +182,7 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     if stage.preview is not None:
         until_epoch = stage.preview.epoch
         writers.append(job.store.writer(stage.name, stage.preview.whole_key))
-    last_step = task.total_steps() if until_epoch is None else until_epoch * task.steps_per_epoch()
+    last_step = steps_until(task, until_epoch)
     state, first_step = _load_state(), 0
     if state is not None and int(state["step"]) > last_step:
         state = None  # a preview that was lost after the training had gone on
@@ -205,11 +204,12 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
         files[stem] = f"{stem}.pt"
     writer.add_file(HISTORY_FILE, json.dumps(history).encode())
     seconds = time.monotonic() - started
-    trained = last_step - first_step
+    batches = (task.batch_of(step)[1] for step in range(first_step, last_step))
+    images = sum(places.stop - places.start for places in batches)
     facts = {
         "steps": last_step,
         "resumed_steps": first_step,
-        "images_per_second": trained * task.global_batch / seconds if seconds > 0 else 0.0,
+        "images_per_second": images / seconds if seconds > 0 else 0.0,
         "peak_gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if plan.gpu else 0.0,
     }
     return {"files": files, "facts": facts}
@@ -227,11 +227,6 @@ def set_numeric_mode(parity: bool, gpu: bool) -> None:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-
-def check_split(task: TrainTask, workers: int) -> None:
-    """Raise TrainingError when the global batch of the task cannot be shared by so many workers."""
-    split_batch(list(range(task.global_batch)), task.group_size, workers, 0)
 
 
 def _load_state() -> dict[str, Any] | None:

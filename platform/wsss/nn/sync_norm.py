@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_share = 1.0
+
+
+@contextlib.contextmanager
+def no_share_in_statistics() -> Iterator[None]:
+    """Inside, the batch of this worker does not count in the statistics over all workers.
+
+    For a worker that has no sample of a step: it computes a sample of another worker, because the collective
+    operations of all workers must match.
+    """
+    global _share
+    _share = 0.0
+    try:
+        yield
+    finally:
+        _share = 1.0
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -32,8 +51,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     With one process, and in evaluation mode, it is `BatchNorm2d`. State-dict names are the same. Forward passes
     in training mode must happen on all workers alike, as with any collective. Batches may differ in size.
 
-    Source of the need: SSC, section 7, "Under DDP": ordinary statistics of the whole batch, on any number of
-    workers.
+    Why: published trainings use statistics of the whole batch on one device; several workers must give the same.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,12 +59,13 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         local = x.new_tensor([x.numel() / x.shape[1]])
-        sums = _AllReduceSum.apply(torch.cat([x.sum(dim=(0, 2, 3)), local]))
+        share = _share
+        sums = _AllReduceSum.apply(torch.cat([x.sum(dim=(0, 2, 3)), local]) * share)
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centered = x - mean[None, :, None, None]
         # Two passes: the variance from a sum of squares would lose digits where the mean is large.
-        variance = _AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3))) / count
+        variance = _AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3)) * share) / count
         if self.track_running_stats:
             self._update_running(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps)
@@ -70,8 +89,9 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 def synchronize_batch_norm(module: nn.Module, *, cuda: bool = False) -> nn.Module:
     """Replace every plain `BatchNorm2d` in `module` by one over all workers; returns the module.
 
-    On CUDA the replacement is torch's `SyncBatchNorm`, else `SynchronizedBatchNorm2d`. Parameters and buffers are
-    the same tensors. Layers of a subclass (frozen statistics) stay as they are.
+    With `cuda` the replacement is torch's `SyncBatchNorm`, which is faster and knows no `no_share_in_statistics`;
+    else it is `SynchronizedBatchNorm2d`. Parameters and buffers are the same tensors. Layers of a subclass (frozen
+    statistics) stay as they are.
     """
     if type(module) is nn.BatchNorm2d:
         kind = nn.SyncBatchNorm if cuda else SynchronizedBatchNorm2d
