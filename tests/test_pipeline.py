@@ -118,6 +118,23 @@ def test_inputs_must_come_before() -> None:
         Pipeline((train, train))
 
 
+def test_upstream_is_what_a_stage_depends_on_in_order() -> None:
+    assert [stage.name for stage in pipeline().upstream("score")] == ["cam_train", "cam", "score"]
+    assert [stage.name for stage in pipeline().upstream("cam")] == ["cam_train", "cam"]
+
+
+def test_upstream_stops_where_it_is_told_to_and_asks_once() -> None:
+    asked: list[str] = []
+
+    def stop(name: str) -> bool:
+        asked.append(name)
+        return name == "cam"
+
+    assert [stage.name for stage in pipeline().upstream("score", "cam", stop=stop)] == ["score"]
+    assert asked == ["score", "cam"]
+    assert pipeline().upstream("cam_train", "score", stop=lambda name: name == "cam")[0].name == "cam_train"
+
+
 def test_downstream() -> None:
     assert pipeline().downstream("cam") == {"cam", "score"}
     with pytest.raises(PipelineError, match="stages: cam_train, cam, score"):

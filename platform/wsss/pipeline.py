@@ -242,11 +242,23 @@ class Pipeline:
         that needs. PipelineError if no stage has its name.
         """
         self.stage(first.name)
-        wanted = self.downstream(first.name) - {first.name}
+        later = self.downstream(first.name) - {first.name}
+        return replace(self, stages=(first, *self.upstream(*later, stop=lambda name: name == first.name)))
+
+    def upstream(self, *names: str, stop: Callable[[str], bool] = lambda name: False) -> tuple[Stage, ...]:
+        """The named stages and everything that they depend on, in order.
+
+        A stage at which `stop` is true is left out, and so is what is needed by such stages alone; `stop` is asked
+        from the last stage to the first, once each.
+        """
+        wanted = set(names)
         for stage in reversed(self.stages):
             if stage.name in wanted:
-                wanted.update(upstream for upstream in stage.inputs.values() if upstream != first.name)
-        return replace(self, stages=(first, *(stage for stage in self.stages if stage.name in wanted)))
+                if stop(stage.name):
+                    wanted.remove(stage.name)
+                else:
+                    wanted.update(stage.inputs.values())
+        return tuple(stage for stage in self.stages if stage.name in wanted)
 
     def downstream(self, name: str) -> set[str]:
         """The stage and everything that depends on it."""

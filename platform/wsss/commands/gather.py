@@ -85,12 +85,13 @@ def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str
 
 def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[str, ...]]:
     """Metric name -> the stages behind it that chose something by looking at masks."""
-    before: dict[str, tuple[str, ...]] = {}
-    for stage in pipeline:
-        found = [name for upstream in stage.inputs.values() for name in before[upstream]]
-        found += [stage.name] if stage.chooses_by_masks else []
-        before[stage.name] = tuple(dict.fromkeys(found))
-    return {metric: before[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in before}
+    choosing = {
+        stage.name: tuple(each.name for each in pipeline.upstream(stage.name) if each.chooses_by_masks)
+        for stage in pipeline
+    }
+    return {
+        metric: choosing[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in choosing
+    }
 
 
 def _require_alike(records: Sequence[RunRecord]) -> None:
