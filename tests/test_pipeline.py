@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from wsss.pipeline import MapStage, Pipeline, PipelineError, ReduceStage, Reduction, Stage, TrainStage, stage_keys
+from wsss.pipeline import (
+    GridColumn,
+    MapStage,
+    Pipeline,
+    PipelineError,
+    ReduceStage,
+    Reduction,
+    SampleGrid,
+    Stage,
+    TrainStage,
+    stage_keys,
+)
 from wsss.recipe import setting
 
 
@@ -144,3 +155,11 @@ def test_downstream() -> None:
 def test_kinds() -> None:
     found: list[Stage] = list(pipeline())
     assert [stage.kind for stage in found] == ["train", "map", "reduce"]
+
+
+def test_columns_of_a_grid_have_titles_of_their_own() -> None:
+    columns = (GridColumn("label", "a", "label", "labels"), GridColumn("label", "b", "label", "labels"))
+    with pytest.raises(PipelineError, match="titled 'label'"):
+        SampleGrid("train", columns)
+    with pytest.raises(PipelineError, match="titled 'truth'"):
+        SampleGrid("train", (GridColumn("truth", "a", "label", "labels"),))

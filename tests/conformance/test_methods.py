@@ -162,8 +162,8 @@ def test_headline_and_grids_name_what_exists(method: Method, shapes_home: Path) 
     assert pipeline.headline, "no headline number"
     for grid in pipeline.grids:
         assert grid.image_list in dataset.lists
-        for shown in (grid.cam, grid.pseudo_label, grid.prediction):
-            assert shown is None or isinstance(pipeline.stage(shown[0]), MapStage)
+        for column in grid.columns:
+            assert isinstance(pipeline.stage(column.stage), MapStage)
 
 
 def test_weakly_supervised_training_does_not_read_masks(method: Method, shapes_home: Path) -> None:
