@@ -40,6 +40,9 @@ class ResNetStructure:
         stem_under_prefix: put the stem's modules under `stem_layer.` instead of the top level.
         average_pool_shortcut: shortcut of `layer2`..`layer4` pools 2x2 (floor) before a 1x1 convolution of
             stride 1 (ResNet-D); where the layer has stride 1 an identity takes the place of the pooling.
+        first_dilations: dilation of the first block of each layer, None: as the others.
+        stride_on_reduce: the stride of a bottleneck is on its first 1x1, as in the Caffe original.
+        ceil_pooling: the stem's pooling keeps the incomplete last window, as in the Caffe original.
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -51,6 +54,9 @@ class ResNetStructure:
     stem: Literal["standard", "deep"] = "standard"
     stem_under_prefix: bool = False
     average_pool_shortcut: bool = False
+    first_dilations: tuple[int, int, int, int] | None = None
+    stride_on_reduce: bool = False
+    ceil_pooling: bool = False
 
     def __post_init__(self) -> None:
         if self.multi_grid is not None and len(self.multi_grid) != self.depths[3]:
@@ -127,12 +133,13 @@ class Bottleneck(nn.Module):
 class _Stem(nn.Module):
     """Stem under one prefix; see `_add_stem` for its parts."""
 
-    def __init__(self, kind: Literal["standard", "deep"], channels: int, norm_layer: NormLayer) -> None:
+    def __init__(self, structure: ResNetStructure, channels: int, norm_layer: NormLayer) -> None:
         super().__init__()
-        _add_stem(self, kind, channels, norm_layer)
+        self.ceil_pooling = structure.ceil_pooling
+        _add_stem(self, structure.stem, channels, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _run_stem(self, x)
+        return _run_stem(self, x, self.ceil_pooling)
 
 
 def _add_stem(owner: nn.Module, kind: Literal["standard", "deep"], channels: int, norm_layer: NormLayer) -> None:
@@ -147,12 +154,12 @@ def _add_stem(owner: nn.Module, kind: Literal["standard", "deep"], channels: int
         owner.add_module(f"bn{index}", norm_layer(target))
 
 
-def _run_stem(owner: nn.Module, x: Tensor) -> Tensor:
+def _run_stem(owner: nn.Module, x: Tensor, ceil_pooling: bool) -> Tensor:
     index = 1
     while hasattr(owner, f"conv{index}"):
         x = torch.relu(getattr(owner, f"bn{index}")(getattr(owner, f"conv{index}")(x)))
         index += 1
-    return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=ceil_pooling)
 
 
 class ResNet(nn.Module):
@@ -176,7 +183,7 @@ class ResNet(nn.Module):
         block = Bottleneck if structure.block == "bottleneck" else BasicBlock
         stem_channels = scaled_channels(64, structure.width)
         if structure.stem_under_prefix:
-            self.stem_layer = _Stem(structure.stem, stem_channels, norm_layer)
+            self.stem_layer = _Stem(structure, stem_channels, norm_layer)
         else:
             _add_stem(self, structure.stem, stem_channels, norm_layer)
 
@@ -219,9 +226,11 @@ class ResNet(nn.Module):
             parts.append(nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False))
             parts.append(norm_layer(out_channels))
             downsample = nn.Sequential(*parts)
-        blocks: list[nn.Module] = [
-            block(in_channels, planes, stride, dilation * grid[0], norm_layer, downsample, after_block(number))
-        ]
+        first_dilation = grid[0] * (structure.first_dilations or structure.dilations)[number - 1]
+        first = block(in_channels, planes, stride, first_dilation, norm_layer, downsample, after_block(number))
+        if structure.stride_on_reduce and isinstance(first, Bottleneck):
+            first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+        blocks: list[nn.Module] = [first]
         blocks.extend(
             block(out_channels, planes, 1, dilation * grid[index], norm_layer, None, after_block(number))
             for index in range(1, depth)
@@ -231,7 +240,8 @@ class ResNet(nn.Module):
     def stage(self, index: int, x: Tensor) -> Tensor:
         """Output of stage `index` (0: stem with max-pooling, 1..4: `layer1`..`layer4`) for its input."""
         if index == 0:
-            return self.stem_layer(x) if self.structure.stem_under_prefix else _run_stem(self, x)
+            structure = self.structure
+            return self.stem_layer(x) if structure.stem_under_prefix else _run_stem(self, x, structure.ceil_pooling)
         return getattr(self, f"layer{index}")(x)
 
     def forward(self, x: Tensor) -> list[Tensor]:
