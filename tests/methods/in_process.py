@@ -77,7 +77,7 @@ def run_pipeline(
 def _compute(job: StageJob, dataset: Dataset) -> Artifact:
     stage, writer = job.stage, job.writer()
     if isinstance(stage, TrainStage):
-        with forbid_mask_reading(dataset.mask_folders):
+        with forbid_mask_reading(() if "masks" in stage.reads else dataset.mask_folders):
             _train(job, stage)
     elif isinstance(stage, MapStage):
         torch.manual_seed(0)

@@ -1,5 +1,8 @@
 """The check modules of this folder: `<method>_checks.py` or `<method>_<part>_checks.py`.
 
+`<method>_shared_checks.py` checks what the platform has of a method that may not have a folder yet. As long as it has
+none, its fixtures without a check are skipped, not failed.
+
 A module may define:
 
     CHECKS: fixture kind -> check(fixture)
@@ -32,6 +35,8 @@ class MethodChecks:
     manifests: dict[str, ManifestCheck] = field(default_factory=dict)
     parameter_groups: dict[str, Callable[[dict[str, Any]], None]] = field(default_factory=dict)
     fixture: type[Any] = Fixture
+    complete: bool = True
+    """Whether the method is here, so that every fixture must have a check."""
 
 
 def discover(folder: Path = Path(__file__).parent) -> dict[str, MethodChecks]:
@@ -41,6 +46,7 @@ def discover(folder: Path = Path(__file__).parent) -> dict[str, MethodChecks]:
         method = method_of_module(path.stem)
         module = importlib.import_module(f"tests.parity.{path.stem}")
         checks = found.setdefault(method, MethodChecks())
+        checks.complete = method in method_names()
         checks.checks.update(getattr(module, "CHECKS", {}))
         checks.manifests.update(getattr(module, "MANIFESTS", {}))
         checks.parameter_groups.update(getattr(module, "PARAMETER_GROUPS", {}))
@@ -54,6 +60,8 @@ def method_of_module(stem: str) -> str:
     Raises ValueError when there is none: the checks would never run.
     """
     methods = [name for name in method_names() if stem.startswith(f"{name}_")]
+    if not methods and stem.endswith("_shared_checks"):
+        return stem.removesuffix("_shared_checks")
     if not methods:
         raise ValueError(f"tests/parity/{stem}.py belongs to no method; methods are {', '.join(method_names())}")
     return max(methods, key=len)

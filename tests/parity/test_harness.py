@@ -41,6 +41,7 @@ def test_check_modules_belong_to_methods():
         method_of_module("nobody_checks")
     found = discover()
     assert set(found) >= {"ssc"} and all(checks.checks and checks.manifests for checks in found.values())
+    assert found["ssc"].complete and method_of_module("nobody_shared_checks") == "nobody"
 
 
 def test_inputs_come_from_the_files(tmp_path):

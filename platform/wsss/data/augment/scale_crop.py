@@ -1,0 +1,60 @@
+"""Scale, crop and mirror of a picture and its label map, in the Caffe input format (kazuto1011/deeplab-pytorch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from wsss.data.transforms import channels_first, mirror, resize
+
+CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class ScaleCrop:
+    """What is drawn: a scale, the upper left corner of the crop in the scaled and padded picture, mirroring."""
+
+    scale: float
+    top: int
+    left: int
+    mirrored: bool
+
+
+def draw_scale_crop(rng: np.random.Generator, height: int, width: int, scales: Sequence[float], size: int) -> ScaleCrop:
+    """Uniform over the scales and over all corners that fit; mirrored with probability 1/2."""
+    scale = float(scales[int(rng.integers(len(scales)))])
+    free = [max(0, int(length * scale) - size) for length in (height, width)]
+    return ScaleCrop(scale, int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), bool(rng.random() < 0.5))
+
+
+def scale_crop(image: np.ndarray, label: np.ndarray, drawn: ScaleCrop, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A training sample: uint8 (H, W, 3) RGB and uint8 (H, W) -> `caffe_input` (3, size, size) and uint8 (size, size).
+
+    Sides are truncated to whole pixels; the picture is resized bilinearly, the label by nearest. Padding at the bottom
+    and the right is the mean color, and 255 in the label.
+    """
+    height, width = int(image.shape[0] * drawn.scale), int(image.shape[1] * drawn.scale)
+    scaled = image.astype(np.float32)
+    if drawn.scale != 1:
+        scaled = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
+        label = resize(label, (height, width), "nearest")
+    rows, columns = slice(drawn.top, drawn.top + size), slice(drawn.left, drawn.left + size)
+    pixels, labels = _bgr_minus_mean(scaled)[rows, columns], label[rows, columns]
+    missing = ((0, size - labels.shape[0]), (0, size - labels.shape[1]))
+    pixels, labels = np.pad(pixels, (*missing, (0, 0))), np.pad(labels, missing, constant_values=IGNORE)
+    if drawn.mirrored:
+        pixels, labels = mirror(pixels), mirror(labels)
+    return channels_first(pixels), labels
+
+
+def caffe_input(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) RGB -> float32 (3, H, W) BGR in 0..255 minus the mean color, not divided."""
+    return channels_first(_bgr_minus_mean(image.astype(np.float32)))
+
+
+def _bgr_minus_mean(image: np.ndarray) -> np.ndarray:
+    return image[..., ::-1] - np.array(CAFFE_MEAN_BGR, dtype=np.float32)

@@ -1,0 +1,290 @@
+"""A segmentation network trained on the label maps of another stage: training, scores, label maps, numbers.
+
+DeepLabV2 with multi-scale inputs (`wsss.nn.deeplabv2_msc`) as kazuto1011/deeplab-pytorch trains it: a fixed number of
+steps, the sum of one cross entropy for each scale, a polynomial learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from wsss.data.augment.scale_crop import IGNORE, caffe_input, draw_scale_crop, scale_crop
+from wsss.nn.checkpoint import read_checkpoint
+from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups
+from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext, TrainStage
+from wsss.recipe import setting
+from wsss.schedules import polynomial_decay
+from wsss.stages.score import LabelScoreConfig, SummaryConfig, build_label_scorer, summarize_labels
+from wsss.train_task import Batch, OptimizerPlan, TrainTask
+
+WEIGHTS = "network"
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """A recipe's section: the network and its training; the defaults are those of kazuto1011/deeplab-pytorch."""
+
+    form: str = setting(
+        "caffe", choices=("caffe", "torchvision"), help="ResNet with Caffe's strides and dilations, or torchvision's"
+    )
+    depth: int = setting(101, choices=(18, 34, 50, 101, 152), help="layers of the ResNet")
+    width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes published weights")
+    msc_scales: tuple[float, ...] = setting((0.5, 0.75), minimum=0.25, maximum=2, help="inputs beside the whole image")
+    freeze_norm: bool = setting(True, help="batch norms keep their running statistics")
+    crop_size: int = setting(321, minimum=33, maximum=1025, help="side of a training crop")
+    crop_scales: tuple[float, ...] = setting(
+        (0.5, 0.75, 1.0, 1.25, 1.5), minimum=0.1, maximum=4, help="scales that training images are drawn at"
+    )
+    steps: int = setting(20_000, minimum=1, maximum=1_000_000, help="optimizer steps")
+    batch_size: int = setting(10, minimum=1, maximum=256, help="images in a step, over all workers")
+    loss_group: int = setting(5, minimum=1, maximum=256, help="images whose pixels one mean of the loss is taken over")
+    learning_rate: float = setting(2.5e-4, above=0, maximum=1, help="SGD rate of the backbone")
+    head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for the classifiers")
+    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="SGD momentum")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
+    lr_update_steps: int = setting(10, minimum=1, maximum=10_000, help="steps between changes of the learning rate")
+    precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        if self.batch_size % self.loss_group:
+            return [f"batch_size = {self.batch_size} is no multiple of loss_group = {self.loss_group}"]
+        return []
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What the scores of a trained network depend on."""
+
+    structure: DeepLabV2Structure
+
+    @classmethod
+    def of(cls, settings: SegmentationSettings) -> NetworkConfig:
+        """From the recipe's section; whether norms train is past by then."""
+        form = cast(Any, settings.form)
+        return cls(DeepLabV2Structure(form, True, settings.depth, settings.width, settings.msc_scales))
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Nothing to choose: the class with the largest score."""
+
+
+class SegmentationSamples:
+    """Augmented crops of pictures with the label maps of role "label", or with the masks if there is none."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.data = context.data
+        self.labels = context.inputs.get("label")
+        self.config: SegmentationSettings = context.config
+
+    def __len__(self) -> int:
+        return len(self.data.names)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Batch:
+        """image float32 (3, S, S), label uint8 (S, S), 255 not trained on."""
+        name = self.data.names[index]
+        image = self.data.image(name)
+        label = self.data.mask(name) if self.labels is None else self.labels.arrays(name)["label"]
+        size = self.config.crop_size
+        drawn = draw_scale_crop(rng, image.shape[0], image.shape[1], self.config.crop_scales, size)
+        pixels, labels = scale_crop(image, label, drawn, size)
+        return {"image": torch.from_numpy(pixels), "label": torch.from_numpy(labels)}
+
+
+class SegmentationTraining(nn.Module):
+    """The network and its losses as sums over groups of `group` images, each group a mean over its own pixels.
+
+    That is gradient accumulation over the groups. A group without a labeled pixel counts as 0 (published: NaN with a
+    gradient of 0).
+    """
+
+    def __init__(self, network: DeepLabV2Msc, group: int) -> None:
+        super().__init__()
+        self.network = network
+        self.group = group
+        self.names = ("scale_1", *(f"scale_{scale:g}" for scale in network.structure.scales), "maximum")
+
+    def forward(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        losses = {}
+        for name, logits in zip(self.names, self.network(batch["image"]), strict=True):
+            with torch.autocast(logits.device.type, enabled=False):
+                precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                sums, counts = cross_entropy_sums(precise, batch["label"])
+            sums, counts = (values.unflatten(0, (-1, self.group)).sum(dim=1) for values in (sums, counts))
+            losses[name] = (sums / counts.clamp(min=1)).sum()
+        return losses
+
+    def denominators(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Groups of the batch."""
+        return dict.fromkeys(self.names, torch.tensor(len(batch["label"]) / self.group))
+
+
+def cross_entropy_sums(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy summed over the labeled pixels of each image, and their number: (N,) each.
+
+    logits (N, C, h, w); label uint8 (N, H, W), shrunk by nearest to (h, w) before.
+    """
+    small = shrunk_label(label, (logits.shape[2], logits.shape[3])).long()
+    losses = F.cross_entropy(logits, small, ignore_index=IGNORE, reduction="none")
+    return losses.sum(dim=(1, 2)), (small != IGNORE).sum(dim=(1, 2))
+
+
+def shrunk_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) -> (N, *size): the pixels that Pillow's nearest filter takes, on the label's device."""
+    rows, columns = (
+        torch.from_numpy(_nearest(length, wanted)).to(label.device)
+        for length, wanted in zip(label.shape[1:], size, strict=True)
+    )
+    return label[:, rows][:, :, columns]
+
+
+@lru_cache(maxsize=64)
+def _nearest(length: int, wanted: int) -> np.ndarray:
+    line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.array(line.resize((wanted, 1), Image.Resampling.NEAREST), dtype=np.int64)[0]
+
+
+def stepped_decay(step: int, total_steps: int, power: float = 0.9, every: int = 10) -> float:
+    """`polynomial_decay` that changes at every multiple of `every` steps."""
+    return polynomial_decay(step - step % every, total_steps, power)
+
+
+def build_segmentation_training(context: StageContext) -> TrainTask:
+    """One network on the label maps of role "label"; file "backbone": weights to start from."""
+    config: SegmentationSettings = context.config
+    structure = DeepLabV2Structure(
+        cast(Any, config.form), config.freeze_norm, config.depth, config.width, config.msc_scales, config.loss_group
+    )
+    network = DeepLabV2Msc(structure, context.data.num_classes)
+    if "backbone" in context.files:
+        network.load_backbone(context.files["backbone"])
+    groups = parameter_groups(network, config.learning_rate, config.weight_decay, config.head_lr_mult)
+    module = SegmentationTraining(network, config.loss_group)
+    schedule = partial(stepped_decay, power=config.lr_power, every=config.lr_update_steps)
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return TrainTask(
+        module=module,
+        denominators=module.denominators,
+        loss_weights=dict.fromkeys(module.names, 1.0),
+        optimizers=(OptimizerPlan("segmentation", optimizer, schedule),),
+        samples=SegmentationSamples(context),
+        steps=config.steps,
+        global_batch=config.batch_size,
+        group_size=config.loss_group,
+        trained_weights=lambda: {WEIGHTS: network.published_state_dict()},
+        precision=cast(Any, config.precision),
+    )
+
+
+def build_scores(context: StageContext) -> Callable[[str], Arrays]:
+    """The maximum over the scales before softmax, "scores" float32 (C, ~H / 8, ~W / 8), of the whole picture."""
+    config: NetworkConfig = context.config
+    network = DeepLabV2Msc(config.structure, context.data.num_classes)
+    path = context.inputs["weights"].path(f"{WEIGHTS}.pt")
+    network.load_published(read_checkpoint(path), str(path))
+    network.to(context.device).eval()
+
+    def scores(name: str) -> Arrays:
+        image = torch.from_numpy(caffe_input(context.data.image(name)))[None].to(context.device)
+        return {"scores": cast(Tensor, network(image))[0].cpu().numpy()}
+
+    return scores
+
+
+def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
+    """The class with the largest score after bilinear upsampling: "label" uint8 (H, W)."""
+    artifact = context.inputs["scores"]
+
+    def predict(name: str) -> Arrays:
+        scores = torch.from_numpy(artifact.arrays(name)["scores"])[None]
+        full = F.interpolate(scores, size=context.data.image_size(name), mode="bilinear", align_corners=False)
+        return {"label": full[0].argmax(dim=0).numpy().astype(np.uint8)}
+
+    return predict
+
+
+def segmentation_stages(
+    settings: SegmentationSettings,
+    *,
+    prefix: str,
+    label_stage: str | None,
+    seed: int,
+    training_list: str = "train_aug",
+    files: Mapping[str, Path] | None = None,
+) -> list[Stage]:
+    """Stages `<prefix>_train`, `_scores`, `<prefix>` itself (label maps of val), `_score` and `_evaluation`.
+
+    Args:
+        prefix: of stage and metric names, as "segmentation_round1"; another one for each round of a pipeline.
+        label_stage: whose "label" uint8 (H, W) is trained on; None: the masks, a fully supervised upper bound.
+        seed: of the training.
+        files: "backbone": weights to start from.
+    """
+    supervised = label_stage is None
+    return [
+        TrainStage(
+            name=f"{prefix}_train",
+            version=1,
+            config=settings,
+            inputs={} if label_stage is None else {"label": label_stage},
+            reads=frozenset({"images", "masks"} if supervised else {"images"}),
+            image_list=training_list,
+            files=files or {},
+            uses_gpu=True,
+            build=build_segmentation_training,
+            seed=seed,
+            fully_supervised=supervised,
+        ),
+        scores_stage(settings, prefix, "val"),
+        MapStage(
+            name=prefix,
+            version=1,
+            config=PredictionConfig(),
+            inputs={"scores": f"{prefix}_scores"},
+            reads=frozenset({"images"}),
+            image_list="val",
+            build=build_predictions,
+        ),
+        MapStage(
+            name=f"{prefix}_score",
+            version=1,
+            config=LabelScoreConfig(),
+            inputs={"labels": prefix},
+            reads=frozenset({"masks"}),
+            image_list="val",
+            build=build_label_scorer,
+        ),
+        ReduceStage(
+            name=f"{prefix}_evaluation",
+            version=1,
+            config=SummaryConfig(prefix=prefix, split="val", mean_over="truth"),
+            inputs={"confusions": f"{prefix}_score"},
+            compute=summarize_labels,
+        ),
+    ]
+
+
+def scores_stage(settings: SegmentationSettings, prefix: str, image_list: str, name: str = "") -> MapStage:
+    """Scores of `<prefix>_train` on a list, called `<prefix>_scores` unless `name` is given (for a next round)."""
+    return MapStage(
+        name=name or f"{prefix}_scores",
+        version=1,
+        config=NetworkConfig.of(settings),
+        inputs={"weights": f"{prefix}_train"},
+        reads=frozenset({"images"}),
+        image_list=image_list,
+        uses_gpu=True,
+        build=build_scores,
+    )

@@ -1,0 +1,141 @@
+"""Reading parity fixtures in which each output states its own tolerance (two layouts of the .json).
+
+Inputs are a list with `kind` "parity.tensor", "npz" or "literal", or a mapping by name with `kind` "tensor", "stored"
+or "value". An output states `rtol`, `rel_tol` or `abs_tol`, or in words how many entries must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tests.parity.fixtures import ParityError, relative_error
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+_NAMED = {"parity.tensor": "tensor", "npz": "stored", "literal": "value"}
+_SHARE = re.compile(r"at least ([\d.]+) % equal")
+
+
+class OwnToleranceFixture:
+    """One fixture: inputs on demand, reference outputs, what has been compared. `double`: computed in float64."""
+
+    def __init__(self, path: Path, parity: ModuleType) -> None:
+        self.name = path.stem
+        self.parity = parity
+        self.meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            self.arrays: dict[str, np.ndarray] = {key: archive[key] for key in archive.files}
+        inputs = self.meta["inputs"]
+        entries = inputs if isinstance(inputs, list) else [{"name": name, **entry} for name, entry in inputs.items()]
+        self.inputs = {entry.get("name", entry.get("key", "").removeprefix("in.")): entry for entry in entries}
+        self.double = self.meta.get("compute_dtype") == "float64"
+        self.errors: dict[str, tuple[float, float]] = {}
+
+    def input(self, name: str) -> Any:
+        """An input: array, or the literal value."""
+        entry = self.inputs[name]
+        kind = _NAMED.get(entry["kind"], entry["kind"])
+        if kind == "value":
+            return entry["value"]
+        if kind == "stored":
+            return self.arrays[entry["key"]].copy()
+        drawn = entry.get("name", name)
+        return self.parity.tensor(drawn, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"]).numpy()
+
+    def tensor(self, name: str) -> Tensor:
+        """`input` as a tensor, float64 where the fixture was computed so."""
+        value = torch.from_numpy(np.ascontiguousarray(self.input(name)))
+        return value.double() if self.double and value.is_floating_point() else value
+
+    def fill(self, module: Module, rename: Callable[[str], str] = lambda name: name) -> Module:
+        """Fill a module's weights; `rename` gives the published names."""
+        module = self.parity.fill_state_dict(module, self.meta["weights"]["salt"], rename)
+        return module.double() if self.double else module
+
+    def outputs(self) -> list[str]:
+        """Names of the reference outputs."""
+        return list(self.meta["outputs"])
+
+    def expect(self, name: str, value: Any) -> None:
+        """Compare an output with its reference by the tolerance that it states. Raises ParityError."""
+        if name not in self.meta["outputs"]:
+            raise ParityError(f"{self.name} has no reference output {name}; it has {self.outputs()}")
+        entry, reference = self.meta["outputs"][name], self.arrays[name]
+        out = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if "slice" in entry:
+            out = eval(f"out{entry['slice']}", {"out": out})  # the fixtures' own subscript
+        if out.shape != reference.shape:
+            raise ParityError(f"{self.name}: {name} has shape {out.shape}, reference {reference.shape}")
+        tolerance = entry.get("rtol", entry.get("rel_tol"))
+        if tolerance is not None:
+            error = relative_error(out, reference)
+        elif "abs_tol" in entry:
+            tolerance = float(entry["abs_tol"])
+            error = float(np.abs(out.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+        else:
+            share = _SHARE.match(entry["compare"])
+            if share is None and entry["compare"] != "exact":
+                raise ParityError(f"{self.name}: no rule for {entry['compare']!r}")
+            tolerance = 1 - float(share[1]) / 100 if share else 0.0
+            error = float((out != reference).mean())
+        self.errors[name] = (error, tolerance)
+        if not error <= tolerance + 1e-12:
+            raise ParityError(f"{self.name}: {name} differs by {error:.3g}, allowed {tolerance:.3g}")
+
+    def finish(self) -> None:
+        """Raise unless every output was compared."""
+        missed = set(self.outputs()) - set(self.errors)
+        if missed:
+            raise ParityError(f"{self.name}: outputs without a comparison: {sorted(missed)}")
+
+
+class CaseFixture:
+    """Fixtures that list cases, each with inputs, options and outputs, under one relative tolerance."""
+
+    def __init__(self, path: Path, parity: ModuleType) -> None:
+        self.name = path.stem
+        self.parity = parity
+        self.meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            self.arrays: dict[str, np.ndarray] = {key: archive[key] for key in archive.files}
+        self.cases: list[dict[str, Any]] = self.meta["cases"]
+        self.errors: dict[str, tuple[float, float]] = {}
+
+    def tensor(self, case: dict[str, Any], name: str) -> Tensor:
+        """The input of a case that is in force under that name."""
+        (entry,) = [entry for entry in case["inputs"] if entry["name"] == name and not entry.get("superseded")]
+        if "npz" in entry:
+            return torch.from_numpy(self.arrays[entry["npz"]].copy())
+        value = self.parity.tensor(name, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"])
+        post = entry.get("post")
+        return value.relu() if post == "relu" else value.softmax(1) if post else value
+
+    def fill(self, case: dict[str, Any], module: Module, rename: Callable[[str], str] = lambda name: name) -> Module:
+        """Fill the weights of the case's network; `rename` gives the published names."""
+        return self.parity.fill_state_dict(module, case["weights"]["fill_state_dict_salt"], rename)
+
+    def expect(self, case: dict[str, Any], name: str, value: Any) -> None:
+        """Compare one output of a case: floats by `rtol`, integers exactly. Raises ParityError."""
+        key = f"{case['name']}/{name}"
+        out = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        reference = self.arrays[key]
+        if out.shape != reference.shape:
+            raise ParityError(f"{self.name}: {key} has shape {out.shape}, reference {reference.shape}")
+        floating = np.issubdtype(reference.dtype, np.floating)
+        error = relative_error(out, reference) if floating else float((out != reference).mean())
+        self.errors[key] = (error, float(self.meta["rtol"]) if floating else 0.0)
+        if not error <= self.errors[key][1]:
+            raise ParityError(f"{self.name}: {key} differs by {error:.3g}, allowed {self.errors[key][1]:.3g}")
+
+    def finish(self) -> None:
+        """Raise unless every output of every case was compared."""
+        missed = {f"{case['name']}/{name}" for case in self.cases for name in case["outputs"]} - set(self.errors)
+        if missed:
+            raise ParityError(f"{self.name}: outputs without a comparison: {sorted(missed)}")

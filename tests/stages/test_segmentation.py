@@ -1,0 +1,190 @@
+"""One network on one label artifact: in this process on generated shapes, in two rounds, and with all masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.methods.in_process import InProcessRun, run_pipeline
+
+from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, draw_scale_crop, scale_crop
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.shapes import ShapesConfig
+from wsss.data.transforms import resize
+from wsss.pipeline import MapStage, Pipeline, StageContext
+from wsss.stages.segmentation import (
+    SegmentationSettings,
+    build_segmentation_training,
+    scores_stage,
+    segmentation_stages,
+    shrunk_label,
+    stepped_decay,
+)
+from wsss.store import open_store
+
+SMALL = SegmentationSettings(
+    form="torchvision",
+    depth=18,
+    width=0.125,
+    freeze_norm=False,
+    crop_size=65,
+    steps=60,
+    batch_size=8,
+    loss_group=4,
+    learning_rate=0.05,
+    head_lr_mult=1,
+)
+
+
+@dataclass(frozen=True)
+class SimpleConfig:
+    """Nothing to set."""
+
+
+def build_coarse_label(context: StageContext) -> Any:
+    """Stands for pseudo labels: masks in which every third row is unsure."""
+
+    def label(name: str) -> dict[str, np.ndarray]:
+        found = context.data.mask(name).copy()
+        found[::3] = 255
+        return {"label": found}
+
+    return label
+
+
+def label_stage(inputs: dict[str, str] | None = None, name: str = "pseudo_label") -> MapStage:
+    return MapStage(
+        name=name,
+        version=1,
+        config=SimpleConfig(),
+        inputs=inputs or {},
+        reads=frozenset({"images", "masks"}),
+        image_list="train",
+        build=build_coarse_label,
+    )
+
+
+class Case:
+    def __init__(self, home: Path) -> None:
+        shapes = ShapesConfig(train=24, train_aug_extra=0, val=8, size=64, classes=2)
+        self.dataset: Dataset = load_dataset(DatasetConfig(name="shapes", shapes=shapes), home)
+        first = segmentation_stages(
+            SMALL, prefix="segmentation_round1", label_stage="pseudo_label", seed=0, training_list="train"
+        )
+        second = segmentation_stages(
+            replace(SMALL, steps=4), prefix="segmentation_round2", label_stage="second", seed=0, training_list="train"
+        )
+        upper = segmentation_stages(
+            replace(SMALL, steps=4), prefix="upper_bound", label_stage=None, seed=0, training_list="train"
+        )
+        self.pipeline = Pipeline(
+            (
+                label_stage(),
+                *first,
+                scores_stage(SMALL, "segmentation_round1", "train", name="round1_scores_train"),
+                label_stage({"scores": "round1_scores_train"}, "second"),
+                *second,
+                *upper,
+            )
+        )
+        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, open_store(str(home / "store")))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    torch.set_num_threads(1)
+    return Case(tmp_path_factory.mktemp("home"))
+
+
+def test_the_loss_falls_and_the_score_beats_all_background(case: Case) -> None:
+    losses = case.run.histories["segmentation_round1_train"]["loss"]
+    assert len(losses) == SMALL.steps and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    metrics = case.run.metrics
+    above = metrics["segmentation_round1/miou_val"] - metrics["segmentation_round1/miou_val_all_background"]
+    assert above > 0.1, metrics
+
+
+def test_the_loss_is_the_sum_over_the_scales(case: Case) -> None:
+    history = case.run.histories["segmentation_round1_train"]
+    parts = [history[f"loss/{name}"] for name in ("scale_1", "scale_0.5", "scale_0.75", "maximum")]
+    np.testing.assert_allclose(np.sum(parts, axis=0), history["loss"], rtol=1e-6)
+
+
+def test_rounds_do_not_collide_and_each_has_its_numbers(case: Case) -> None:
+    for prefix in ("segmentation_round1", "segmentation_round2", "upper_bound"):
+        assert f"{prefix}/miou_val" in case.run.metrics
+    assert len({artifact.key for artifact in case.run.artifacts.values()}) == len(case.pipeline.stages)
+    assert case.pipeline.stage("segmentation_round2_train").inputs == {"label": "second"}
+    shown = case.run.artifacts["round1_scores_train"].arrays(case.dataset.lists["train"][0])["scores"]
+    assert shown.shape[0] == case.dataset.num_classes and shown.dtype == np.float32
+
+
+def test_an_upper_bound_declares_that_it_reads_masks(case: Case) -> None:
+    stages = {stage.name: stage for stage in case.pipeline}
+    assert stages["upper_bound_train"].fully_supervised and "masks" in stages["upper_bound_train"].reads  # type: ignore
+    assert not stages["segmentation_round1_train"].fully_supervised  # type: ignore
+    assert stages["segmentation_round1_train"].reads == {"images"}
+
+
+def test_groups_of_a_batch_are_accumulated_one_after_the_other() -> None:
+    """The gradient of a batch of two groups is the mean of theirs, each over its own labeled pixels."""
+    torch.manual_seed(0)
+    context: Any = SimpleNamespace(
+        config=replace(SMALL, loss_group=2, batch_size=4),
+        data=SimpleNamespace(num_classes=3, names=("a", "b")),
+        inputs={},
+        files={},
+    )
+    task = build_segmentation_training(context)
+    module: Any = task.module.double()
+    images = torch.rand(4, 3, 33, 33, dtype=torch.float64)
+    labels = torch.randint(0, 3, (4, 33, 33)).to(torch.uint8)
+    labels[:2, 4:] = 255
+
+    def gradient(parts: list[slice]) -> torch.Tensor:
+        module.zero_grad()
+        for part in parts:
+            batch = {"image": images[part], "label": labels[part]}
+            losses = module(batch, 0, 0)
+            total = sum(losses[name] / 2 for name in module.names)
+            total.backward()  # type: ignore[union-attr]
+        return module.network.base.aspp.c0.weight.grad.clone()
+
+    assert torch.allclose(gradient([slice(0, 4)]), gradient([slice(0, 2), slice(2, 4)]), rtol=1e-9, atol=1e-12)
+    assert task.denominators({"label": labels})["maximum"] == 2
+    ignored = module({"image": images, "label": torch.full_like(labels, 255)}, 0, 0)
+    assert all(float(loss.detach()) == 0 for loss in ignored.values())
+
+
+def test_the_rate_changes_every_few_steps() -> None:
+    rates = [stepped_decay(step, 100, 0.9, 10) for step in range(30)]
+    assert rates[:10] == [1.0] * 10 and len(set(rates)) == 3 and rates[10] == pytest.approx(0.9**0.9)
+
+
+def test_labels_shrink_as_pillow_does() -> None:
+    label = np.arange(97 * 64, dtype=np.int32).reshape(97, 64)
+    for size in ((13, 8), (41, 64), (7, 20)):
+        small = shrunk_label(torch.from_numpy(label)[None], size)[0].numpy()
+        assert np.array_equal(small, resize(label, size, "nearest"))
+
+
+def test_crops_keep_picture_and_label_together() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 5, (40, 50), dtype=np.uint8)
+    image = np.repeat(label[..., None], 3, axis=2) * np.uint8(40)
+    plain = caffe_input(image)
+    pixels, labels = scale_crop(image, label, ScaleCrop(1.0, 3, 5, mirrored=True), 32)
+    assert np.array_equal(pixels, plain[:, 3:35, 5:37][..., ::-1])
+    assert np.array_equal(labels, label[3:35, 5:37][:, ::-1])
+    pixels, labels = scale_crop(image, label, ScaleCrop(0.5, 0, 0, mirrored=False), 32)
+    assert (labels[20:] == 255).all() and (labels[:, 25:] == 255).all() and (labels[:20, :25] != 255).all()
+    assert (pixels[:, 20:] == 0).all()
+    drawn = [draw_scale_crop(rng, 40, 50, (0.5, 1.5), 32) for _ in range(2000)]
+    assert {draw.scale for draw in drawn} == {0.5, 1.5} and {draw.mirrored for draw in drawn} == {True, False}
+    assert max(draw.top for draw in drawn) == 28 and max(draw.left for draw in drawn if draw.scale == 0.5) == 0
