@@ -154,16 +154,23 @@ def affinity_loss_sums(
     affinity = pair_affinity(torch.sigmoid(edge_logits.to(precision)), index)
     difference = pair_displacement(displacement.to(precision), index)
     target = torch.from_numpy(displacement_target(index)).to(difference.device)[None, :, :, None]
-    alike = -torch.log(affinity + EPSILON)
-    unlike = -torch.log(1.0 + EPSILON - affinity)
     to_target = (difference - target).abs().sum(dim=1)
     to_zero = difference.abs().sum(dim=1)
+    return {
+        **pair_loss_sums(affinity, targets),
+        "displacement_foreground": (to_target * targets.foreground).sum(),
+        "displacement_background": (to_zero * targets.background).sum(),
+    }
+
+
+def pair_loss_sums(affinity: Tensor, targets: AffinityTargets) -> dict[str, Tensor]:
+    """Cross entropies of the three kinds of pairs, summed; affinity (N, directions, sources) in [0, 1]."""
+    alike = -torch.log(affinity + EPSILON)
+    unlike = -torch.log(1.0 + EPSILON - affinity)
     return {
         "background_positive": (alike * targets.background).sum(),
         "foreground_positive": (alike * targets.foreground).sum(),
         "negative": (unlike * targets.negative).sum(),
-        "displacement_foreground": (to_target * targets.foreground).sum(),
-        "displacement_background": (to_zero * targets.background).sum(),
     }
 
 

@@ -33,32 +33,47 @@ def random_walk(
     method: Method = "chebyshev",
     affinity: DirectionAffinity | None = None,
 ) -> Array:
-    """Spread class maps along affinities for 2 ** exp_times steps.
+    """`walk_maps` by the affinities of an edge map, which is also what the walk starts from: x * (1 - edge).
 
     Args:
         x: class maps, float32 (K, h, w).
-        edge: edge probabilities, float32 (h, w); the walk starts from x * (1 - edge).
+        edge: edge probabilities, float32 (h, w).
         radius: reach of one step, in positions.
-        beta: power of the affinities.
-        exp_times: doublings of the number of steps.
-        method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
-            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
-            of the full matrix (gigabytes for a full-size image).
+        beta, exp_times, method: as of `walk_maps`.
         affinity: of this edge map, within the radius or more, where several walks share it; None computes it.
 
     Returns:
         float32 (K, h, w).
     """
-    classes, height, width = x.shape
-    if edge.shape != (height, width):
+    if edge.shape != x.shape[1:]:
         raise ValueError(f"edge map {edge.shape} and class maps {x.shape} differ in size")
-    if classes == 0:
+    affinity = affinity or direction_affinity(edge, radius)
+    return walk_maps(x * (1.0 - edge), affinity.within(radius), beta, exp_times, method)
+
+
+def walk_maps(
+    x: Array, affinity: DirectionAffinity, beta: float, exp_times: int, method: Method = "chebyshev"
+) -> Array:
+    """Spread class maps along affinities for 2 ** exp_times steps, wherever the affinities come from.
+
+    Args:
+        x: class maps, float32 (K, h, w).
+        affinity: on the grid of the maps.
+        beta: power of the affinities.
+        exp_times: doublings of the number of steps.
+        method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
+            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
+            of the full matrix (gigabytes for a full-size image).
+
+    Returns:
+        float32 (K, h, w).
+    """
+    if len(x) == 0:
         return np.zeros(x.shape, dtype=np.float32)
-    start = (x * (1.0 - edge)).reshape(classes, -1).astype(np.float32)
+    start = x.reshape(len(x), -1).astype(np.float32)
     if method == "dense":
-        result = walk_dense(start, grid_affinity(edge, radius), beta, exp_times)
-        return result.reshape(x.shape)
-    step = walk_step((affinity or direction_affinity(edge, radius)).within(radius), beta)
+        return walk_dense(start, affinity.matrix(), beta, exp_times).reshape(x.shape)
+    step = walk_step(affinity, beta)
     walking = walk_chebyshev if method == "chebyshev" else walk
     return walking(torch.from_numpy(start), step, 2**exp_times).numpy().reshape(x.shape)
 
@@ -104,7 +119,7 @@ def _binomial_weights(steps: int, degree: int) -> list[float]:
 
 @dataclass(frozen=True)
 class DirectionAffinity:
-    """Affinities of a grid by direction: what walks of one edge map have in common.
+    """Affinities of a grid by direction: what the walks of one image have in common.
 
     Attributes:
         radius: every direction is shorter.
@@ -129,6 +144,10 @@ class DirectionAffinity:
     def offsets(self) -> list[int]:
         """Flat offset of every direction."""
         return (self.directions @ np.array([self.values.shape[2], 1])).tolist()
+
+    def matrix(self) -> sparse.csr_array:
+        """Symmetric affinity matrix, float32 (h * w, h * w), 1 on the diagonal."""
+        return sparse.csr_array(_symmetric_diagonals(self.offsets, self.values.flatten(1).numpy()))
 
 
 def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
@@ -192,8 +211,7 @@ def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array
 
 def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
     """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
-    affinity = direction_affinity(edge, radius)
-    return sparse.csr_array(_symmetric_diagonals(affinity.offsets, affinity.values.flatten(1).numpy()))
+    return direction_affinity(edge, radius).matrix()
 
 
 def padded_pair_affinity(edge: Array, radius: int) -> Array:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from wsss.claims import Verdict
-from wsss.pipeline import GridKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,20 +45,21 @@ class SampleImage:
 
     Attributes:
         image: uint8 (H, W, 3) RGB.
-        arrays: column title -> array, as `wsss.pipeline.GridColumn` describes it; stretched over the image.
+        cam: float (K, h, w) with values about 0..1, or None; stretched over the image.
+        labels: column title -> integer (h, w) label map (255: unsure or ignored), in drawing order.
     """
 
     name: str
     image: Array
-    arrays: Mapping[str, Array] = field(default_factory=dict)
+    cam: Array | None = None
+    labels: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRows:
-    """One image grid. `columns`: title -> what the arrays of the column are, from left to right."""
+    """One image grid."""
 
     title: str
-    columns: Mapping[str, GridKind]
     samples: tuple[SampleImage, ...]
 
 
