@@ -52,7 +52,7 @@ def main() -> None:
         if arguments.keep.exists():
             parser.error(f"{arguments.keep} exists: a sweep in it would only be continued")
 
-    from wsss.search.record import find_sweeps, load_trials, sweep_folder
+    from wsss.search.records import find_sweeps, load_trials, sweep_folder
 
     common = ["--method", arguments.method, "--recipe", arguments.recipe, *arguments.overrides]
     command = ["tune.py", *common, "--space", arguments.space, "--metric", arguments.metric, "--trials"]
@@ -93,7 +93,7 @@ def artifacts_of(arguments: argparse.Namespace) -> list[str]:
     from wsss.commands.methods import find_method
     from wsss.data.dataset import load_dataset
     from wsss.recipe import load_recipe
-    from wsss.search.keyed import KeyedPipelines
+    from wsss.search.space.pipelines import KeyedPipelines
 
     method = find_method(arguments.method)
     recipe = load_recipe(method.recipe_type, method.recipe_path(arguments.recipe), arguments.overrides)

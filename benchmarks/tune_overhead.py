@@ -30,8 +30,8 @@ def one_trial_each(home: Path, settings: int) -> float:
     from ray import tune
     from tests.search import planted_method
 
-    from wsss.search.batch import BatchEvaluator
-    from wsss.search.prepare import prepare_sweep
+    from wsss.search.evaluate.batch import BatchEvaluator
+    from wsss.search.request import prepare_sweep
     from wsss.search.sweep import evaluation_of
 
     prepared = prepare_sweep(planted_method.request(home))
@@ -63,7 +63,7 @@ def batches(home: Path, settings: int) -> float:
     """Seconds for the same number of settings in a sweep, records, study and tracking included."""
     from tests.search import planted_method
 
-    from wsss.search.prepare import prepare_sweep
+    from wsss.search.request import prepare_sweep
     from wsss.search.sweep import SweepObserver, run_sweep
 
     space = home / "scale.yaml"

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from wsss.run_record import find_runs
-from wsss.search.record import find_sweeps, load_trials, sweep_folder
+from wsss.search.records import find_sweeps, load_trials, sweep_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 120

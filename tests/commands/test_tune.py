@@ -14,7 +14,7 @@ from tests.commands.conftest import SMALL, Checkout
 
 from wsss.commands.main import main
 from wsss.commands.sweep_screen import LineSweepObserver
-from wsss.search.record import SweepRecord, TrialRecord, find_sweeps, load_trials, sweep_folder
+from wsss.search.records import SweepRecord, TrialRecord, find_sweeps, load_trials, sweep_folder
 
 SPACE = """
 method: {method}

@@ -9,9 +9,9 @@ import pytest
 from wsss.commands.methods import find_method, recipe_names
 from wsss.data.dataset import load_dataset
 from wsss.recipe import load_recipe
-from wsss.search.keyed import KeyedPipelines, metrics_of
-from wsss.search.levels import derive_levels
-from wsss.search.space import load_space, space_method
+from wsss.search.space.file import load_space, space_method
+from wsss.search.space.levels import derive_levels
+from wsss.search.space.pipelines import KeyedPipelines, metrics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))

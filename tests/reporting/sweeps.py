@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsss.search.record import (
+from wsss.search.records import (
     Best,
     ConfirmedSetting,
     CurvePoint,

@@ -27,7 +27,7 @@ from wsss.reporting.sweep_tables import (
     trials_csv,
 )
 from wsss.reporting.sweep_values import NO_VALUE, best_so_far, best_trial, pareto_front, setting_of, stage_costs
-from wsss.search.record import Race, SweepRecord, TrialRecord, load_trials
+from wsss.search.records import Race, SweepRecord, TrialRecord, load_trials
 
 IMPORTANCES = {
     "fANOVA": {"cam.learning_rate": 0.7, "random_walk.beta": 0.2, "random_walk.exp_times": 0.1},

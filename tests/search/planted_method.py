@@ -28,7 +28,7 @@ from wsss.data.dataset import Dataset
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Reduction, StageContext
 from wsss.recipe import load_recipe, setting
-from wsss.search.prepare import SweepRequest, prepare_sweep
+from wsss.search.request import SweepRequest, prepare_sweep
 from wsss.search.sweep import SweepObserver, run_sweep
 from wsss.stages.score import (
     CurveScoreConfig,

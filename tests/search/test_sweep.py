@@ -22,8 +22,8 @@ from tests.search.planted_method import METRIC, QUALITY, PlantedRecipe
 from wsss.errors import WsssError
 from wsss.plan import CostHistory
 from wsss.recipe import flat_dict, load_recipe
-from wsss.search.prepare import prepare_sweep
-from wsss.search.record import BEST_FILE, STUDY_FILE, Rung, SweepRecord, TrialRecord, load_sweep, load_trials
+from wsss.search.records import BEST_FILE, STUDY_FILE, Rung, SweepRecord, TrialRecord, load_sweep, load_trials
+from wsss.search.request import prepare_sweep
 from wsss.search.sweep import SweepObserver, run_sweep
 from wsss.store import open_store
 

@@ -102,7 +102,7 @@ def list_runs(home: Path) -> None:
 
 def list_sweeps(home: Path) -> None:
     """Every sweep below home, oldest first."""
-    from wsss.search.record import find_sweeps, load_trials, sweep_folder
+    from wsss.search.records import find_sweeps, load_trials, sweep_folder
 
     rows = []
     for record in find_sweeps(home):

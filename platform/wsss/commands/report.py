@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from wsss.commands.readme_block import replace_block, summary_markdown
     from wsss.reporting.report import write_report
     from wsss.run_record import RunRecord
-    from wsss.search.record import load_sweep, sweep_folder
+    from wsss.search.records import load_sweep, sweep_folder
 
     if (arguments.readme is None) != (arguments.block is None):
         raise UsageError("--readme and --block belong together", "wsss report", "give both or none")

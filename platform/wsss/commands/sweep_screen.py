@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wsss.commands.screen import duration, print_downloads, print_table
-from wsss.search.prepare import PreparedSweep
-from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
+from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
+from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
 from wsss.tracking import open_tracker, ui_command
 
@@ -112,7 +112,7 @@ class LineSweepObserver(SweepObserver):
 def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) -> Path:
     """Write the sweep's report, hand it to MLflow, and return its first page."""
     from wsss.reporting.sweep_report import write_sweep_report
-    from wsss.search.importance import importances
+    from wsss.search.study.importance import importances
 
     index = write_sweep_report(record, folder, importances=importances(record, load_trials(folder)))
     if record.status == "running":  # its own process tracks it

@@ -16,7 +16,7 @@ from wsss.commands.arguments import add_locations, add_recipe, locations, parse_
 from wsss.commands.methods import UsageError
 
 if TYPE_CHECKING:
-    from wsss.search.prepare import SweepRequest
+    from wsss.search.request import SweepRequest
 
 SPACES_FOLDER = "search_spaces"
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     from wsss.commands.engine import capacity_now
     from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan, report_sweep
     from wsss.execution.cluster import disconnect
-    from wsss.search.prepare import prepare_sweep
+    from wsss.search.request import prepare_sweep
     from wsss.search.sweep import check_capacity, run_sweep
 
     prepared = prepare_sweep(build_request(arguments))
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def build_request(arguments: argparse.Namespace) -> SweepRequest:
     """The request that the command line describes."""
-    from wsss.search.prepare import SweepRequest
+    from wsss.search.request import SweepRequest
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)

@@ -45,7 +45,7 @@ class Selected:
     """What one way of choosing gives.
 
     Attributes:
-        rule: "default", "oracle", "cross_fitted", "held_out" or "label_free"; see `wsss.search.ways`.
+        rule: "default", "oracle", "cross_fitted", "held_out" or "label_free"; see `wsss.search.choose.rules`.
         settings: the chosen setting; two for "cross_fitted", the choices of the two halves of the images.
         images: how many images the numbers are over: those that the choice was not made on, for "held_out".
         miou: with its interval over images; the choice itself is held fixed in it.

@@ -21,7 +21,7 @@ from wsss.reporting.sweep_values import (
     shown_value,
     stage_costs,
 )
-from wsss.search.record import SearchedKey, SweepRecord, TrialRecord
+from wsss.search.records import SearchedKey, SweepRecord, TrialRecord
 
 _BLUE, _ORANGE, _GREEN = COLORS[0], COLORS[1], COLORS[2]
 _PALE = "#9cc3e0"

@@ -30,7 +30,7 @@ from wsss.reporting.sweep_tables import (
 )
 from wsss.reporting.sweep_values import best_trial, finished, recipe_trial, shown_value
 from wsss.reporting.tables import Table, duration, percent, to_html, to_markdown
-from wsss.search.record import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
+from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 
 Figures = list[tuple[str, Path]]
 

@@ -13,7 +13,7 @@ from wsss.reporting.sweep_values import (
     stage_costs,
 )
 from wsss.reporting.tables import Table, duration, percent, to_csv
-from wsss.search.record import ConfirmedSetting, SweepRecord, TrialRecord
+from wsss.search.records import ConfirmedSetting, SweepRecord, TrialRecord
 
 _RULES = {
     "held_out": "the setting is chosen on one half of the images, and quoted on the other half",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsss.search.record import SearchedKey, SweepRecord, TrialRecord, executed_stages
+from wsss.search.records import SearchedKey, SweepRecord, TrialRecord, executed_stages
 
 NO_VALUE = object()
 

@@ -19,13 +19,14 @@ from wsss.execution.scheduling import check_schedulable
 from wsss.files import LockHeld, locked
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
-from wsss.search.batch import BatchEvaluator
-from wsss.search.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
-from wsss.search.keyed import metric_stage
-from wsss.search.ledger import Ledger
-from wsss.search.nested import NestedSearch
-from wsss.search.prepare import PreparedSweep, SweepError, racing
-from wsss.search.record import (
+from wsss.search.choose.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
+from wsss.search.choose.rules import ways_of_choosing
+from wsss.search.choose.score import Counts, paired_gain, read_counts
+from wsss.search.evaluate.batch import BatchEvaluator
+from wsss.search.evaluate.trial import CONFUSIONS, Evaluation
+from wsss.search.evaluate.tune import run_tune
+from wsss.search.propose.nested import NestedSearch
+from wsss.search.records import (
     BEST_FILE,
     STUDY_FILE,
     SWEEP_FILE,
@@ -35,10 +36,9 @@ from wsss.search.record import (
     TrialRecord,
     load_sweep,
 )
-from wsss.search.score import Counts, paired_gain, read_counts
-from wsss.search.setting import CONFUSIONS, Evaluation
-from wsss.search.tuning import run_tune
-from wsss.search.ways import ways_of_choosing
+from wsss.search.request import PreparedSweep, SweepError, racing
+from wsss.search.space.pipelines import metric_stage
+from wsss.search.study.ledger import Ledger
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker

@@ -1,0 +1,293 @@
+"""Ray Tune under a search: a Tune trial evaluates one batch of settings on a warm worker.
+
+Tune's own snapshots are not restored from. The records of the sweep say what is finished, the store what is computed,
+so that every attempt starts a Tune experiment of its own and hands out again what an earlier one left unfinished.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import GetTimeoutError, RayError
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from wsss.search.choose.best import ranked
+from wsss.search.evaluate.batch import BatchEvaluator
+from wsss.search.evaluate.shortcuts import fuse_batch, race_batch
+from wsss.search.evaluate.trial import Evaluation, Outcome, Setting, best_so_far
+from wsss.search.propose.nested import NestedSearch, Proposal, told_values
+from wsss.search.records import Rung, TrialRecord
+from wsss.search.study.ledger import Ledger
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are recorded by the ledger
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",  # nothing is restored from Tune's snapshots
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+RUNG, RUNG_VALUE = "rung", "rung_value"
+Show = Callable[[str], None]
+
+
+class NewsBoard:
+    """What running batches have to say, for the driver to show."""
+
+    def __init__(self) -> None:
+        self._news: list[str] = []
+
+    def tell(self, text: str) -> None:
+        """Add a line."""
+        self._news.append(text)
+
+    def news(self) -> list[str]:
+        """Lines since the last call."""
+        news, self._news = self._news, []
+        return news
+
+
+class BatchTrainable(tune.Trainable):
+    """Evaluates the batch of its config: one step to each rung, where it has some, and one to the end.
+
+    Reused from batch to batch: what it loaded stays loaded.
+    """
+
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: dict[str, Any], evaluation: Evaluation, rungs: tuple[Rung, ...], board: Any
+    ) -> None:
+        """Called once in a worker's life."""
+        self._rungs = rungs
+        self._evaluator = BatchEvaluator(evaluation, lambda text: board.tell.remote(text))
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next batch."""
+        self.cleanup()
+        self._proposals: list[dict[str, Any]] = new_config["proposals"]
+        self._waiting = list(self._rungs) if new_config["with_rungs"] else []
+        self._best: dict[str, Any] | None = new_config["best"]
+        self._settings: list[Setting] | None = None
+        return True
+
+    def cleanup(self) -> None:
+        """A batch that was stopped before its end leaves no checkpoints."""
+        if getattr(self, "_settings", None):
+            self._evaluator.discard(self._settings or [])
+
+    def step(self) -> dict[str, Any]:
+        """Advance to the next rung, or to the end."""
+        if self._settings is None:
+            self._settings = [self._evaluator.open(each["number"], each["settings"]) for each in self._proposals]
+        while self._waiting:
+            rung = self._waiting.pop(0)
+            if rung.stage:
+                going_on = [setting for setting in self._settings if setting.going_on]
+                reached = [self._evaluator.preview(setting, rung) for setting in going_on[:1]]
+            else:
+                self._evaluator.advance(self._settings, rung.metric)
+                reached = [self._evaluator.value(setting, rung.metric) for setting in self._settings]
+            known = [value for value in reached if value is not None]
+            if known:
+                place = len(self._rungs) - len(self._waiting)
+                so_far = self._evaluator.so_far(self._settings)
+                return {RUNG: place, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
+        fuse_batch(self._evaluator, self._settings)
+        race_batch(self._evaluator, self._settings, self._best)
+        self._evaluator.advance(self._settings, self._evaluator.metric)
+        outcomes = self._evaluator.outcomes(self._settings)
+        self._settings = []
+        values = [outcome.score.value for outcome in outcomes if outcome.score is not None]
+        return {
+            RUNG: len(self._rungs) + 1,
+            RUNG_VALUE: max(values, default=0.0),
+            "outcomes": outcomes,
+            "done": True,
+        }
+
+
+class SweepSearcher(Searcher):
+    """Tune's view of a search: a suggestion is a batch, its completion goes to the ledger and to the search."""
+
+    def __init__(
+        self, search: NestedSearch, ledger: Ledger, rungs: tuple[Rung, ...], on_trial: Callable[[TrialRecord], None]
+    ) -> None:
+        super().__init__()
+        self._search, self._ledger, self._rungs, self._on_trial = search, ledger, rungs, on_trial
+        self._running: dict[str, list[Proposal]] = {}
+        # Rungs compare outer settings, each once.
+        self._tried = {trial.outer_key for trial in ledger.trials.values() if trial.status != "running"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it for a restore that is never made
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next batch; None when one that is running must be told first."""
+        batch = self._search.ask()
+        if batch is None:
+            return Searcher.FINISHED if self._search.finished else None
+        self._ledger.begin(batch)
+        self._running[trial_id] = batch
+        first = batch[0].outer_key not in self._tried
+        self._tried.add(batch[0].outer_key)
+        return {
+            "batch": batch[0].batch,
+            "proposals": [{"number": each.number, "settings": each.settings} for each in batch],
+            "with_rungs": bool(self._rungs) and first,
+            "best": self._best_so_far(),
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Rungs are the scheduler's business."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A batch ended: evaluated, stopped at a rung, or lost with its worker."""
+        batch = self._running.pop(trial_id, [])
+        outcomes: dict[int, Outcome] = {each.number: each for each in (result or {}).get("outcomes", ())}
+        pruned_at = None
+        if not error and result and result.get(RUNG, 0) in range(1, len(self._rungs) + 1):
+            pruned_at = (int(result[RUNG]), float(result[RUNG_VALUE]))
+        for proposal in batch:
+            pruned = ""
+            outcome = outcomes.get(proposal.number)
+            if pruned_at is not None and not (outcome is not None and outcome.error):
+                pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {100 * pruned_at[1]:.2f} %"
+            elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
+                pruned = outcome.race.text
+            if outcome is None:
+                outcome = Outcome(proposal.number, error="" if pruned else "the trial's worker died repeatedly")
+            trial = self._ledger.finish(outcome, pruned, pruned_at)
+            self._search.tell(proposal.number, told_values(trial), pruned_at)
+            self._on_trial(trial)
+        self._ledger.update()
+
+    def _best_so_far(self) -> dict[str, Any] | None:
+        metric = self._ledger.record.metric
+        order = ranked(list(self._ledger.trials.values()), metric)
+        if not order:
+            return None
+        best = order[0]
+        return best_so_far(best.number, best.metrics[metric], best.threshold, best.artifacts)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the records are the state."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the records are the state."""
+
+
+def run_tune(
+    search: NestedSearch,
+    ledger: Ledger,
+    evaluation: Evaluation,
+    *,
+    rungs: tuple[Rung, ...],
+    concurrency: int,
+    on_trial: Callable[[TrialRecord], None],
+    show: Show,
+) -> None:
+    """Evaluate until the search has nothing left to ask for. Ray is connected.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is in the ledger.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("WSSS_DEBUG"):
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial has its reason in its record
+    folder = ledger.folder / "tune"
+    shutil.rmtree(folder, ignore_errors=True)
+    board: Any = ray.remote(num_cpus=0)(NewsBoard).remote()
+    searcher = SweepSearcher(search, ledger, rungs, on_trial)
+    # It asks for no CPU, which the stages need, and stays where the driver's home is.
+    trainable = tune.with_resources(
+        tune.with_parameters(BatchTrainable, evaluation=evaluation, rungs=rungs, board=board),
+        {"memory": 1 << 20, **_this_node()},
+    )
+    scheduler = (
+        ASHAScheduler(
+            time_attr=RUNG, metric=RUNG_VALUE, mode="max", max_t=len(rungs) + 1, grace_period=1, reduction_factor=2
+        )
+        if rungs
+        else FIFOScheduler()
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=2),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    with _stop_signals(), _showing(board, show):
+        tuner.fit()
+    ray.kill(board)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not search.finished:  # Tune ends without a word when it is interrupted
+        raise KeyboardInterrupt
+
+
+def _this_node() -> dict[str, float]:
+    """Next to nothing of the resource that only the driver's node has."""
+    here = ray.get_runtime_context().get_node_id()
+    names = [name for node in ray.nodes() if node["NodeID"] == here for name in node["Resources"]]
+    return {name: 0.001 for name in names if name.startswith("node:") and name != "node:__internal_head__"}
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM ends Tune as Ctrl-C does: running trials are stopped and `fit` returns."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _showing(board: Any, show: Show) -> Iterator[None]:
+    """Shows news of running batches while the block runs."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            with suppress(GetTimeoutError, RayError):
+                for text in ray.get(board.news.remote(), timeout=5):
+                    show(text)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _name_of(trial: Any) -> str:
+    return f"batch-{trial.config['batch']}-{trial.trial_id[-5:]}"

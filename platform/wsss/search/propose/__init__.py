@@ -1,0 +1,1 @@
+"""Which trial comes next: samplers, and an inner search under every outer one."""

@@ -1,0 +1,371 @@
+"""Which setting to evaluate next: an inner search under every outer setting.
+
+An outer setting costs training; an inner one, under an outer setting that is there already, costs little. So every
+outer setting is judged by the best inner setting found under it, and the inner search learns over all outer
+settings together: it is told by how much a setting beats the recipe's own inner setting under the same outer one,
+which takes the outer setting's part out of the number. Each new outer setting begins with the recipe's inner
+setting and with those that did best under the earlier ones.
+
+Pure ask and tell: nothing here knows how a setting is evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from wsss.search.propose.samplers import Direction, KeySampler, Suggestion
+from wsss.search.records import SearchedKey, TrialRecord
+from wsss.search.space.file import number_of_values, values_of
+
+_TRIES = 20
+_DRAWS = 100
+_INCUMBENTS = 2
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a search proceeds.
+
+    Attributes:
+        trials: settings in all; inner_trials: under each outer setting; batch: handed out together.
+        directions: one an objective. More than one objective are searched over all keys together.
+        flat: search all keys together although some are costlier than others: for comparison.
+    """
+
+    sampler: str
+    seed: int
+    trials: int
+    inner_trials: int
+    batch: int
+    directions: tuple[Direction, ...] = ("max",)
+    flat: bool = False
+
+    def nests(self, keys: Sequence[SearchedKey]) -> bool:
+        """Whether there is an inner search under each outer setting."""
+        return {"outer", "inner"} <= {key.level for key in keys} and not self.flat and len(self.directions) == 1
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A setting to evaluate; see `TrialRecord` for the fields."""
+
+    number: int
+    outer: dict[str, Any]
+    inner: dict[str, Any]
+    outer_key: str
+    batch: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Outer and inner settings together."""
+        return {**self.outer, **self.inner}
+
+
+@dataclass
+class _Outer:
+    """An outer setting and what is known under it."""
+
+    key: str
+    settings: dict[str, Any]
+    suggestion: Suggestion
+    waiting: list[dict[str, Any]]
+    seen: set[str] = field(default_factory=set)
+    asked: int = 0
+    pending: dict[int, Suggestion] = field(default_factory=dict)
+    results: dict[int, float] = field(default_factory=dict)
+    untold: dict[int, Suggestion] = field(default_factory=dict)
+    reference: int | None = None
+    closed: bool = False
+    pruned: tuple[int, float] | None = None
+
+
+def outer_key(settings: Mapping[str, Any]) -> str:
+    """Short hash of outer settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def default_inner_trials(keys: Sequence[SearchedKey], trials: int) -> int:
+    """Inner settings under each outer one: all of them if there are few, else four a key, 4 to 24."""
+    outer = [key for key in keys if key.level == "outer"]
+    inner = [key for key in keys if key.level == "inner"]
+    if not inner:
+        return 1
+    if not outer:
+        return trials
+    wanted = min(24, max(4, 4 * len(inner)))
+    count = number_of_values(inner)
+    return min(wanted, count, trials) if count is not None else min(wanted, trials)
+
+
+def told_values(trial: TrialRecord) -> tuple[float, ...] | None:
+    """What a search learns of a trial that ended: its objectives, the estimate of one that lost a race, or nothing."""
+    if trial.status == "finished":
+        return tuple(trial.values.values())
+    if trial.status == "pruned" and trial.race is not None and trial.race.estimate is not None:
+        return (trial.race.estimate,)
+    return None
+
+
+class NestedSearch:
+    """Ask for batches, tell outcomes.
+
+    Args:
+        keys: with their levels; "curve" and "unused" ones are not varied.
+        recipe: recipe values by key.
+        is_valid: whether settings fit together (relations between recipe keys).
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[SearchedKey],
+        recipe: Mapping[str, Any],
+        plan: SearchPlan,
+        is_valid: Callable[[Mapping[str, Any]], bool] = lambda settings: True,
+    ) -> None:
+        self.plan = plan
+        self._recipe = recipe
+        self._is_valid = is_valid
+        self._outer_keys = [key for key in keys if key.level == "outer"]
+        self._inner_keys = [key for key in keys if key.level == "inner"]
+        self._nested = plan.nests(keys)
+        self._random = random.Random(plan.seed)
+        outer_budget = -(-plan.trials // max(plan.inner_trials, 1))
+        joint = self._outer_keys + self._inner_keys
+        by_level = (self._outer_keys, self._inner_keys) if self._nested else ([], joint)
+        self._outer_sampler = KeySampler(by_level[0], recipe, plan.sampler, plan.seed, outer_budget, plan.directions)
+        self._sampler = KeySampler(by_level[1], recipe, plan.sampler, plan.seed + 1, plan.trials, plan.directions)
+        self._outers: list[_Outer] = []
+        self._home: dict[int, _Outer] = {}
+        self._proposals: dict[int, Proposal] = {}
+        self._again: list[list[Proposal]] = []
+        self._batches = 0
+        self._exhausted = False
+        self.handed_out = 0
+
+    @property
+    def nested(self) -> bool:
+        """Whether there is an inner search under each outer setting."""
+        return self._nested
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to ask for and nothing is pending."""
+        return not self._again and not any(outer.pending for outer in self._outers) and self._nothing_left()
+
+    def ask(self) -> list[Proposal] | None:
+        """The next batch, all under one outer setting; None when nothing can be proposed before a pending batch is
+        told, or at all (`finished`)."""
+        if self._again:
+            return self._again.pop(0)
+        if self.handed_out >= self.plan.trials:
+            return None
+        if not self._nested:
+            return self._ask_joint()
+        free = [outer for outer in self._outers if not outer.closed and not outer.pending]
+        for outer in free:
+            batch = self._ask_inner(outer)
+            if batch:
+                return batch
+            self._close(outer)
+        outer = self._open()
+        if outer is not None and (batch := self._ask_inner(outer)):
+            return batch
+        return None
+
+    def tell(self, number: int, values: Sequence[float] | None, pruned_at: tuple[int, float] | None = None) -> None:
+        """The outcome of a proposal: its objectives, None when it failed, or where its outer setting was stopped."""
+        outer = self._home.pop(number)
+        suggestion = outer.pending.pop(number)
+        if not self._nested:
+            if pruned_at is not None:
+                self._sampler.prune(suggestion, *pruned_at)
+            else:
+                self._sampler.tell(suggestion, values)
+            return
+        if values is None:
+            self._sampler.tell(suggestion, None)
+        else:
+            outer.results[number] = values[0]
+            outer.untold[number] = suggestion
+        if pruned_at is not None:
+            outer.pruned, outer.closed = pruned_at, True
+        if not outer.pending:
+            self._tell_inner(outer)
+            if outer.pruned is not None or outer.asked >= self.plan.inner_trials or not outer.results:
+                self._close(outer)
+
+    def restore(self, trials: Sequence[TrialRecord]) -> None:
+        """Take up where records leave off. Running trials are handed out again, with their numbers."""
+        open_batches: dict[int, list[Proposal]] = {}
+        for trial in sorted(trials, key=lambda trial: trial.number):
+            proposal = Proposal(trial.number, trial.outer, trial.inner, trial.outer_key, trial.batch)
+            outer = self._outer_of(trial)
+            values = trial.inner if self._nested else trial.settings
+            self._hand_out(outer, proposal, self._sampler.take(values))
+            self._batches = max(self._batches, trial.batch + 1)
+            if trial.status == "running":
+                open_batches.setdefault(trial.batch, []).append(proposal)
+        for trial in trials:
+            if trial.status != "running":
+                self.tell(trial.number, told_values(trial), trial.stopped_at)
+        self._again = [open_batches[number] for number in sorted(open_batches)]
+
+    def _outer_of(self, trial: TrialRecord) -> _Outer:
+        if not self._nested:
+            return self._shared()
+        found = next((outer for outer in self._outers if outer.key == trial.outer_key), None)
+        if found is None:
+            found = _Outer(trial.outer_key, trial.outer, self._outer_sampler.take(trial.outer), waiting=[])
+            self._outers.append(found)
+        return found
+
+    def _shared(self) -> _Outer:
+        """All keys are searched together: one place for what was seen."""
+        if not self._outers:
+            self._outers.append(_Outer("", {}, Suggestion({}, None), waiting=[self._sampler.defaults({})]))
+        return self._outers[0]
+
+    def _nothing_left(self) -> bool:
+        return self.handed_out >= self.plan.trials or self._exhausted
+
+    # Nested: outer settings and the inner search under each.
+
+    def _open(self) -> _Outer | None:
+        for _ in range(_TRIES):
+            if not self._outers:
+                suggestion = self._outer_sampler.take(self._outer_sampler.defaults({}))
+            else:
+                suggestion = self._outer_sampler.ask({})
+            key = outer_key(suggestion.values)
+            inner = self._sampler.defaults(suggestion.values)
+            incumbents = [values for values in self._sampler.best(_INCUMBENTS) if values != inner]
+            repeated = any(outer.key == key for outer in self._outers)
+            if repeated or not self._has_inner(suggestion.values, [inner, *incumbents]):
+                self._outer_sampler.tell(suggestion, None)
+                continue
+            outer = _Outer(key, suggestion.values, suggestion, waiting=[inner, *incumbents])
+            self._outers.append(outer)
+            return outer
+        self._exhausted = not any(outer.pending for outer in self._outers)
+        return None
+
+    def _has_inner(self, outer: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether some inner setting fits the outer one, as far as a few tries tell."""
+        if any(self._is_valid({**outer, **values}) for values in known):
+            return True
+        drawn = (self._sampler.draw(outer, self._random) for _ in range(_DRAWS))
+        return any(self._is_valid({**outer, **values}) for values in drawn)
+
+    def _ask_inner(self, outer: _Outer) -> list[Proposal]:
+        count = min(self.plan.batch, self.plan.inner_trials - outer.asked, self.plan.trials - self.handed_out)
+        found: list[Proposal] = []
+        while len(found) < count:
+            suggestion = self._unseen(outer, outer.settings)
+            if suggestion is None:
+                break
+            found.append(self._propose(outer, outer.settings, suggestion.values, outer.key, suggestion))
+        self._batches += 1
+        return found
+
+    def _tell_inner(self, outer: _Outer) -> None:
+        """Tell the inner search how much each setting beats the reference, once that is known."""
+        values = outer.results
+        if not values:
+            return
+        reference = values.get(outer.reference) if outer.reference is not None else None
+        if reference is None:
+            ordered = sorted(values.values())
+            reference = ordered[len(ordered) // 2]
+        for number, suggestion in outer.untold.items():
+            self._sampler.tell(suggestion, [values[number] - reference])
+        outer.untold.clear()
+
+    def _close(self, outer: _Outer) -> None:
+        best = max if self.plan.directions[0] == "max" else min
+        outer.closed = True
+        if outer.pruned is not None:
+            self._outer_sampler.prune(outer.suggestion, *outer.pruned)
+        else:
+            self._outer_sampler.tell(outer.suggestion, [best(outer.results.values())] if outer.results else None)
+
+    # All keys together.
+
+    def _ask_joint(self) -> list[Proposal] | None:
+        shared = self._shared()
+        count = min(1 if self._outer_keys else self.plan.batch, self.plan.trials - self.handed_out)
+        found: list[Proposal] = []
+        names = {key.key for key in self._outer_keys}
+        while len(found) < count:
+            suggestion = self._unseen(shared, {})
+            if suggestion is None:
+                break
+            outer = {name: value for name, value in suggestion.values.items() if name in names}
+            inner = {name: value for name, value in suggestion.values.items() if name not in names}
+            found.append(self._propose(shared, outer, inner, outer_key(outer), suggestion))
+        self._batches += 1
+        self._exhausted = not found and not shared.pending
+        return found or None
+
+    # Both.
+
+    def _unseen(self, outer: _Outer, context: Mapping[str, Any]) -> Suggestion | None:
+        """A setting that this outer one has not seen and that fits the recipe; None when there is none left.
+
+        After many fruitless proposals one that does not fit is handed out: its trial fails with the reason.
+        """
+        misfit: Suggestion | None = None
+        while outer.waiting:
+            values = outer.waiting.pop(0)
+            if _text(values) not in outer.seen and (not self.handed_out or self._is_valid({**context, **values})):
+                return self._sampler.take(values)
+        for _ in range(_TRIES):
+            suggestion = self._sampler.ask(context)
+            if _text(suggestion.values) not in outer.seen:
+                if self._is_valid({**context, **suggestion.values}):
+                    return suggestion
+                misfit = suggestion
+            self._sampler.tell(suggestion, None)
+        rest = self._remaining(outer, context)
+        if rest is not None:
+            return self._sampler.take(self._random.choice(rest)) if rest else None
+        for _ in range(_DRAWS):
+            values = self._sampler.draw(context, self._random)
+            if _text(values) not in outer.seen and self._is_valid({**context, **values}):
+                return self._sampler.take(values)
+        return None if misfit is None else self._sampler.take(misfit.values)
+
+    def _remaining(self, outer: _Outer, context: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """All unseen settings, where they can be listed."""
+        keys = self._sampler.keys
+        count = number_of_values(keys)
+        if count is None or count > 10_000 or any(key.conditions for key in keys):
+            return None
+        grid = product(*(values_of(key) for key in keys))
+        settings = [dict(zip((key.key for key in keys), values, strict=True)) for values in grid]
+        return [each for each in settings if _text(each) not in outer.seen and self._is_valid({**context, **each})]
+
+    def _propose(
+        self, home: _Outer, outer: Mapping[str, Any], inner: Mapping[str, Any], key: str, suggestion: Suggestion
+    ) -> Proposal:
+        proposal = Proposal(self.handed_out, dict(outer), dict(inner), key, self._batches)
+        self._hand_out(home, proposal, suggestion)
+        return proposal
+
+    def _hand_out(self, outer: _Outer, proposal: Proposal, suggestion: Suggestion) -> None:
+        if outer.asked == 0:
+            outer.reference = proposal.number
+        outer.seen.add(_text(suggestion.values))
+        outer.asked += 1
+        outer.pending[proposal.number] = suggestion
+        self._home[proposal.number] = outer
+        self.handed_out = max(self.handed_out, proposal.number + 1)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
