@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from wsss.errors import WsssError
+from wsss.metric_name import MetricName
 
 Source = Literal["paper", "readme", "released_weights", "unverified"]
 Outcome = Literal["reproduced", "above", "below", "not comparable"]
@@ -180,7 +180,7 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
     choosers = protocol.chosen_by_masks.get(claim.metric, ())
     if choosers and not claim.chosen_by_masks:
         obstacles.append(f"masks chose something in {_some(choosers)}")
-    if claim.metric.endswith("_oracle") and not claim.chosen_by_masks:
+    if MetricName.parse(claim.metric).ending == "oracle" and not claim.chosen_by_masks:
         obstacles.append("an oracle number: masks chose the threshold")
     if obstacles or difference is None:
         return Verdict(claim, ours, difference, "not comparable", "; ".join(obstacles))
@@ -237,7 +237,7 @@ def _problems(entry: Any, index: int) -> list[str]:
                 problems.append(f"{where}: {name} is {value!r}, not true or false")
         elif not isinstance(value, str) or not value.strip():
             problems.append(f"{where}: {name} is {value!r}, not a text")
-        elif name == "metric" and not re.search(rf"_{re.escape(str(entry.get('split')))}(_|$)", value):
+        elif name == "metric" and MetricName.parse(value).split != entry.get("split"):
             problems.append(f"{where}: metric {value!r} does not name the split {entry.get('split')!r}")
         elif name == "source" and value not in get_args(Source):
             problems.append(f"{where}: source is {value!r}, not one of {', '.join(get_args(Source))}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wsss.train_task import TrainTask
 
 Reads = Literal["images", "image_labels", "masks"]
+GridKind = Literal["cam", "labels", "grey", "segments"]
 Arrays = Mapping[str, np.ndarray]
 KEY_FORMAT = 1
 
@@ -180,13 +181,42 @@ class DataDigests(Protocol):
 
 
 @dataclass(frozen=True)
+class GridColumn:
+    """One column of an image grid.
+
+    Attributes:
+        title: above the column.
+        stage, array: a map stage and the name of the array that it makes for each image.
+        kind: what the array is. "cam": class maps (K, h, w) in [0, 1]; the strongest is drawn as a heat map over the
+            picture. "labels": class ids (h, w), 255 ignored; VOC colours. "grey": one map (h, w) such as saliency, in
+            [0, 1], or in [0, 255] if its type is uint8. "segments": ids (h, w) of superpixels; their outlines are
+            drawn over the picture.
+    """
+
+    title: str
+    stage: str
+    array: str
+    kind: GridKind
+
+
+@dataclass(frozen=True)
 class SampleGrid:
-    """Where the report finds what it draws: (stage, array) of each column of the image grid."""
+    """An image grid of the report: the picture, one column after the other, the ground truth.
+
+    Attributes:
+        image_list: the data set's list that the pictures are taken from.
+        columns: from left to right. A column whose stage did not run is left out.
+    """
 
     image_list: str
-    cam: tuple[str, str] | None = None
-    pseudo_label: tuple[str, str] | None = None
-    prediction: tuple[str, str] | None = None
+    columns: tuple[GridColumn, ...]
+
+    def __post_init__(self) -> None:
+        titles = ["input", "truth", *(column.title for column in self.columns)]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise PipelineError(
+                f"two columns of an image grid are titled {twice[0]!r}", f"the grid on {self.image_list}", "rename one"
+            )
 
 
 @dataclass(frozen=True)
@@ -242,11 +272,23 @@ class Pipeline:
         that needs. PipelineError if no stage has its name.
         """
         self.stage(first.name)
-        wanted = self.downstream(first.name) - {first.name}
+        later = self.downstream(first.name) - {first.name}
+        return replace(self, stages=(first, *self.upstream(*later, stop=lambda name: name == first.name)))
+
+    def upstream(self, *names: str, stop: Callable[[str], bool] = lambda name: False) -> tuple[Stage, ...]:
+        """The named stages and everything that they depend on, in order.
+
+        A stage at which `stop` is true is left out, and so is what is needed by such stages alone; `stop` is asked
+        from the last stage to the first, once each.
+        """
+        wanted = set(names)
         for stage in reversed(self.stages):
             if stage.name in wanted:
-                wanted.update(upstream for upstream in stage.inputs.values() if upstream != first.name)
-        return replace(self, stages=(first, *(stage for stage in self.stages if stage.name in wanted)))
+                if stop(stage.name):
+                    wanted.remove(stage.name)
+                else:
+                    wanted.update(stage.inputs.values())
+        return tuple(stage for stage in self.stages if stage.name in wanted)
 
     def downstream(self, name: str) -> set[str]:
         """The stage and everything that depends on it."""

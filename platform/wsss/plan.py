@@ -109,9 +109,11 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
             "stages: " + ", ".join(stage.name for stage in pipeline),
         )
     keys = stage_keys(pipeline, dataset, lambda path: file_digest(path, dataset.cache))
-    stages = _until(pipeline, until)
+    stages = pipeline.stages if until is None else pipeline.upstream(until)
     artifacts = {stage.name: store.find(stage.name, keys[stage.name]) for stage in stages}
-    wanted = _wanted(stages, artifacts)
+    consumed = {name for stage in stages for name in stage.inputs.values()}
+    results = [stage.name for stage in stages if isinstance(stage, ReduceStage) or stage.name not in consumed]
+    wanted = {stage.name for stage in pipeline.upstream(*results, stop=lambda name: artifacts[name] is not None)}
     return Plan(
         tuple(
             PlannedStage(
@@ -125,29 +127,6 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
             for stage in stages
         )
     )
-
-
-def _until(pipeline: Pipeline, until: str | None) -> tuple[Stage, ...]:
-    if until is None:
-        return pipeline.stages
-    wanted = {until}
-    for stage in reversed(pipeline.stages):
-        if stage.name in wanted:
-            wanted.update(stage.inputs.values())
-    return tuple(stage for stage in pipeline if stage.name in wanted)
-
-
-def _wanted(stages: tuple[Stage, ...], artifacts: Mapping[str, Artifact | None]) -> set[str]:
-    consumed = {upstream for stage in stages for upstream in stage.inputs.values()}
-    wanted: set[str] = set()
-    for stage in reversed(stages):
-        final = isinstance(stage, ReduceStage) or stage.name not in consumed
-        if (final or stage.name in wanted) and artifacts[stage.name] is None:
-            wanted.add(stage.name)
-            wanted.update(upstream for upstream in stage.inputs.values())
-        else:
-            wanted.discard(stage.name)
-    return wanted
 
 
 def _cost_name(stage: Stage) -> str:

@@ -20,9 +20,11 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.method import ExecutionSettings, Method
+from wsss.metric_name import MetricName
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
 from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settings_of
 from wsss.released import check_checkpoint, pipeline_of
+from wsss.search.space.pipelines import metrics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("demo", "mini", "paper")
@@ -162,8 +164,19 @@ def test_headline_and_grids_name_what_exists(method: Method, shapes_home: Path) 
     assert pipeline.headline, "no headline number"
     for grid in pipeline.grids:
         assert grid.image_list in dataset.lists
-        for shown in (grid.cam, grid.pseudo_label, grid.prediction):
-            assert shown is None or isinstance(pipeline.stage(shown[0]), MapStage)
+        for column in grid.columns:
+            assert isinstance(pipeline.stage(column.stage), MapStage)
+
+
+def test_metric_names_are_read_back(method: Method, shapes_home: Path) -> None:
+    """Reports know a number by its name alone."""
+    known = {key: info for key, info in settings_of(method.recipe_type).items() if not key.startswith("execution.")}
+    for switch in ([], *([text] for text in switches_of(known, flat_dict(demo(method))))):
+        with contextlib.suppress(WsssError):  # a choice that asks for a file
+            pipeline, _ = build(method, demo(method, *switch), shapes_home)
+            names = [*metrics_of(pipeline), *pipeline.headline]
+            assert names and all(str(MetricName.parse(name)) == name for name in names)
+            assert [name for name in names if not MetricName.parse(name).is_main_miou] == []
 
 
 def test_weakly_supervised_training_does_not_read_masks(method: Method, shapes_home: Path) -> None:

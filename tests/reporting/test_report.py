@@ -8,7 +8,8 @@ from PIL import Image
 from tests.reporting.test_tables import report
 
 from wsss.data.palette import colorize
-from wsss.reporting.grid import heat_overlay, write_grid
+from wsss.pipeline import GridKind
+from wsss.reporting.grid import draw, heat_overlay, segment_outlines, write_grid
 from wsss.reporting.plots import plot_class_iou, plot_history, plot_threshold_curve, running_mean
 from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
@@ -24,9 +25,16 @@ def sample(name: str, height: int, width: int) -> SampleImage:
     return SampleImage(
         name=name,
         image=rng.integers(0, 255, (height, width, 3), dtype=np.uint8),
-        cam=rng.random((2, height // 4, width // 4)).astype(np.float16),
-        labels={"pseudo label": np.where(truth == 255, 0, truth), "truth": truth},
+        arrays={
+            "CAM": rng.random((2, height // 4, width // 4)).astype(np.float16),
+            "pseudo label": np.where(truth == 255, 0, truth),
+            "truth": truth,
+        },
     )
+
+
+def rows_of(title: str, *samples: SampleImage) -> SampleRows:
+    return SampleRows(title=title, columns={"CAM": "cam", "pseudo label": "labels", "truth": "labels"}, samples=samples)
 
 
 def full_report(*seeds: int) -> RunReport:
@@ -55,7 +63,7 @@ def full_report(*seeds: int) -> RunReport:
                 tables={"curve": curve, "iterations_crf": iterations},
             )
         )
-    grid = SampleRows(title="val <first>", samples=(sample("one", 24, 32), sample("second", 40, 20)))
+    grid = rows_of("val <first>", sample("one", 24, 32), sample("second", 40, 20))
     return RunReport(
         **{
             **base.__dict__,
@@ -136,7 +144,7 @@ def colors_of(path: Path) -> set[tuple[int, ...]]:
 
 
 def test_grid_shows_labels_in_voc_colors(tmp_path):
-    rows = SampleRows(title="val", samples=(sample("one", 24, 32), sample("second", 40, 20)))
+    rows = rows_of("val", sample("one", 24, 32), sample("second", 40, 20))
     found = colors_of(write_grid(rows, CLASSES, tmp_path / "grid.png"))
     for index in (0, 2, 255):
         assert tuple(colorize(np.array([[index]], np.uint8))[0, 0].tolist()) in found
@@ -145,8 +153,38 @@ def test_grid_shows_labels_in_voc_colors(tmp_path):
 
 def test_grid_of_samples_with_different_columns(tmp_path):
     bare = SampleImage(name="bare", image=np.zeros((8, 8, 3), np.uint8))
-    path = write_grid(SampleRows(title="x", samples=(sample("one", 24, 32), bare)), CLASSES, tmp_path / "grid.png")
+    path = write_grid(rows_of("x", sample("one", 24, 32), bare), CLASSES, tmp_path / "grid.png")
     assert path.stat().st_size > 0
+
+
+def test_a_grid_has_as_many_columns_as_are_named(tmp_path):
+    """Labels and predictions of two rounds, saliency, superpixels: each is drawn as what it is."""
+    height, width = 60, 80
+    image = np.full((height, width, 3), 100, np.uint8)
+    segments = np.arange(height * width).reshape(height, width) % width // 20
+    saliency = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, axis=0)
+    cam = np.zeros((1, 15, 20), np.float32)
+    cam[:, :, 10:] = 1
+    columns: dict[str, GridKind] = {"superpixels": "segments", "saliency": "grey", "CAM": "cam"}
+    arrays = {"superpixels": segments, "saliency": saliency, "CAM": cam}
+    for index, title in enumerate(("label", "refined label", "prediction", "second prediction", "truth")):
+        columns[title] = "labels"
+        arrays[title] = np.where(saliency > 0.1 * index, 1 + index % 2, 0).astype(np.uint8)
+    rows = SampleRows(title="all", columns=columns, samples=(SampleImage(name="one", image=image, arrays=arrays),) * 2)
+    path = write_grid(rows, CLASSES, tmp_path / "grid.png")
+    found = colors_of(path)
+    assert (255, 220, 0) in found, "no outline of a superpixel"
+    assert {(level, level, level) for level in range(20, 240, 20)} <= found, "no saliency in grey levels"
+    with Image.open(path) as picture:
+        assert picture.width > 2.2 * picture.height  # nine columns, two rows and a legend
+
+
+def test_outlines_lie_where_segments_meet():
+    image = np.zeros((4, 6, 3), np.uint8)
+    outlined = segment_outlines(image, np.array([[0, 1, 1]] * 2))  # stretched twice
+    assert np.array_equal(np.argwhere(outlined.any(axis=2).any(axis=0)).ravel(), [2])
+    assert draw(image, np.array([[0.0, 1.0, 2.0]]), "grey")[0, :, 0].tolist() == [0, 255, 255]
+    assert draw(image, np.array([[0, 7]], np.uint8), "grey")[0, :, 0].tolist() == [0, 7]
 
 
 def test_heat_is_strongest_where_the_map_is():

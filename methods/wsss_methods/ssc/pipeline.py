@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.data.file_facts import folder_digest
-from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages.score import (
     CurveScoreConfig,
     SummaryConfig,
@@ -106,8 +106,14 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
         stages=tuple(stages),
         headline=_headline(recipe),
         grids=(
-            SampleGrid("train", cam=("cam", "cam"), pseudo_label=("pseudo_label", "label")),
-            SampleGrid("val", prediction=("segmentation", best_prediction(recipe))),
+            SampleGrid(
+                "train",
+                (
+                    GridColumn("CAM", "cam", "cam", "cam"),
+                    GridColumn("pseudo label", "pseudo_label", "label", "labels"),
+                ),
+            ),
+            SampleGrid("val", (GridColumn("prediction", "segmentation", best_prediction(recipe), "labels"),)),
         ),
         protocol=_protocol(recipe, dataset, files),
     )

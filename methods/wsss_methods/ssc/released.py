@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.nn.checkpoint import load_weights
-from wsss.pipeline import Pipeline, SampleGrid
+from wsss.pipeline import GridColumn, Pipeline, SampleGrid
 from wsss_methods.ssc.pipeline import best_prediction, inference_protocol, segmentation_stages
 from wsss_methods.ssc.prediction_stages import crf_variants
 from wsss_methods.ssc.recipe import SscRecipe
@@ -22,7 +22,7 @@ def build_released_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     return Pipeline(
         stages=(replace(training, inputs={}), *behind),
         headline=("segmentation/miou_val", *(f"segmentation/miou_val_{variant}" for variant in variants)),
-        grids=(SampleGrid("val", prediction=("segmentation", best_prediction(recipe))),),
+        grids=(SampleGrid("val", (GridColumn("prediction", "segmentation", best_prediction(recipe), "labels"),)),),
         protocol={
             "segmentation networks": f"two {recipe.segmentation.architecture}, released weights",
             "checkpoint": "the authors' choice, by the masks of val (SSC, section 7)",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.ops.crf import DenseCrfSettings
-from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages.score import (
     LabelScoreConfig,
     SummaryConfig,
@@ -67,7 +67,7 @@ def build_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
     return Pipeline(
         stages=tuple(stages),
         headline=_headline(recipe),
-        grids=(SampleGrid("val", prediction=(final, "prediction")),),
+        grids=(SampleGrid("val", (GridColumn("prediction", final, "prediction", "labels"),)),),
         protocol=_protocol(recipe, dataset, files),
     )
 

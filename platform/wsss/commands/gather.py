@@ -14,7 +14,7 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.map_stage import TABLES_FILE
 from wsss.execution.train_stage import HISTORY_FILE
 from wsss.method import Method
-from wsss.pipeline import Pipeline, SampleGrid
+from wsss.pipeline import GridColumn, GridKind, Pipeline, SampleGrid
 from wsss.recipe import flat_dict, load_recipe, settings_of
 from wsss.released import pipeline_of
 from wsss.reporting.comparability import list_deviations
@@ -85,12 +85,13 @@ def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str
 
 def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[str, ...]]:
     """Metric name -> the stages behind it that chose something by looking at masks."""
-    before: dict[str, tuple[str, ...]] = {}
-    for stage in pipeline:
-        found = [name for upstream in stage.inputs.values() for name in before[upstream]]
-        found += [stage.name] if stage.chooses_by_masks else []
-        before[stage.name] = tuple(dict.fromkeys(found))
-    return {metric: before[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in before}
+    choosing = {
+        stage.name: tuple(each.name for each in pipeline.upstream(stage.name) if each.chooses_by_masks)
+        for stage in pipeline
+    }
+    return {
+        metric: choosing[stage.name] for stage in record.stages for metric in stage.metrics if stage.name in choosing
+    }
 
 
 def _require_alike(records: Sequence[RunRecord]) -> None:
@@ -136,24 +137,20 @@ def _json(artifact: Artifact | None, file: str) -> Mapping[str, Any]:
 def _grid(grid: SampleGrid, dataset: Dataset, record: RunRecord, store: Store) -> SampleRows:
     """A few images, spread evenly over those of the list that all shown stages hold."""
     view = dataset.view(("images", "masks"), grid.image_list)
-    columns = {"CAM": grid.cam, "pseudo label": grid.pseudo_label, "prediction": grid.prediction}
-    found: dict[str, tuple[Artifact, str]] = {}
-    for title, source in columns.items():
-        if source is None or source[0] not in record.keys:
-            continue
-        artifact = store.find(source[0], record.keys[source[0]])
+    found: list[tuple[GridColumn, Artifact]] = []
+    for column in grid.columns:
+        artifact = store.find(column.stage, record.keys[column.stage]) if column.stage in record.keys else None
         if artifact is not None:
-            found[title] = (artifact, source[1])
-    held = [set(artifact.images()) for artifact, _ in found.values()]
+            found.append((column, artifact))
+    held = [set(artifact.images()) for _, artifact in found]
     names = [name for name in view.names if all(name in images for images in held)]
     names = names[:: max(1, len(names) // GRID_IMAGES)][:GRID_IMAGES] if found else []
     samples = []
     for name in names:
-        arrays = {title: artifact.arrays(name)[array] for title, (artifact, array) in found.items()}
-        cam = arrays.pop("CAM", None)
-        labels = {**arrays, "truth": view.mask(name)}
-        samples.append(SampleImage(name=name, image=view.image(name), cam=cam, labels=labels))
-    return SampleRows(title=f"{', '.join([*found, 'truth'])} on {grid.image_list}", samples=tuple(samples))
+        arrays = {column.title: artifact.arrays(name)[column.array] for column, artifact in found}
+        samples.append(SampleImage(name=name, image=view.image(name), arrays={**arrays, "truth": view.mask(name)}))
+    columns: dict[str, GridKind] = {**{column.title: column.kind for column, _ in found}, "truth": "labels"}
+    return SampleRows(title=f"{', '.join(columns)} on {grid.image_list}", columns=columns, samples=tuple(samples))
 
 
 def _provenance(records: Sequence[RunRecord]) -> dict[str, str]:

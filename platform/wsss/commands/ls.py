@@ -10,6 +10,7 @@ from wsss.commands.arguments import add_locations, locations, select
 from wsss.commands.methods import find_methods, recipe_names
 from wsss.commands.screen import duration, file_size, print_table
 from wsss.method import Method
+from wsss.metric_name import MetricName
 from wsss.pipeline import Stage
 from wsss.recipe import settings_of
 
@@ -91,9 +92,7 @@ def list_runs(home: Path) -> None:
     rows = []
     for record in find_runs(home):
         took = duration(record.ended - record.started) if record.ended else ""
-        scores = [name for name in record.metrics if "/miou_" in name]
-        # miou_train, not miou_train_low or miou_train_oracle, which say more about it
-        main = [name for name in scores if not any(name.startswith(f"{other}_") for other in scores)]
+        main = [name for name in record.metrics if MetricName.parse(name).is_main_miou]
         number = f"{main[-1]} {100 * record.metrics[main[-1]]:.2f} %" if main else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
         rows.append((record.run_id, record.status, began, took, record.executed, number))

@@ -1,8 +1,8 @@
-"""Image grids: the picture, its class maps and its labels side by side."""
+"""Image grids: each picture beside what the stages made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from wsss.data.palette import colorize, voc_palette
+from wsss.pipeline import GridKind
 from wsss.reporting.plots import new_figure, save
 from wsss.reporting.run_report import SampleImage, SampleRows
 
@@ -20,17 +21,14 @@ _CELL = 2.3  # inches
 
 
 def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
-    """Draw one row for each sample: input, CAM (if any sample has one), then the label maps.
+    """Draw a row for each sample: the picture, then the arrays of `rows.columns`; an absent one leaves its cell empty.
 
-    Titles of the label columns come from the samples, in order of first appearance; a sample without one of
-    them leaves its cell empty. Labels have the VOC colours, unsure and ignored pixels the colour of 255.
+    Returns the path, of a PNG. Label maps have the VOC colours, ignored pixels the colour of 255.
     """
     samples = rows.samples
-    titles = list(dict.fromkeys(title for sample in samples for title in sample.labels))
-    with_cam = any(sample.cam is not None for sample in samples)
-    columns = ["input", *(["CAM"] if with_cam else []), *titles]
+    columns = ["input", *rows.columns]
     heights = [sample.image.shape[0] / sample.image.shape[1] for sample in samples]
-    present = _present(samples)
+    present = sorted({index for sample in samples for index in _class_ids(rows, sample)})
     legend_columns = 2 * len(columns) - 1  # what fits below the pictures, long names included
     legend_rows = -(-len(present) // legend_columns)
     height = _CELL * sum(heights) + 0.3 * len(samples) + 0.5 + 0.28 * legend_rows
@@ -40,13 +38,20 @@ def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
         for column, title in enumerate(columns):
             cell = axes[row, column]
             cell.set_axis_off()
-            picture = _cell(sample, title)
-            if picture is not None:
-                cell.imshow(picture, interpolation="nearest")
+            if title == "input":
+                cell.imshow(sample.image, interpolation="nearest")
+            elif title in sample.arrays:
+                cell.imshow(draw(sample.image, sample.arrays[title], rows.columns[title]), interpolation="nearest")
             if row == 0:
                 cell.set_title(title, fontsize=11)
         axes[row, 0].text(
-            0, -0.03, _caption(sample, classes), transform=axes[row, 0].transAxes, fontsize=8, va="top", color="#444444"
+            0,
+            -0.03,
+            _caption(rows, sample, classes),
+            transform=axes[row, 0].transAxes,
+            fontsize=8,
+            va="top",
+            color="#444444",
         )
     if present:
         colors = voc_palette() / 255
@@ -80,27 +85,45 @@ def heat_overlay(image: Array, cam: Array, strength: float = 0.6) -> Array:
     return np.rint(255 * ((1 - weight) * grey + weight * colors)).astype(np.uint8)
 
 
-def _cell(sample: SampleImage, title: str) -> Array | None:
-    if title == "input":
-        return sample.image
-    if title == "CAM":
-        return None if sample.cam is None else heat_overlay(sample.image, sample.cam)
-    labels = sample.labels.get(title)
-    return None if labels is None else colorize(labels.astype(np.uint8))
+def segment_outlines(image: Array, segments: Array) -> Array:
+    """The borders between segments in yellow over the picture.
+
+    image: uint8 (H, W, 3). segments: integers (h, w), stretched over the picture. Returns uint8 (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    rows, columns = (np.arange(size) * have // size for size, have in zip((height, width), segments.shape, strict=True))
+    stretched = segments[rows][:, columns]
+    border = np.zeros((height, width), bool)
+    border[:, 1:] |= stretched[:, 1:] != stretched[:, :-1]
+    border[1:] |= stretched[1:] != stretched[:-1]
+    return np.where(border[..., None], np.array([255, 220, 0], np.uint8), image)
 
 
-def _present(samples: Sequence[SampleImage]) -> list[int]:
-    found: set[int] = set()
-    for sample in samples:
-        for labels in sample.labels.values():
-            found.update(np.unique(labels.astype(np.uint8)).tolist())
-    return sorted(found)
+def draw(image: Array, array: Array, kind: GridKind) -> Array:
+    """An array of a grid as a picture, uint8 (h, w, 3). `image`: uint8 (H, W, 3), what it belongs to."""
+    match kind:
+        case "cam":
+            return heat_overlay(image, array)
+        case "labels":
+            return colorize(array.astype(np.uint8))
+        case "grey":
+            level = array if array.dtype == np.uint8 else np.rint(255 * np.clip(array, 0, 1).astype(np.float32))
+            return level.astype(np.uint8)[..., None].repeat(3, axis=2)
+        case "segments":
+            return segment_outlines(image, array)
 
 
-def _caption(sample: SampleImage, classes: Sequence[str]) -> str:
-    shown_labels = [sample.labels["truth"]] if "truth" in sample.labels else list(sample.labels.values())
-    ids = sorted({index for labels in shown_labels for index in np.unique(labels).tolist()})
-    names = [classes[int(index)] for index in ids if 0 < index < len(classes)]
+def _class_ids(rows: SampleRows, sample: SampleImage, titles: Collection[str] = ()) -> set[int]:
+    """Class ids in the label maps of a sample, of all columns unless some are named."""
+    maps = [array for title, array in sample.arrays.items() if rows.columns[title] == "labels"]
+    if titles:
+        maps = [sample.arrays[title] for title in titles]
+    return {int(index) for labels in maps for index in np.unique(labels.astype(np.uint8))}
+
+
+def _caption(rows: SampleRows, sample: SampleImage, classes: Sequence[str]) -> str:
+    ids = sorted(_class_ids(rows, sample, ("truth",) if "truth" in sample.arrays else ()))
+    names = [classes[index] for index in ids if 0 < index < len(classes)]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{sample.name}  {shown}".rstrip()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsss.claims import Verdict
+from wsss.pipeline import GridKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -45,21 +46,20 @@ class SampleImage:
 
     Attributes:
         image: uint8 (H, W, 3) RGB.
-        cam: float (K, h, w) with values about 0..1, or None; stretched over the image.
-        labels: column title -> integer (h, w) label map (255: unsure or ignored), in drawing order.
+        arrays: column title -> array, as `wsss.pipeline.GridColumn` describes it; stretched over the image.
     """
 
     name: str
     image: Array
-    cam: Array | None = None
-    labels: Mapping[str, Array] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRows:
-    """One image grid."""
+    """One image grid. `columns`: title -> what the arrays of the column are, from left to right."""
 
     title: str
+    columns: Mapping[str, GridKind]
     samples: tuple[SampleImage, ...]
 
 

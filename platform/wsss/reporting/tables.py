@@ -15,9 +15,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from wsss.claims import Claim, Verdict
+from wsss.metric_name import ENDINGS, MetricName
 from wsss.reporting.run_report import RunReport
 
-_ENDINGS = ("_low", "_high", "_oracle", "_cross_fitted", "_all_background")
 _OUTCOME_STYLE = {"reproduced": "bold green", "above": "bold blue", "below": "bold red", "not comparable": "dim"}
 
 
@@ -39,8 +39,7 @@ def percent(fraction: float | None) -> str:
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a score that people read as percent."""
-    what = metric.rsplit("/", 1)[-1]
-    return what.startswith(("miou", "iou", "pixel_accuracy", "mean_accuracy", "precision", "recall"))
+    return MetricName.parse(metric).is_fraction
 
 
 def shown(metric: str, value: float | None) -> str:
@@ -102,18 +101,19 @@ def result_table(report: RunReport) -> Table:
     columns += ["spread"] * several + ["95 % interval", "cross-fitted choice", "best choice", "at", "all background"]
     rows = []
     for metric in miou_metrics(report):
+        name = MetricName.parse(metric)
         values = [by_seed[seed].get(metric) for seed in seeds]
         row = [metric, *(percent(value) for value in values if several), percent(_mean(values))]
         row += [percent(_spread(values))] * several
         low, high, cross_fitted, oracle, background = (
-            _mean([by_seed[seed].get(metric + ending) for seed in seeds])
-            for ending in ("_low", "_high", "_cross_fitted", "_oracle", "_all_background")
+            _mean([by_seed[seed].get(str(name.beside(ending))) for seed in seeds])
+            for ending in ("low", "high", "cross_fitted", "oracle", "all_background")
         )
         row += [
             "-" if low is None else f"{percent(low)} to {percent(high)}",
             percent(cross_fitted),
             percent(oracle),
-            _oracle_setting(by_seed.values(), metric),
+            _oracle_setting(list(by_seed.values()), name),
             percent(background),
         ]
         rows.append(tuple(row))
@@ -130,8 +130,9 @@ def other_metrics_table(report: RunReport) -> Table:
     by_seed = report.metrics_by_seed
     shown_already: set[str] = set()
     for metric in miou_metrics(report):
-        shown_already.update({metric, *_oracle_names(metric).values()})
-        shown_already.update(metric + ending for ending in _ENDINGS)
+        name = MetricName.parse(metric)
+        shown_already.update({metric, *_oracle_names(name).values()})
+        shown_already.update(str(name.beside(ending)) for ending in ENDINGS)
     names = sorted({name for metrics in by_seed.values() for name in metrics} - shown_already)
     rows = [(name, *(shown(name, by_seed[seed].get(name)) for seed in seeds)) for name in names]
     columns = ("number", *(f"seed {seed}" for seed in seeds))
@@ -144,11 +145,7 @@ def stage_table(report: RunReport) -> Table:
     columns = (["seed"] if several else []) + ["stage", "kind", "status", "time", "numbers", "key"]
     rows = []
     for stage in report.stages:
-        scores = [
-            f"{name} {percent(value)}"
-            for name, value in stage.metrics.items()
-            if "/miou_" in name and not name.endswith(_ENDINGS)
-        ]
+        scores = [f"{name} {percent(stage.metrics[name])}" for name in main_mious(stage.metrics)]
         rows.append(
             (
                 *([str(stage.seed)] if several else []),
@@ -196,14 +193,19 @@ def class_iou_series(report: RunReport) -> dict[str, dict[str, float]]:
 
 def score_name(stage: str, metrics: Mapping[str, float]) -> str:
     """The main mIoU's name of a summary stage without "miou_": "cam/train"; the stage's name if it has none."""
-    names = [name for name in metrics if "/miou_" in name and not name.endswith(_ENDINGS)]
+    names = main_mious(metrics)
     return names[0].replace("/miou_", "/") if names else stage
+
+
+def main_mious(metrics: Iterable[str]) -> list[str]:
+    """Those of the names that are a mIoU itself, not its interval or what stands beside it."""
+    return [name for name in metrics if MetricName.parse(name).is_main_miou]
 
 
 def miou_metrics(report: RunReport) -> list[str]:
     """Names of the main mIoU metrics: the headline first, then in the order of the stages."""
     found = dict.fromkeys(name for stage in report.stages for name in stage.metrics)
-    main = [name for name in found if "/miou_" in name and not name.endswith(_ENDINGS)]
+    main = main_mious(found)
     first = [name for name in report.headline if name in main]
     return first + [name for name in main if name not in first]
 
@@ -286,16 +288,14 @@ def results_csv(report: RunReport) -> str:
     return to_csv(columns, rows)
 
 
-def _oracle_names(metric: str) -> dict[str, str]:
+def _oracle_names(metric: MetricName) -> dict[str, str]:
     """What masks may have chosen -> the metric that holds the choice."""
-    prefix, what = metric.rsplit("/", 1)
-    return {kind: f"{prefix}/oracle_{kind}_{what.removeprefix('miou_')}" for kind in ("threshold", "iterations")}
+    return {kind: str(metric.of(f"oracle_{kind}")) for kind in ("threshold", "iterations")}
 
 
-def _oracle_setting(by_seed: Iterable[Mapping[str, float]], metric: str) -> str:
-    metrics = list(by_seed)
+def _oracle_setting(by_seed: Sequence[Mapping[str, float]], metric: MetricName) -> str:
     for kind, name in _oracle_names(metric).items():
-        value = _mean([each.get(name) for each in metrics])
+        value = _mean([each.get(name) for each in by_seed])
         if value is not None:
             return f"{value:.3g}" if kind == "threshold" else f"{value:.3g} {kind}"
     return "-"

@@ -296,7 +296,7 @@ def _rungs(
     def costly(target: str) -> set[str]:
         return {
             stage.name
-            for stage in base.upstream(target)
+            for stage in base.pipeline.upstream(target)
             if isinstance(stage, TrainStage) or (limit is not None and (seconds.get(stage.name) or 0.0) > limit)
         }
 
@@ -309,7 +309,7 @@ def _rungs(
         if before and before < target and made[name] in changed:
             found.setdefault(frozenset(before), Rung(name))
     rungs = list(found.values())
-    for stage in base.upstream(made[metric]):
+    for stage in base.pipeline.upstream(made[metric]):
         if not isinstance(stage, TrainStage) or stage.name not in changed or stage.epochs < 2:
             continue
         through = [

@@ -32,6 +32,7 @@ from wsss.evaluation.confusion import (
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import best_threshold, threshold_confusions
 from wsss.evaluation.selection import half_of
+from wsss.metric_name import MetricName
 from wsss.pipeline import Reduction, StageContext
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -104,6 +105,14 @@ class SummaryConfig:
     mean_over: MeanOver = "defined"
     bootstrap_samples: int = 1000
     confidence: float = 0.95
+
+    @property
+    def name(self) -> MetricName:
+        """Of the main mIoU."""
+        return MetricName(self.prefix, "miou", self.split, self.variant)
+
+    def __post_init__(self) -> None:
+        _ = self.name  # parts whose text is not read back are an error here, not at a run's end
 
 
 def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
@@ -213,9 +222,9 @@ def summarize_curve(context: StageContext) -> Reduction:
     default = _index_of(config.default_threshold, thresholds, context.stage)
     halves: list[Array | None] = [None, None]
     counts: list[Array] = []
-    for name in names:
-        found = Counts.read(artifact.arrays(name))
-        half = half_of(name)
+    for image in names:
+        found = Counts.read(artifact.arrays(image))
+        half = half_of(image)
         accumulated = halves[half]
         if accumulated is None:
             halves[half] = found.dense()
@@ -230,12 +239,12 @@ def summarize_curve(context: StageContext) -> Reduction:
     metrics, tables, arrays = _scores_of(
         config, curve[default], np.stack(counts), names, context.data.classes, context.stage
     )
-    named = _namer(config)
-    metrics[named("miou", "oracle")] = float(scores[oracle])
-    metrics[named("oracle_threshold")] = float(thresholds[oracle])
+    name = config.name
+    metrics[str(name.beside("oracle"))] = float(scores[oracle])
+    metrics[str(name.of("oracle_threshold"))] = float(thresholds[oracle])
     if len(parts) == 2:
         cross_fitted = parts[0][best_threshold(parts[1], thresholds)] + parts[1][best_threshold(parts[0], thresholds)]
-        metrics[named("miou", "cross_fitted")] = float(miou(cross_fitted, config.mean_over))
+        metrics[str(name.beside("cross_fitted"))] = float(miou(cross_fitted, config.mean_over))
     tables["curve"] = [
         {
             "threshold": float(threshold),
@@ -286,30 +295,21 @@ def _scores_of(
     interval = bootstrap_interval_from_counts(
         counts, samples=config.bootstrap_samples, confidence=config.confidence, mean_over=config.mean_over
     )
-    named = _namer(config)
-    metrics = {
-        named("miou"): interval.value,
-        named("miou", "low"): interval.low,
-        named("miou", "high"): interval.high,
-        named("miou", "all_background"): float(miou(all_background(confusion), config.mean_over)),
-        named("pixel_accuracy"): float(pixel_accuracy(confusion)),
+    name = config.name
+    found = {
+        name: interval.value,
+        name.beside("low"): interval.low,
+        name.beside("high"): interval.high,
+        name.beside("all_background"): float(miou(all_background(confusion), config.mean_over)),
+        name.of("pixel_accuracy"): float(pixel_accuracy(confusion)),
     }
     _, in_truth, predicted = intersections_and_totals(confusion)
     per_class = [
-        {"class": name, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
-        for i, (name, value) in enumerate(class_iou(confusion, classes).items())
+        {"class": label, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
+        for i, (label, value) in enumerate(class_iou(confusion, classes).items())
     ]
     arrays = {"confusion": confusion, "image_counts": counts, "images": np.array(names)}
-    return metrics, {"per_class": per_class}, arrays
-
-
-def _namer(config: SummaryConfig) -> Callable[..., str]:
-    variant = f"_{config.variant}" if config.variant else ""
-
-    def named(what: str, ending: str = "") -> str:
-        return f"{config.prefix}/{what}_{config.split}{variant}{'_' + ending if ending else ''}"
-
-    return named
+    return {str(each): value for each, value in found.items()}, {"per_class": per_class}, arrays
 
 
 def _named(arrays: Mapping[str, Array], array: str, image: str, stage: str) -> Array:

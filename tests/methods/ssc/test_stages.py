@@ -86,10 +86,9 @@ def test_headline_numbers_exist(case: Case) -> None:
     for name in case.pipeline.headline:
         assert 0 <= case.run.metrics[name] <= 1, name
     for grid in case.pipeline.grids:
-        for shown in (grid.cam, grid.pseudo_label, grid.prediction):
-            if shown is not None:
-                name = case.dataset.lists[grid.image_list][0]
-                assert shown[1] in case.artifact(shown[0]).arrays(name)
+        for column in grid.columns:
+            name = case.dataset.lists[grid.image_list][0]
+            assert column.array in case.artifact(column.stage).arrays(name)
 
 
 def test_losses_of_a_constraint_begin_after_its_warm_up(case: Case) -> None:

@@ -88,8 +88,8 @@ def test_headline_numbers_exist(case: Case) -> None:
     for name in case.pipeline.headline:
         assert 0 <= case.run.metrics[name] <= 1, name
         assert case.run.metrics[f"{name}_all_background"] > 0
-    shown = case.pipeline.grids[0].prediction
-    assert shown is not None and shown[1] in case.artifact(shown[0]).arrays(case.dataset.lists["val"][0])
+    (shown,) = case.pipeline.grids[0].columns
+    assert shown.array in case.artifact(shown.stage).arrays(case.dataset.lists["val"][0])
 
 
 def test_the_mask_loss_is_watched_first_and_trained_then(case: Case) -> None:

@@ -197,7 +197,9 @@ class BatchEvaluator:
         for setting in settings:
             outcome = self._outcome(setting, None)
             there = (
-                set() if setting.keyed is None else {each.name for each in setting.keyed.upstream(*setting.artifacts)}
+                set()
+                if setting.keyed is None
+                else {each.name for each in setting.keyed.pipeline.upstream(*setting.artifacts)}
             )
             uses = tuple(use for use in outcome.stages if use.name in there or use in setting.looks)
             outcomes.append(replace(outcome, stages=uses))
@@ -212,7 +214,7 @@ class BatchEvaluator:
         artifacts: dict[str, str] = {}
         target = metric_stage(setting.keyed.pipeline, metric or self.metric)
         # With the evaluations before the searched one, where early stopping looked at them.
-        for stage in setting.keyed.upstream(target, *setting.executed):
+        for stage in setting.keyed.pipeline.upstream(target, *setting.executed):
             artifact = setting.artifacts.get(stage.name) or self.find(stage.name, setting.keyed.keys[stage.name])
             seconds = float(artifact.provenance.get("seconds", 0.0)) if artifact is not None else 0.0
             executed = stage.name in setting.executed
@@ -268,22 +270,20 @@ class BatchEvaluator:
     def missing(self, setting: Setting, metric: str) -> set[str]:
         """Stages to compute for a metric: what is not in the store and read by what must be computed and stored."""
         keyed = setting.pipeline
-        missing: set[str] = set()
-        waiting = [metric_stage(keyed.pipeline, metric)]
+        wanted = [metric_stage(keyed.pipeline, metric)]
         if self.evaluation.criterion is not None and metric == self.metric and setting.fused is None:
-            waiting.append(criterion_input(self._scorer(setting)))  # an earlier attempt may have had it in memory
-        while waiting:
-            name = waiting.pop()
-            if name in setting.artifacts or name in missing:
-                continue
-            artifact = self.find(name, keyed.keys[name])
-            if artifact is not None:
+            wanted.append(criterion_input(self._scorer(setting)))  # an earlier attempt may have had it in memory
+        in_memory = {job.stage.name for job in fused_jobs(setting.fused)[:-1]}
+
+        def there(name: str) -> bool:
+            if name not in setting.artifacts and name not in in_memory:
+                artifact = self.find(name, keyed.keys[name])
+                if artifact is None:
+                    return False
                 setting.artifacts[name] = artifact
-                continue
-            missing.add(name)
-            if setting.fused is None or setting.fused.stage.name != name:
-                waiting += keyed.pipeline.stage(name).inputs.values()
-        return missing
+            return True
+
+        return {stage.name for stage in keyed.pipeline.upstream(*wanted, stop=there)}
 
     def find(self, name: str, key: str) -> Artifact | None:
         """An artifact by stage and key; None when it is not in the store."""

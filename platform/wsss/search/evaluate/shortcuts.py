@@ -90,22 +90,25 @@ def _tails(
     for setting in settings:
         keyed = setting.pipeline
         target = _evaluation_stage(evaluator, setting)
-        tail: set[str] = set()
-        waiting = [*target.inputs.values()] if target.name in missing[setting.number] else []
-        while waiting:
-            name = waiting.pop()
-            stage = keyed.pipeline.stage(name)
-            if name in missing[setting.number] and isinstance(stage, MapStage) and wanted[keyed.keys[name]] == 1:
-                tail.add(name)
-                waiting += stage.inputs.values()
+        own = {
+            stage.name
+            for stage in keyed.pipeline
+            if stage.name in missing[setting.number]
+            and isinstance(stage, MapStage)
+            and wanted[keyed.keys[stage.name]] == 1
+        }
+        inputs = target.inputs.values() if target.name in missing[setting.number] else ()
+        tail = {stage.name for stage in keyed.pipeline.upstream(*inputs, stop=lambda name, own=own: name not in own)}
         # What some of the searched keys do not change, settings of later batches may want as well.
-        varied = [stage.name for stage in keyed.upstream(target.name) if stage.name in evaluator.evaluation.varied]
+        varied = [
+            stage.name for stage in keyed.pipeline.upstream(target.name) if stage.name in evaluator.evaluation.varied
+        ]
         for name in varied:
             tail &= keyed.pipeline.downstream(name)
         # What another missing stage reads must be there as a whole.
         for stage in reversed(keyed.pipeline.stages):
             if stage.name in missing[setting.number] - tail - {target.name}:
-                tail -= {each.name for each in keyed.upstream(stage.name)}
+                tail -= {each.name for each in keyed.pipeline.upstream(stage.name)}
         scorer = target.inputs.get(CONFUSIONS)
         tails[setting.number] = tail if varied and scorer in tail else set()
     return tails

@@ -112,7 +112,7 @@ def _changed_stages(before: KeyedPipeline, after: KeyedPipeline, metric: str) ->
     """Stages of the metric whose key differs between two pipelines, or that only one of them has."""
     stages: dict[str, Stage] = {}
     for pipeline, other in ((before, after), (after, before)):
-        for stage in pipeline.upstream(metric_stage(pipeline.pipeline, metric)):
+        for stage in pipeline.pipeline.upstream(metric_stage(pipeline.pipeline, metric)):
             if other.keys.get(stage.name) != pipeline.keys[stage.name]:
                 stages[stage.name] = stage
     return list(stages.values())

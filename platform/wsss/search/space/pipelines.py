@@ -10,7 +10,7 @@ from typing import Any
 from wsss.data.dataset import Dataset
 from wsss.errors import WsssError
 from wsss.method import Method
-from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, Stage, TrainStage, stage_keys
+from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, TrainStage, stage_keys
 from wsss.stages.score import SummaryConfig
 from wsss.weights import file_digest
 
@@ -26,14 +26,6 @@ class KeyedPipeline:
     recipe: Any
     pipeline: Pipeline
     keys: dict[str, str]
-
-    def upstream(self, *targets: str) -> tuple[Stage, ...]:
-        """The named stages and all that they need, in order."""
-        wanted = set(targets)
-        for stage in reversed(self.pipeline.stages):
-            if stage.name in wanted:
-                wanted.update(stage.inputs.values())
-        return tuple(stage for stage in self.pipeline if stage.name in wanted)
 
 
 @dataclass
