@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests.evaluation.test_confusion import fixture
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, iou, miou
-from wsss.evaluation.curves import best_threshold, label_at_threshold, threshold_confusions
+from wsss.evaluation.curves import label_at_threshold, threshold_confusions
 
 NUM_CLASSES = 5
 # Few distinct values, most of them also thresholds: ties between classes, and with the background, abound.
@@ -86,14 +86,6 @@ def test_what_does_not_fit_is_refused():
         threshold_confusions(maps + np.nan, np.array([1]), truth, [0.1], 3)
     with pytest.raises(EvaluationError, match="floating point"):
         threshold_confusions(maps.astype(int), np.array([1]), truth, [0.1], 3)
-
-
-def test_best_threshold_takes_the_lowest_of_equals():
-    good = np.diag([5, 5])
-    bad = np.array([[0, 5], [5, 0]])
-    assert best_threshold(np.stack([bad, good, good]), [0.1, 0.4, 0.3]) == 2
-    with pytest.raises(EvaluationError, match="no pixel"):
-        best_threshold(np.zeros((2, 2, 2), int), [0.1, 0.2])
 
 
 def test_cam_scores_agree_with_the_reference():

@@ -3,10 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss.evaluation.confusion import EvaluationError, miou_from_counts
+from wsss.evaluation.confusion import EvaluationError, intersections_and_totals, miou, miou_from_counts
 from wsss.evaluation.selection import (
     best_setting,
     choose,
+    choose_by_halves,
     half_of,
     label_free_choice,
     rank_correlation,
@@ -48,9 +49,43 @@ def test_choices_by_their_definition(seed, number, images):
         best = [int(np.argmax([score(each[halves == half]) for each in counts])) for half in (0, 1)]
         assert chosen.cross_fitted == tuple(best)
         pooled = np.concatenate([counts[best[1]][halves == 0], counts[best[0]][halves == 1]])
-        assert chosen.cross_fitted_miou == pytest.approx(score(pooled))
+        assert chosen.cross_fitted_miou == pytest.approx(min(score(pooled), max(mious)))
     else:
         assert chosen.cross_fitted is None and chosen.cross_fitted_miou is None
+
+
+@pytest.mark.parametrize("mean_over", ["defined", "truth"])
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 9), images=st.integers(1, 5), classes=st.integers(2, 25))
+@settings(max_examples=150, deadline=None)
+def test_no_choice_is_worth_more_than_the_oracle(mean_over, seed, number, images, classes):
+    """Sparse counts: classes that only some images, or only the predictions, hold."""
+    rng = np.random.default_rng(seed)
+    per_image = rng.integers(0, 4, (number, images, classes, classes)) * (rng.random((classes, classes)) < 0.3)
+    per_image[:, :, 0, 0] += 1
+    counts = np.stack(intersections_and_totals(per_image), axis=2)
+    chosen = choose(counts, names_of(images), mean_over=mean_over)
+    assert all(chosen.oracle_miou >= value for value in chosen.mious if value is not None)
+    assert chosen.cross_fitted_miou is None or chosen.oracle_miou >= chosen.cross_fitted_miou
+    for each in per_image:
+        assert chosen.oracle_miou >= miou(each.sum(axis=0), mean_over)
+
+
+@pytest.mark.parametrize("mean_over", ["defined", "truth"])
+def test_two_settings_mixed_do_not_count_for_more_than_the_best_one(mean_over):
+    """mIoU is no sum over images: pooled, the halves at each other's best setting can reach more than any setting."""
+    first = [[[0, 0, 2], [0, 1, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 3, 1]]]  # one matrix for each half
+    second = [[[2, 0, 0], [1, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 0], [4, 0, 0]]]
+    halves = np.array([first, second])
+    chosen = choose_by_halves(np.stack(intersections_and_totals(halves), axis=2), mean_over)
+    assert chosen.cross_fitted == (1, 0)
+    mixed = float(miou(halves[0, 0] + halves[1, 1], mean_over))
+    assert mixed > max(value for value in chosen.mious if value is not None) + 0.2
+    assert chosen.cross_fitted_miou == chosen.oracle_miou < mixed
+
+
+def test_the_first_of_equal_settings_is_chosen():
+    confusions = np.array([[[0, 5], [5, 0]], [[5, 0], [0, 5]], [[5, 0], [0, 5]]])[:, None]
+    assert best_setting(np.stack(intersections_and_totals(confusions), axis=2)) == 1
 
 
 def test_criterion_without_a_value_for_some_images():

@@ -4,11 +4,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.evaluation.test_confusion import fixture
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
 from wsss.evaluation.counts import Counts
-from wsss.evaluation.curves import label_at_threshold
+from wsss.evaluation.curves import label_at_threshold, threshold_confusions
 from wsss.evaluation.selection import half_of
 from wsss.pipeline import StageContext
 from wsss.stages.score import (
@@ -36,6 +38,19 @@ class Masks:
 
     def mask(self, name: str) -> np.ndarray:
         return self.masks[name]
+
+
+class Records:
+    """The part of an artifact that summaries need."""
+
+    def __init__(self, records: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        self.records = records
+
+    def images(self) -> list[str]:
+        return list(self.records)
+
+    def arrays(self, name: str) -> Mapping[str, np.ndarray]:
+        return self.records[name]
 
 
 def publish(folder: Path, stage: str, records: Mapping[str, Mapping[str, np.ndarray]]):
@@ -99,6 +114,28 @@ def test_curve_from_maps_to_numbers(tmp_path):
     assert result.arrays["image_counts"].shape == (8, 3, 4)
     np.testing.assert_array_equal(result.arrays["confusion"], curve[1])
     assert result.arrays["images"].tolist() == sorted(maps)
+
+
+@pytest.mark.parametrize("mean_over", ["defined", "truth"])
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_the_oracle_is_at_least_every_threshold_and_the_cross_fitted_choice(mean_over, seed):
+    """A class that is predicted and in no truth lowers one mean and not the other: the best thresholds differ."""
+    rng = np.random.default_rng(seed)
+    thresholds = np.sort(rng.choice(np.arange(1, 10), 4, replace=False)) / 10
+    records = {}
+    for index in range(4):
+        truth, keys = rng.integers(0, 3, (2, 4)), np.array([1, 2, 3])
+        found = threshold_confusions(np.round(rng.random((3, 2, 4)), 1), keys, truth, thresholds, 4)
+        records[f"image_{index}"] = {**Counts.of(found).arrays(), "thresholds": thresholds}
+    config = SummaryConfig("cam", "train", default_threshold=float(rng.choice(thresholds)), mean_over=mean_over)
+    result = summarize_curve(context(config, Masks({}), confusions=Records(records)))
+    oracle = result.metrics["cam/miou_train_oracle"]
+    assert oracle >= result.metrics["cam/miou_train"]
+    assert oracle >= result.metrics.get("cam/miou_train_cross_fitted", 0)
+    assert all(oracle >= row["miou"] for row in result.tables["curve"])
+    (best,) = [row for row in result.tables["curve"] if row["oracle"]]
+    assert (best["miou"], best["threshold"]) == (oracle, result.metrics["cam/oracle_threshold_train"])
 
 
 def test_cross_fitted_uses_the_threshold_of_the_other_half(tmp_path):

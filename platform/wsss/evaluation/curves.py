@@ -1,7 +1,7 @@
 """Scores against a background threshold, for every threshold from one pass over the pixels.
 
 A class map volume becomes labels by standing a constant background map in front of it and taking the
-argmax (SSC sections 6.1 and 6.2, for CAMs and for random-walk scores alike). Which class wins among the
+argmax, for CAMs and for random-walk scores alike. Which class wins among the
 maps does not depend on the constant, only whether it beats it: so one histogram over (truth, winning class,
 number of thresholds the winner exceeds) holds the confusion matrix of every threshold.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.evaluation.confusion import EvaluationError, counted_truth, miou
+from wsss.evaluation.confusion import EvaluationError, counted_truth
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,15 +92,6 @@ def threshold_confusions(
         result[:, :, class_id] += foreground[:, :, column]
     result[:, :, 0] -= foreground.sum(axis=2)
     return result
-
-
-def best_threshold(confusions: Array, thresholds: Sequence[float] | Array) -> int:
-    """Index of the threshold with the highest mIoU of (T, C, C); the lowest threshold among equals."""
-    scores = np.asarray(miou(np.asarray(confusions)), dtype=np.float64)
-    if np.isnan(scores).all():
-        raise EvaluationError("no pixel was scored", "best_threshold", "check that the masks are not all ignored")
-    order = np.lexsort((np.asarray(thresholds, dtype=np.float64), -np.nan_to_num(scores, nan=-1.0)))
-    return int(order[0])
 
 
 def _checked(maps: Array, keys: Array) -> tuple[Array, Array]:

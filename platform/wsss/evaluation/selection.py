@@ -30,7 +30,9 @@ class Choice:
         mious: of every setting on all images (fraction), None where nothing was scored.
         oracle: index of the best setting on all images, the first among equals; `oracle_miou` its mIoU there.
         cross_fitted: best setting on each half of the images (`half_of`); None when one half is empty or unscored.
-        cross_fitted_miou: both halves pooled, each scored at the setting that the other half chose; None likewise.
+        cross_fitted_miou: both halves pooled, each scored at the setting that the other half chose, and at most
+            `oracle_miou`; None likewise. mIoU is no sum over images: two settings mixed can reach more than the best
+            single one, which is what a single choice is worth at most.
     """
 
     mious: tuple[float | None, ...]
@@ -89,18 +91,29 @@ def choose(counts: Array, names: Sequence[str], *, mean_over: MeanOver = "define
     counts: int64 (S, N, 3, C). names: of the N images, which decide the halves.
     Raises EvaluationError when the shapes do not fit or no pixel was scored.
     """
+    halves = np.array([half_of(name) for name in names])
+    if halves.size != _checked(counts).shape[1]:
+        raise EvaluationError(
+            f"{halves.size} names for {counts.shape[1]} images", "selection", "give one name for each image"
+        )
+    return choose_by_halves(np.stack([counts[:, halves == half].sum(axis=1) for half in (0, 1)], axis=1), mean_over)
+
+
+def choose_by_halves(counts: Array, mean_over: MeanOver = "defined") -> Choice:
+    """`choose` from counts int64 (S, 2, 3, C), the sums over the images of each half (zeros without an image)."""
     scores = setting_mious(counts, mean_over)
     oracle = best_setting(counts, mean_over)
-    fitted = _cross_fitted(counts, names, mean_over)
-    cross_fitted = None
-    if fitted is not None:
-        total = fitted[1].sum(axis=0)
-        cross_fitted = float(miou_from_counts(total[0], total[1], total[2], mean_over))
+    oracle_miou = float(scores[oracle])
+    chosen = cross_fitted = None
+    if counts[:, :, 1].any(axis=(0, 2)).all():
+        chosen = (best_setting(counts[:, :1], mean_over), best_setting(counts[:, 1:], mean_over))
+        total = counts[chosen[1], 0] + counts[chosen[0], 1]
+        cross_fitted = min(oracle_miou, float(miou_from_counts(total[0], total[1], total[2], mean_over)))
     return Choice(
         mious=tuple(None if np.isnan(score) else float(score) for score in scores),
         oracle=oracle,
-        oracle_miou=float(scores[oracle]),
-        cross_fitted=None if fitted is None else fitted[0],
+        oracle_miou=oracle_miou,
+        cross_fitted=chosen,
         cross_fitted_miou=cross_fitted,
     )
 
@@ -135,24 +148,6 @@ def rank_correlation(first: Sequence[float] | Array, second: Sequence[float] | A
     if ranks[0].size < 2 or np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return float("nan")
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _cross_fitted(counts: Array, names: Sequence[str], mean_over: MeanOver) -> tuple[tuple[int, int], Array] | None:
-    """Settings chosen on each half, and counts (N, 3, C) of every image at the other half's choice."""
-    halves = np.array([half_of(name) for name in names])
-    if halves.size != counts.shape[1]:
-        raise EvaluationError(
-            f"{halves.size} names for {counts.shape[1]} images", "selection", "give one name for each image"
-        )
-    if not all(_scored(counts[:, halves == half]) for half in (0, 1)):
-        return None
-    chosen = tuple(best_setting(counts[:, halves == half], mean_over) for half in (0, 1))
-    fitted = np.where((halves == 0)[:, None, None], counts[chosen[1]], counts[chosen[0]])
-    return (chosen[0], chosen[1]), fitted
-
-
-def _scored(counts: Array) -> bool:
-    return bool(counts[:, :, 1].sum())
 
 
 def _nan_means(values: Array) -> Array:

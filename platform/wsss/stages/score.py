@@ -30,8 +30,8 @@ from wsss.evaluation.confusion import (
     pixel_accuracy,
 )
 from wsss.evaluation.counts import Counts
-from wsss.evaluation.curves import best_threshold, threshold_confusions
-from wsss.evaluation.selection import half_of
+from wsss.evaluation.curves import threshold_confusions
+from wsss.evaluation.selection import choose_by_halves, half_of
 from wsss.metric_name import MetricName
 from wsss.pipeline import Reduction, StageContext
 
@@ -204,10 +204,11 @@ def summarize_curve(context: StageContext) -> Reduction:
 
     Metrics, as fractions, named `<prefix>/<what>_<split>[...][_variant]`:
         miou_<split>                 at the default threshold, with _low and _high (bootstrap over images),
-        miou_<split>_oracle          at the best threshold of these very images: chosen by masks,
+        miou_<split>_oracle          at the best threshold of these very images (the first of equals), by the same
+                                     mean over classes: chosen by masks,
         oracle_threshold_<split>     that threshold,
-        miou_<split>_cross_fitted        each half of the images scored at the other half's best threshold, both
-                                     halves pooled: what choosing by masks is worth on images not chosen on,
+        miou_<split>_cross_fitted    each half of the images scored at the other half's best threshold, both halves
+                                     pooled, at most the oracle: what a choice by masks is worth on other images,
         miou_<split>_all_background  of a predictor that says background everywhere,
         pixel_accuracy_<split>       at the default threshold.
     Tables: "curve" (threshold, miou, default, oracle), "per_class" (class, iou, pixels).
@@ -231,28 +232,26 @@ def summarize_curve(context: StageContext) -> Reduction:
         else:
             found.add_to(accumulated)
         counts.append(np.stack(intersections_and_totals(found.at(default).dense())))
-    parts = [half for half in halves if half is not None]
-    curve = np.sum(parts, axis=0)
-    scores = np.asarray(miou(curve, config.mean_over), dtype=np.float64)
-    oracle = best_threshold(curve, thresholds)
+    curve = np.sum([half for half in halves if half is not None], axis=0)
+    sums = np.stack([np.zeros_like(curve) if half is None else half for half in halves], axis=1)
+    chosen = choose_by_halves(np.stack(intersections_and_totals(sums), axis=2), config.mean_over)
 
     metrics, tables, arrays = _scores_of(
         config, curve[default], np.stack(counts), names, context.data.classes, context.stage
     )
     name = config.name
-    metrics[str(name.beside("oracle"))] = float(scores[oracle])
-    metrics[str(name.of("oracle_threshold"))] = float(thresholds[oracle])
-    if len(parts) == 2:
-        cross_fitted = parts[0][best_threshold(parts[1], thresholds)] + parts[1][best_threshold(parts[0], thresholds)]
-        metrics[str(name.beside("cross_fitted"))] = float(miou(cross_fitted, config.mean_over))
+    metrics[str(name.beside("oracle"))] = chosen.oracle_miou
+    metrics[str(name.of("oracle_threshold"))] = float(thresholds[chosen.oracle])
+    if chosen.cross_fitted_miou is not None:
+        metrics[str(name.beside("cross_fitted"))] = chosen.cross_fitted_miou
     tables["curve"] = [
         {
             "threshold": float(threshold),
-            "miou": None if np.isnan(score) else float(score),
+            "miou": score,
             "default": index == default,
-            "oracle": index == oracle,
+            "oracle": index == chosen.oracle,
         }
-        for index, (threshold, score) in enumerate(zip(thresholds, scores, strict=True))
+        for index, (threshold, score) in enumerate(zip(thresholds, chosen.mious, strict=True))
     ]
     arrays["curve_confusion"] = curve
     arrays["thresholds"] = thresholds
