@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch.utils.data import default_collate
 
 from wsss.pipeline import StageContext
+from wsss.stages.affinity_irn import build_affinity_training
 from wsss.train_task import Batch, TrainTask
-from wsss_methods.ssc.affinity_stages import build_affinity_training
-from wsss_methods.ssc.cam_stages import build_cam_training
+from wsss_methods.ssc.cam_transforms import affinity_training_sample
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.segmentation_stages import build_segmentation_training
+from wsss_methods.ssc.training import build_cam_training
 
 STAGES = {
     "cam": "S1 CAM: ResNet-50, decoder, VGG-19",
@@ -128,7 +130,7 @@ def build_stage(
     recipe = SscRecipe()
     builders: dict[str, tuple[Callable[[StageContext], TrainTask], Any, tuple[str, ...]]] = {
         "cam": (build_cam_training, recipe.cam, ("superpixels",)),
-        "affinity": (build_affinity_training, recipe.affinity, ("ir_label",)),
+        "affinity": (partial(build_affinity_training, crop=affinity_training_sample), recipe.affinity, ("ir_label",)),
         "segmentation": (build_segmentation_training, recipe.segmentation, ("pseudo_label", "confidence_mask")),
     }
     build, config, inputs = builders[stage]

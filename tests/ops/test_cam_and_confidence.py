@@ -1,19 +1,19 @@
-"""Merging class maps, thresholds, confidence masks and instance clusters."""
+"""Merging class maps, thresholds, confidence masks."""
 
 import numpy as np
 import pytest
 import torch
 
 from wsss.ops.cam import (
-    merge_scales,
+    Merge,
     merged_cam,
     merged_high_res,
+    normalized_by_range,
     strided_size,
     strided_up_size,
     thresholded_argmax,
 )
 from wsss.ops.confidence import confidence_mask, score_margin
-from wsss.ops.instance import centroid_clusters, refined_centroids, split_by_clusters, suppress_fragments
 
 
 def test_strided_sizes_round_up():
@@ -23,18 +23,38 @@ def test_strided_sizes_round_up():
 
 def test_merged_maps_have_maximum_just_below_one_and_the_right_sizes():
     maps = [torch.rand(5, 3, 4), torch.rand(5, 2, 2)]
-    cam, high_res = merge_scales(maps, np.array([1, 4]), (45, 60))
+    cam, high_res = (merge(maps, np.array([1, 4]), (45, 60)) for merge in (merged_cam, merged_high_res))
     assert cam.shape == (2, 12, 15) and high_res.shape == (2, 45, 60)
     assert cam.dtype == high_res.dtype == np.float32
     for values in (cam, high_res):
         assert values.min() >= 0 and np.all(values.max(axis=(1, 2)) < 1)
         np.testing.assert_allclose(values.max(axis=(1, 2)), 1, atol=1e-4)
-    assert np.array_equal(cam, merged_cam(maps, np.array([1, 4]), (45, 60)))
-    assert np.array_equal(high_res, merged_high_res(maps, np.array([1, 4]), (45, 60)))
+
+
+def test_a_maximum_over_scales_and_a_network_at_full_size():
+    maps = [torch.rand(3, 20, 30), torch.rand(3, 40, 60)]
+    resized = torch.nn.functional.interpolate(maps[0][None], (40, 60), mode="bilinear", align_corners=False)[0]
+    merged = merged_high_res(maps, np.array([2]), (40, 60), Merge("maximum", "none", stride=1))
+    assert np.array_equal(merged, torch.maximum(resized, maps[1])[2:].numpy())
+
+
+def test_range_sets_small_values_to_zero_before_the_subtraction():
+    """SEAM's `infer_SEAM.py`, line by line."""
+    summed = np.random.default_rng(0).normal(size=(3, 7, 9)).astype(np.float32)
+    summed[2] = np.abs(summed[2]) + 0.5
+    expected = summed.copy()
+    expected[expected < 0] = 0
+    largest, least = expected.max(axis=(1, 2), keepdims=True), expected.min(axis=(1, 2), keepdims=True)
+    expected[expected < least + 1e-5] = 0
+    expected = (expected - least - 1e-5) / (largest - least + 1e-5)
+    found = normalized_by_range(torch.from_numpy(summed)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[2].min() < -0.1, "far below zero where the smallest value is well above it"
 
 
 def test_an_image_without_classes_has_empty_maps():
-    cam, high_res = merge_scales([torch.rand(5, 3, 4)], np.array([], dtype=np.int64), (45, 60))
+    nothing = np.array([], dtype=np.int64)
+    cam, high_res = (merge([torch.rand(5, 3, 4)], nothing, (45, 60)) for merge in (merged_cam, merged_high_res))
     assert cam.shape == (0, 12, 15) and high_res.shape == (0, 45, 60)
     assert np.array_equal(thresholded_argmax(high_res, np.array([]), 0.2), np.zeros((45, 60)))
 
@@ -63,23 +83,3 @@ def test_every_class_keeps_its_share_of_the_surest_pixels(ratio):
         kept, left = margin[inside & (mask == 1)], margin[inside & (mask == 0)]
         if len(kept) and len(left):
             assert kept.min() >= left.max()
-
-
-def test_two_attractors_give_two_clusters():
-    y, x = np.mgrid[0:10, 0:21].astype(np.float32)
-    target = np.where(x < 10, 5.0, 15.0)
-    field = np.stack([5.0 - y, target - x]) * 0.8
-    centroids = refined_centroids(field)
-    clusters = centroid_clusters(centroids, field, threshold=2.0)
-    assert clusters.shape == (2, 10, 21) and np.array_equal(clusters.sum(axis=0), np.ones((10, 21)))
-    assert np.array_equal(clusters[0], (x < 10).astype(np.uint8))
-    maps, keys = split_by_clusters(np.ones((1, 10, 21), dtype=np.float32), np.array([7]), clusters)
-    assert np.array_equal(maps, clusters) and keys.tolist() == [7, 7]
-
-
-def test_small_fragments_lose_their_score():
-    label = np.zeros((20, 20), dtype=np.uint8)
-    label[:10] = 3
-    label[15, 15] = 3
-    score = suppress_fragments(label, np.ones((20, 20), dtype=np.float32), min_share=0.01)
-    assert score[15, 15] == 0 and score[:10].min() == 1 and score[12].min() == 1

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from tests.parity.check_parts import gradient_norms, prose_number, set_rates, shapes
 from tests.parity.fixtures import Fixture
+from tests.parity.instance import centroid_clusters, refined_centroids
 
+from wsss.data.transforms import channels_first, normalize
 from wsss.nn.checkpoint import official_state_dict
-from wsss.nn.irn import AffinityNetwork, training_buffers
+from wsss.nn.irn import AffinityNetwork, build_affinity_network, training_buffers
 from wsss.ops.affinity import (
     LOSS_WEIGHTS,
     affinity_loss_counts,
@@ -27,25 +29,13 @@ from wsss.ops.affinity import (
 )
 from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
-from wsss.ops.instance import centroid_clusters, refined_centroids
 from wsss.ops.random_walk import dense_transition, grid_affinity, padded_pair_affinity, random_walk
+from wsss.stages.affinity_irn import IrLabelConfig, affinity_optimizer, ir_label, padded_affinity_forward
+from wsss.stages.pseudo_label import pseudo_label_of_walk
 from wsss_methods.ssc.cam_transforms import (
     quartered_label,
 )
-from wsss_methods.ssc.networks import (
-    build_affinity_network,
-)
-from wsss_methods.ssc.optimizers import (
-    affinity_optimizer,
-    polynomial_schedule,
-)
-from wsss_methods.ssc.pseudo_label import (
-    ir_label_steps,
-    irn_edge_and_displacement,
-    padded_affinity_forward,
-    pseudo_label_scores,
-)
-from wsss_methods.ssc.recipe import IrLabelSettings
+from wsss_methods.ssc.optimizers import polynomial_schedule
 
 
 def _affinity_network(fixture: Fixture) -> AffinityNetwork:
@@ -60,7 +50,7 @@ def check_ir_label(fixture: Fixture) -> None:
     crf = given["crf"]
     assert not crf.get("zero_unsure", False)
     settings = replace(
-        IrLabelSettings(),
+        IrLabelConfig(),
         conf_fg_thres=given["conf_fg_thres"],
         conf_bg_thres=given["conf_bg_thres"],
         crf_iterations=crf["iterations"],
@@ -72,7 +62,7 @@ def check_ir_label(fixture: Fixture) -> None:
         crf_bilateral_compat=crf["bilateral"]["compat"],
     )
     keys = np.array(given["keys"]) + 1
-    steps = ir_label_steps(fixture.input("image"), fixture.input("high_res"), keys, settings)
+    steps = ir_label(fixture.input("image"), fixture.input("high_res"), keys, settings)
     fixture.expect("fg_argmax", steps.foreground_argmax)
     fixture.expect("fg_crf", steps.foreground_crf)
     fixture.expect("label", steps.label)
@@ -232,17 +222,10 @@ def check_sem_seg_label(fixture: Fixture) -> None:
     settings = fixture.settings
     network = _affinity_network(fixture).eval()
     image, keys = fixture.input("image"), np.array(settings["keys"]) + 1
-    edge, _ = irn_edge_and_displacement(network, image, settings["crop_size"])
-    result = pseudo_label_scores(
-        fixture.input("cam"),
-        keys,
-        edge,
-        (image.shape[0], image.shape[1]),
-        radius=settings["radius"],
-        beta=settings["beta"],
-        exp_times=settings["exp_times"],
-        background=settings["sem_seg_bg_thres"],
-    )
+    planes = torch.from_numpy(channels_first(normalize(image)))
+    edge = padded_affinity_forward(network, planes, settings["crop_size"])[0].numpy()
+    walk = random_walk(fixture.input("cam"), edge[0], settings["radius"], settings["beta"], settings["exp_times"])
+    result = pseudo_label_of_walk(walk, keys, (image.shape[0], image.shape[1]), settings["sem_seg_bg_thres"])
     fixture.expect("edge", edge)
     fixture.expect("score", result.score)
     fixture.expect("label", result.label)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from wsss.nn.backbone import Backbone, scaled_channels
+from wsss.nn.backbones import Normalization, backbone_name, build_backbone
 from wsss.nn.checkpoint import Aliases
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
-from wsss.nn.irn import AffinityNetwork
 from wsss.nn.mobilenet import MobileNetV2
-from wsss.nn.resnet import DEPTHS, ResNet, ResNetStructure
+from wsss.nn.resnet import ResNet
 from wsss.nn.suppression import DiscriminativeRegionSuppression
-from wsss.nn.sync_norm import SynchronizedBatchNorm2d
-
-Normalization = Literal["frozen", "batch"]
 
 MAP_STRIDE = 16
 
@@ -30,43 +25,6 @@ CAM_ALIASES: Aliases = (
     *((f"backbone.{number - 1}.0", f"resnet50.layer{number}") for number in range(2, 5)),
     ("newly_added.0", "classifier"),
 )
-
-
-def build_backbone(
-    name: str,
-    width: float = 1.0,
-    normalization: Normalization = "frozen",
-    suppression: float | None = None,
-    depths: tuple[int, int, int, int] | None = None,
-) -> Backbone:
-    """A backbone at output stride 16: "resnet18", "resnet50" or "mobilenet_v2".
-
-    Args:
-        width: factor on the channels.
-        normalization: "frozen" uses stored statistics, always; "batch" trains them over all workers' batches.
-        suppression: delta of the discriminative region suppression in the last stage, None or 1 for none.
-        depths: blocks of a ResNet's four layers, to change the standard ones.
-    """
-    norm_layer: Callable[[int], nn.Module] = (
-        FrozenStatisticsBatchNorm2d if normalization == "frozen" else SynchronizedBatchNorm2d
-    )
-
-    def suppressor() -> nn.Module | None:
-        suppresses = suppression is not None and suppression < 1
-        return DiscriminativeRegionSuppression(cast(float, suppression)) if suppresses else None
-
-    if name == "mobilenet_v2":
-        return MobileNetV2(width, output_stride=16, norm_layer=norm_layer, after_last=suppressor())
-    if not name.startswith("resnet"):
-        raise ValueError(f"no backbone {name}; there are resnet18, resnet50 and mobilenet_v2")
-    block, standard = DEPTHS[int(name.removeprefix("resnet"))]
-    structure = ResNetStructure(block=block, depths=depths or standard, width=width, strides=(1, 2, 2, 1))
-    return ResNet(structure, norm_layer, lambda layer: suppressor() if layer == 4 else None)
-
-
-def backbone_name(name: str) -> str:
-    """Name under which the parameters of a backbone appear: the published `resnet50`, else `backbone`."""
-    return "resnet50" if name == "resnet50" else "backbone"
 
 
 @dataclass
@@ -265,20 +223,3 @@ class ReconstructionDecoder(nn.Module):
         x = self.main(maps)
         x = self.upsample_2(self.upsample_1(x))
         return torch.tanh(self.upsample_4(self.upsample_3(x)))
-
-
-def build_affinity_network(
-    backbone: str = "resnet50",
-    width: float = 1.0,
-    *,
-    train_backbone: bool = False,
-    head_width: float = 1.0,
-    depths: tuple[int, int, int, int] | None = None,
-) -> AffinityNetwork:
-    """The affinity network (SSC, section 4.4) on a backbone of `build_backbone`, without suppression.
-
-    A trained backbone (`train_backbone`) uses batch statistics, a frozen one stored statistics.
-    """
-    normalization: Normalization = "batch" if train_backbone else "frozen"
-    body = build_backbone(backbone, width, normalization, None, depths)
-    return AffinityNetwork(body, backbone_name(backbone), train_backbone, head_width)

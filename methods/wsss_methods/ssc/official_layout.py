@@ -20,8 +20,8 @@ from wsss.errors import WsssError
 from wsss.method import Exporter
 from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
 from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
+from wsss.stages.cam import read_high_res
 from wsss.store import Artifact, ArtifactWriter
-from wsss_methods.ssc.cam_stages import read_high_res
 from wsss_methods.ssc.networks import CAM_ALIASES
 from wsss_methods.ssc.seg_checkpoint import (
     NETWORKS,

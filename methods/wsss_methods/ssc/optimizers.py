@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from wsss.nn.irn import AffinityNetwork
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Schedule
 from wsss_methods.ssc.networks import CamNetwork
@@ -40,31 +39,6 @@ def decoder_optimizer(
 ) -> torch.optim.Adam:
     """Adam of the reconstruction decoder, without weight decay."""
     return torch.optim.Adam(decoder.parameters(), lr=learning_rate, betas=(beta1, beta2))
-
-
-def affinity_optimizer(
-    network: AffinityNetwork,
-    learning_rate: float = 0.1,
-    dp_lr_mult: float = 10.0,
-    momentum: float = 1e-4,
-    weight_decay: float = 1e-4,
-) -> torch.optim.SGD:
-    """SGD with edge heads at the base rate and displacement heads at `dp_lr_mult` times it.
-
-    A trained backbone joins the edge heads' group.
-    """
-    displacement = network.displacement_parameters()
-    known = {id(parameter) for parameter in displacement}
-    edge = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
-    return torch.optim.SGD(
-        [
-            {"params": edge, "lr": learning_rate},
-            {"params": displacement, "lr": learning_rate * dp_lr_mult},
-        ],
-        lr=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
 
 
 def polynomial_schedule(power: float = 0.9) -> Schedule:

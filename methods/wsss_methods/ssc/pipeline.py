@@ -4,46 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
-from wsss.data.file_facts import folder_digest
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
-from wsss.stages.score import (
-    CurveScoreConfig,
-    SummaryConfig,
-    build_curve_scorer,
-    summarize_curve,
-    thresholds_with,
-)
+from wsss.stages.affinity_irn import affinity_stages
+from wsss.stages.cam import build_cam, cam_stages
+from wsss.stages.maps_from_folder import maps_from_folder
+from wsss.stages.pseudo_label import pseudo_label_stages
+from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
+from wsss.stages.superpixels import build_superpixels
 from wsss.weights import WeightUse, required_weights, resolve_path
-from wsss_methods.ssc.affinity_stages import (
-    AffinityConfig,
-    ConfidenceConfig,
-    DisplacementConfig,
-    EdgeConfig,
-    RandomWalkConfig,
-    ThresholdConfig,
-    build_affinity_displacement,
-    build_affinity_training,
-    build_confidence_mask,
-    build_edge,
-    build_ir_label,
-    build_pseudo_label,
-    build_random_walk,
-    build_random_walks,
-)
-from wsss_methods.ssc.cam_stages import (
-    CamConfig,
-    SuperpixelFolderConfig,
-    active_cam_settings,
-    build_cam,
-    build_cam_score,
-    build_cam_training,
-    build_superpixel_reader,
-    build_superpixels,
-    plain_cam_settings,
-)
+from wsss_methods.ssc.cam_transforms import affinity_training_sample, cam_inputs
 from wsss_methods.ssc.prediction_stages import (
     ChoiceConfig,
     EvaluationConfig,
@@ -64,9 +37,8 @@ from wsss_methods.ssc.segmentation_stages import (
     build_segmentation_training,
     select_candidate,
 )
+from wsss_methods.ssc.training import active_cam_settings, build_cam_network, build_cam_training, plain_cam_settings
 
-# Where a data set has no such list, its train list is what is trained on.
-TRAINING_LIST = "train_aug"
 # The ImageNet weights that each architecture is published with.
 SEGMENTATION_WEIGHTS = {
     "deeplabv2_r101": "resnet101_v2",
@@ -76,8 +48,6 @@ SEGMENTATION_WEIGHTS = {
     "segformer_b2": "mit_b2",
 }
 IMAGES: frozenset[Reads] = frozenset({"images"})
-IMAGES_AND_LABELS: frozenset[Reads] = frozenset({"images", "image_labels"})
-MASKS: frozenset[Reads] = frozenset({"masks"})
 IMAGES_AND_MASKS: frozenset[Reads] = frozenset({"images", "masks"})
 
 
@@ -89,19 +59,26 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     """
     files = required_weights(recipe.weights, _weight_uses(recipe), dataset, _superpixel_problems(recipe, dataset))
     settings = active_cam_settings(recipe.cam)
+    training_list = "train_aug" if "train_aug" in dataset.lists else "train"
+    walk = RandomWalkConfig(recipe.random_walk.radius, recipe.random_walk.beta, recipe.random_walk.exp_times)
     stages: list[Stage] = [
-        *(_superpixel_stages(recipe, dataset) if settings.loss_weight_alignment else ()),
-        *_cam_stages(recipe, settings, files, prefix=""),
-        *_affinity_stages(recipe, files),
-        *_pseudo_label_stages(recipe),
-        *segmentation_stages(recipe, files),
+        *(_superpixel_stages(recipe, dataset, training_list) if settings.loss_weight_alignment else ()),
+        *_cam_stages(recipe, settings, files, training_list),
+        *affinity_stages(
+            recipe.ir_label,
+            recipe.affinity,
+            input_size=recipe.random_walk.input_size,
+            image_list=training_list,
+            files={"backbone": files["affinity"]} if "affinity" in files else {},
+            seed=recipe.seed,
+            crop=affinity_training_sample,
+        ),
+        random_walk_stage(walk, training_list),
+        *pseudo_label_stages(recipe.pseudo_label, training_list),
+        *segmentation_stages(recipe, files, training_list),
     ]
     if recipe.baseline.plain_cam:
-        stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, prefix="plain_")
-    if TRAINING_LIST not in dataset.lists:
-        stages = [
-            replace(stage, image_list="train") if stage.image_list == TRAINING_LIST else stage for stage in stages
-        ]
+        stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, training_list, prefix="plain_")
     return Pipeline(
         stages=tuple(stages),
         headline=_headline(recipe),
@@ -141,189 +118,49 @@ def _superpixel_problems(recipe: SscRecipe, dataset: Dataset) -> list[str]:
     ]
 
 
-def _superpixel_stages(recipe: SscRecipe, dataset: Dataset) -> list[Stage]:
+def _superpixel_stages(recipe: SscRecipe, dataset: Dataset, training_list: str) -> list[Stage]:
     settings = recipe.superpixels
-    if settings.source == "slic":
-        return [
-            MapStage(
-                name="superpixels",
-                version=1,
-                config=settings,
-                reads=IMAGES,
-                image_list=TRAINING_LIST,
-                build=build_superpixels,
-            )
-        ]
-    assert settings.folder is not None  # asked before
-    folder = resolve_path(settings.folder, dataset)
-    names = dataset.lists.get(TRAINING_LIST, dataset.lists["train"])
-    content = folder_digest(folder, names, "superpixel", "complete it, or use superpixels.source=slic", dataset.cache)
+    if settings.source == "folder":
+        assert settings.folder is not None  # asked before
+        folder = resolve_path(settings.folder, dataset)
+        return [maps_from_folder("superpixels", "superpixels", folder, dataset, training_list)]
     return [
         MapStage(
             name="superpixels",
             version=1,
-            config=SuperpixelFolderConfig(folder=folder, content=content),
+            config=settings,
             reads=IMAGES,
-            image_list=TRAINING_LIST,
-            build=build_superpixel_reader,
+            image_list=training_list,
+            build=build_superpixels,
         )
     ]
 
 
-def _cam_stages(recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Path], prefix: str) -> list[Stage]:
-    train, cam, score = f"{prefix}cam_train", f"{prefix}cam", f"{prefix}cam_score"
+def _cam_stages(
+    recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Path], training_list: str, prefix: str = ""
+) -> list[Stage]:
     train_files = {"backbone": files["cam"]} if "cam" in files else {}
     if settings.loss_weight_perceptual and "perceptual" in files:
         train_files["perceptual"] = files["perceptual"]
-    return [
-        TrainStage(
-            name=train,
-            version=1,
-            config=settings,
-            inputs={"superpixels": "superpixels"} if settings.loss_weight_alignment else {},
-            reads=IMAGES_AND_LABELS,
-            image_list=TRAINING_LIST,
-            files=train_files,
-            uses_gpu=True,
-            build=build_cam_training,
-            seed=recipe.seed,
-            epochs=recipe.cam.num_epochs,
-        ),
-        MapStage(
-            name=cam,
-            version=1,
-            config=CamConfig(network=settings, scales=recipe.cam_inference.scales),
-            inputs={"weights": train},
-            reads=IMAGES_AND_LABELS,
-            image_list=TRAINING_LIST,
-            uses_gpu=True,
-            build=build_cam,
-        ),
-        MapStage(
-            name=score,
-            version=1,
-            config=CurveScoreConfig(thresholds=thresholds_with(recipe.cam_inference.cam_eval_thres)),
-            inputs={"cam": cam},
-            reads=MASKS,
-            image_list="train",
-            build=build_cam_score,
-        ),
-        ReduceStage(
-            name=f"{prefix}cam_evaluation",
-            version=2,
-            config=SummaryConfig(
-                prefix=f"{prefix}cam", split="train", default_threshold=recipe.cam_inference.cam_eval_thres
-            ),
-            inputs={"confusions": score},
-            compute=summarize_curve,
-        ),
-    ]
+    train = TrainStage(
+        name=f"{prefix}cam_train",
+        version=1,
+        config=settings,
+        inputs={"superpixels": "superpixels"} if settings.loss_weight_alignment else {},
+        reads=frozenset({"images", "image_labels"}),
+        image_list=training_list,
+        files=train_files,
+        uses_gpu=True,
+        build=build_cam_training,
+        seed=recipe.seed,
+        epochs=recipe.cam.num_epochs,
+    )
+    inference = recipe.cam_inference
+    build = partial(build_cam, build_network=build_cam_network, inputs=cam_inputs)
+    return cam_stages(train, inference.scales, inference.cam_eval_thres, build)
 
 
-def _affinity_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[Stage]:
-    backbone = {"backbone": files["affinity"]} if "affinity" in files else {}
-    stages: list[Stage] = [
-        MapStage(
-            name="ir_label",
-            version=1,
-            config=recipe.ir_label,
-            inputs={"cam": "cam"},
-            reads=IMAGES,
-            image_list=TRAINING_LIST,
-            build=build_ir_label,
-        ),
-        TrainStage(
-            name="affinity_train",
-            version=1,
-            config=replace(recipe.affinity, displacement_mean=False),
-            inputs={"ir_label": "ir_label"},
-            reads=IMAGES,
-            image_list=TRAINING_LIST,
-            files=backbone,
-            uses_gpu=True,
-            build=build_affinity_training,
-            seed=recipe.seed,
-            epochs=recipe.affinity.num_epochs,
-        ),
-    ]
-    if recipe.affinity.displacement_mean:
-        stages.append(
-            MapStage(
-                name="affinity_displacement",
-                version=1,
-                config=DisplacementConfig(AffinityConfig.of(recipe.affinity), recipe.affinity.crop_size),
-                inputs={"weights": "affinity_train"},
-                reads=IMAGES,
-                image_list="train",
-                uses_gpu=True,
-                build=build_affinity_displacement,
-            )
-        )
-    return stages
-
-
-def _pseudo_label_stages(recipe: SscRecipe) -> list[Stage]:
-    threshold = recipe.pseudo_label.sem_seg_bg_thres
-    return [
-        MapStage(
-            name="edge",
-            version=1,
-            config=EdgeConfig(AffinityConfig.of(recipe.affinity), recipe.random_walk.input_size),
-            inputs={"weights": "affinity_train"},
-            reads=IMAGES,
-            image_list=TRAINING_LIST,
-            uses_gpu=True,
-            build=build_edge,
-        ),
-        MapStage(
-            name="random_walk",
-            version=2,
-            config=RandomWalkConfig.of(recipe.random_walk),
-            inputs={"cam": "cam", "edge": "edge"},
-            image_list=TRAINING_LIST,
-            build=build_random_walk,
-            build_many=build_random_walks,
-        ),
-        MapStage(
-            name="pseudo_label",
-            version=1,
-            config=ThresholdConfig(sem_seg_bg_thres=threshold),
-            inputs={"random_walk": "random_walk"},
-            reads=IMAGES,
-            image_list=TRAINING_LIST,
-            build=build_pseudo_label,
-        ),
-        MapStage(
-            name="confidence_mask",
-            version=1,
-            config=ConfidenceConfig(sem_seg_bg_thres=threshold, mask_keep_ratio=recipe.pseudo_label.mask_keep_ratio),
-            inputs={"random_walk": "random_walk"},
-            reads=IMAGES,
-            image_list=TRAINING_LIST,
-            build=build_confidence_mask,
-        ),
-        MapStage(
-            name="pseudo_label_score",
-            version=1,
-            config=CurveScoreConfig(
-                thresholds=thresholds_with(threshold), maps="walk", upsample=4, normalize="image_maximum"
-            ),
-            inputs={"scores": "random_walk"},
-            reads=MASKS,
-            image_list="train",
-            build=build_curve_scorer,
-        ),
-        ReduceStage(
-            name="pseudo_label_evaluation",
-            version=2,
-            config=SummaryConfig(prefix="pseudo_label", split="train", default_threshold=threshold),
-            inputs={"confusions": "pseudo_label_score"},
-            compute=summarize_curve,
-        ),
-    ]
-
-
-def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[Stage]:
+def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
     """S7 to S9: co-training, choice of the epoch, scores, CRF, numbers. files: role -> weights, as of `weights`."""
     settings, inference = recipe.segmentation, recipe.segmentation_inference
     by_masks = settings.selection == "best_val"
@@ -335,7 +172,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path]) -> list[St
             config=train_settings,
             inputs={"pseudo_label": "pseudo_label", "confidence_mask": "confidence_mask"},
             reads=IMAGES,
-            image_list=TRAINING_LIST,
+            image_list=training_list,
             files={"backbone": files["segmentation"]} if "segmentation" in files else {},
             uses_gpu=True,
             build=build_segmentation_training,
@@ -427,7 +264,7 @@ def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) ->
     starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "affinity", "segmentation")}
     return {
         "image labels": dataset.label_provenance,
-        "superpixels": _superpixels_in_words(recipe),
+        "superpixels": recipe.superpixels.in_words() if recipe.cam.loss_weight_alignment else "none",
         "CAM network": f"{recipe.cam.backbone} from {starts['cam']}",
         "perceptual network": recipe.cam.perceptual_network
         + ("" if "perceptual" in files or recipe.cam.perceptual_network == "pixel_pyramid" else ", random weights"),
@@ -455,13 +292,3 @@ def inference_protocol(recipe: SscRecipe) -> dict[str, str]:
         if recipe.crf.enabled
         else "none",
     }
-
-
-def _superpixels_in_words(recipe: SscRecipe) -> str:
-    settings = recipe.superpixels
-    if not recipe.cam.loss_weight_alignment:
-        return "none"
-    if settings.source == "folder":
-        return "given as a folder"
-    reduced = f", on the image reduced to {settings.max_side}" if settings.max_side else ""
-    return f"SLIC, {settings.segments} segments, compactness {settings.compactness:g}{reduced}"

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
+from wsss.nn.backbones import BACKBONES
 from wsss.recipe import setting
+from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
+from wsss.stages.pseudo_label import PseudoLabelConfig, off_curve
+from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
 
-CAM_BACKBONES = ("resnet50", "resnet18", "mobilenet_v2")
-AFFINITY_BACKBONES = CAM_BACKBONES
 PERCEPTUAL_NETWORKS = ("vgg19", "mobilenet_v2", "pixel_pyramid")
 SEGMENTATION_ARCHITECTURES = (
     "deeplabv2_r101",
@@ -44,28 +46,10 @@ class WeightSettings:
 
 
 @dataclass(frozen=True)
-class SuperpixelSettings:
-    """S0. The official superpixels are only a download; SLIC stands in for them (SSC, section 3)."""
-
-    source: str = setting("slic", choices=("slic", "folder"), help="slic: computed; folder: PNG files")
-    segments: int = setting(300, minimum=4, maximum=1000, help="SLIC superpixels of an image, about")
-    compactness: float = setting(10.0, above=0, maximum=100, help="SLIC weight of place against color")
-    max_side: int = setting(
-        0,
-        minimum=0,
-        maximum=4096,
-        help="SLIC runs on the image reduced to this longer side, ids are brought back by nearest; 0: full size",
-    )
-    folder: Path | None = setting(
-        None, in_key=False, help="folder of <name>.png with id = R + 256 G + 65536 B, for source: folder"
-    )
-
-
-@dataclass(frozen=True)
 class CamSettings:
     """S1, CAM training: network, augmentation, the two constraints, optimization (SSC, sections 3.1, 4.1, 5, 7)."""
 
-    backbone: str = setting("resnet50", choices=CAM_BACKBONES, help="ImageNet classifier that gives the maps")
+    backbone: str = setting("resnet50", choices=BACKBONES, help="ImageNet classifier that gives the maps")
     width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
     normalization: str = setting(
         "frozen",
@@ -143,70 +127,9 @@ class CamInferenceSettings:
 
     def check(self) -> list[str]:
         """Relations between settings."""
-        problems = _on_curve("cam_eval_thres", self.cam_eval_thres)
+        problems = off_curve("cam_eval_thres", self.cam_eval_thres)
         if not self.scales:
             problems.append("scales is empty; [1.0] runs at the image's own size")
-        return problems
-
-
-@dataclass(frozen=True)
-class IrLabelSettings:
-    """S3: labels for the affinity network, from two thresholds and a dense CRF each (SSC, section 6.2)."""
-
-    conf_fg_thres: float = setting(0.30, minimum=0.02, maximum=0.9, help="background constant for sure objects")
-    conf_bg_thres: float = setting(0.10, minimum=0.005, maximum=0.5, help="background constant for sure background")
-    crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
-    crf_gt_prob: float = setting(0.7, minimum=0.5, below=1, help="trust in the labels that enter the CRF")
-    crf_gaussian_sxy: float = setting(3.0, above=0, maximum=20, help="pixels")
-    crf_gaussian_compat: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
-    crf_bilateral_sxy: float = setting(50.0, above=0, maximum=300, help="pixels")
-    crf_bilateral_srgb: float = setting(5.0, above=0, maximum=100, help="grey levels")
-    crf_bilateral_compat: float = setting(10.0, minimum=0, maximum=50, help="weight of the appearance term")
-
-    def check(self) -> list[str]:
-        """Relations between settings."""
-        if self.conf_bg_thres >= self.conf_fg_thres:
-            return [f"conf_bg_thres = {self.conf_bg_thres} must lie below conf_fg_thres = {self.conf_fg_thres}"]
-        return []
-
-
-@dataclass(frozen=True)
-class AffinitySettings:
-    """S4: training of the affinity network, IRN (SSC, sections 3.2, 4.4, 5.4, 7)."""
-
-    backbone: str = setting("resnet50", choices=AFFINITY_BACKBONES, help="frozen ImageNet network of the features")
-    width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
-    head_width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the edge and displacement heads")
-    train_backbone: bool = setting(
-        False, help="train the backbone too, with batch statistics: for networks without ImageNet weights"
-    )
-    crop_size: int = setting(512, minimum=64, maximum=1024, multiple_of=16, help="side of a training crop")
-    batch_size: int = setting(16, minimum=1, maximum=256, help="images in a step, over all workers")
-    num_epochs: int = setting(3, minimum=1, maximum=100, help="passes over the training images")
-    learning_rate: float = setting(0.1, above=0, maximum=1, help="SGD rate of the edge layers")
-    dp_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for the displacement layers")
-    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="SGD weight decay")
-    # 1e-4, not 0.9: the same accident as in the CAM stage.
-    momentum: float = setting(1e-4, minimum=0, maximum=0.99, help="SGD momentum; lower the rate with 0.9")
-    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
-    rescale_min: float = setting(0.5, minimum=0.1, maximum=2, help="smallest scale of a training image")
-    rescale_max: float = setting(1.5, minimum=0.1, maximum=4, help="largest scale of a training image")
-    path_radius: int = setting(10, minimum=2, maximum=20, help="radius of the pairs, in positions of stride 4")
-    displacement_mean: bool = setting(
-        False, help="also measure the mean displacement, which only the official checkpoint layout needs"
-    )
-    precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
-
-    def check(self) -> list[str]:
-        """Relations between settings."""
-        problems = []
-        if self.rescale_min > self.rescale_max:
-            problems.append(f"rescale_min = {self.rescale_min} is above rescale_max = {self.rescale_max}")
-        if self.crop_size // 4 < 2 * self.path_radius:
-            problems.append(
-                f"path_radius = {self.path_radius} does not fit a crop of {self.crop_size}"
-                f" ({self.crop_size // 4} positions)"
-            )
         return problems
 
 
@@ -220,22 +143,6 @@ class RandomWalkSettings:
     radius: int = setting(5, minimum=2, maximum=12, help="radius of the transitions, in positions of stride 4")
     beta: int = setting(10, minimum=1, maximum=50, help="power of the affinities")
     exp_times: int = setting(8, minimum=1, maximum=12, help="2 to this power steps of the walk")
-
-
-@dataclass(frozen=True)
-class PseudoLabelSettings:
-    """Threshold of S5 and the confidence mask S6 (SSC, section 6.2)."""
-
-    sem_seg_bg_thres: float = setting(
-        0.25, minimum=0.05, maximum=0.5, help="background constant of the pseudo label, in steps of 0.01"
-    )
-    mask_keep_ratio: float = setting(
-        0.5, minimum=0, maximum=1, help="share of each class's pixels, by margin, that training trusts at first"
-    )
-
-    def check(self) -> list[str]:
-        """Relations between settings."""
-        return _on_curve("sem_seg_bg_thres", self.sem_seg_bg_thres)
 
 
 @dataclass(frozen=True)
@@ -342,21 +249,14 @@ class SscRecipe:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of all training stages")
     weights: WeightSettings = field(default_factory=WeightSettings)
-    superpixels: SuperpixelSettings = field(default_factory=SuperpixelSettings)
+    superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     cam: CamSettings = field(default_factory=CamSettings)
     cam_inference: CamInferenceSettings = field(default_factory=CamInferenceSettings)
-    ir_label: IrLabelSettings = field(default_factory=IrLabelSettings)
-    affinity: AffinitySettings = field(default_factory=AffinitySettings)
+    ir_label: IrLabelConfig = field(default_factory=IrLabelConfig)
+    affinity: AffinityConfig = field(default_factory=AffinityConfig)
     random_walk: RandomWalkSettings = field(default_factory=RandomWalkSettings)
-    pseudo_label: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
+    pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     segmentation_inference: SegmentationInferenceSettings = field(default_factory=SegmentationInferenceSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
-
-
-def _on_curve(key: str, value: float) -> list[str]:
-    # The score of every threshold comes from one pass over a grid; the headline is one of its points.
-    if abs(value * 100 - round(value * 100)) > 1e-9:
-        return [f"{key} = {value} is not a multiple of 0.01, the grid of the scored curve"]
-    return []

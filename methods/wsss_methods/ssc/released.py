@@ -17,7 +17,7 @@ from wsss_methods.ssc.segmentation_networks import build_segmentation_network
 
 def build_released_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     """S7 to S9 alone: S7 only names the stage that the file stands for, so that no ImageNet weights are asked for."""
-    training, *behind = segmentation_stages(recipe, {})
+    training, *behind = segmentation_stages(recipe, {}, "train_aug")
     variants = crf_variants(recipe.crf)
     return Pipeline(
         stages=(replace(training, inputs={}), *behind),

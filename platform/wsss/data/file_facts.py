@@ -56,27 +56,6 @@ def sha256_of_file(path: Path) -> str:
         raise DataError(f"the file cannot be read: {error.strerror}", str(path), "check that it is there") from error
 
 
-def folder_digest(folder: Path, names: Iterable[str], what: str, remedy: str, cache: Path | None = None) -> str:
-    """Hash (32 hex digits) of the content of `<folder>/<name>.png` for all names, wherever the folder lies.
-
-    Args:
-        what: the kind of file, and `remedy` what to do when one is missing, for the error.
-        cache: folder of remembered file hashes; None reads every file.
-
-    Raises:
-        DataError: files are missing.
-    """
-    paths = {name: folder / f"{name}.png" for name in names}
-    facts = file_facts(paths.values(), "sha256", sha256_of_file, cache)
-    if facts.errors:
-        count = f"{len(facts.errors)} of {len(paths)} {what} files"
-        raise DataError(f"{count} cannot be read, the first is {min(facts.errors).name}", str(folder), remedy)
-    digest = hashlib.sha256()
-    for name, path in sorted(paths.items()):
-        digest.update(f"{name} {facts.facts[path]}\n".encode())
-    return digest.hexdigest()[:32]
-
-
 def _facts_of_folder(
     folder: Path,
     members: list[Path],

@@ -1,7 +1,7 @@
 """Affinity network of IRN: class boundaries and displacements to instance centers.
 
-Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", 2019; as in
-SSC, section 4.4. Several methods use it.
+Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", 2019; official file
+`net/resnet50_irn.py`. Several methods use it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.nn.backbone import Backbone, scaled_channels
+from wsss.nn.backbones import Normalization, backbone_name, build_backbone
 from wsss.nn.checkpoint import Aliases
 from wsss.ops.affinity_path import path_index
 
@@ -162,3 +163,20 @@ def training_buffers(radius: int, size: tuple[int, int]) -> dict[str, Tensor]:
     target = torch.from_numpy(index.directions.astype("float32"))
     buffers["disp_target"] = target.T[None, :, :, None].contiguous()
     return buffers
+
+
+def build_affinity_network(
+    backbone: str = "resnet50",
+    width: float = 1.0,
+    *,
+    train_backbone: bool = False,
+    head_width: float = 1.0,
+    depths: tuple[int, int, int, int] | None = None,
+) -> AffinityNetwork:
+    """The affinity network on a backbone of `build_backbone`, without suppression.
+
+    A trained backbone (`train_backbone`) uses batch statistics, a frozen one stored statistics.
+    """
+    normalization: Normalization = "batch" if train_backbone else "frozen"
+    body = build_backbone(backbone, width, normalization, None, depths)
+    return AffinityNetwork(body, backbone_name(backbone), train_backbone, head_width)

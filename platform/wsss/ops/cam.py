@@ -1,9 +1,11 @@
-"""Class activation maps: merging scales, normalization (SSC, section 6.1)."""
+"""Class activation maps: merging scales, normalization (IRN's `step/make_cam.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,54 +26,74 @@ def strided_up_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return height * stride, width * stride
 
 
+@dataclass(frozen=True)
+class Merge:
+    """How the class maps of several input scales become one full-resolution map for each class.
+
+    Attributes:
+        scales: "sum" or "maximum" over the scales.
+        normalize: "maximum" divides by the maximum + epsilon; "range" takes (v - min - epsilon) / (max - min + epsilon)
+            of what is above min + epsilon (the rest is 0 before the subtraction, as in SEAM's `infer_SEAM.py`); "none".
+        epsilon: of the normalization.
+        stride: the map is made at H and W rounded up to it, then cropped: the stride of the network's maps.
+    """
+
+    scales: Literal["sum", "maximum"] = "sum"
+    normalize: Literal["maximum", "range", "none"] = "maximum"
+    epsilon: float = 1e-5
+    stride: int = 16
+
+
 def normalized_by_maximum(maps: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Each map of (..., h, w) divided by its own maximum + epsilon."""
     return maps / (maps.amax(dim=(-2, -1), keepdim=True) + epsilon)
 
 
-def merge_scales(
-    maps: Sequence[Tensor], channels: Array, size: tuple[int, int], cam_stride: int = 4, map_stride: int = 16
-) -> tuple[Array, Array]:
-    """Class maps of several input scales to one strided and one full-resolution map for each class.
+def normalized_by_range(maps: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Each map of (..., h, w) as "range" of `Merge`; negative values count as 0."""
+    maps = maps.clamp_min(0)
+    least, largest = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    kept = torch.where(maps < least + epsilon, 0.0, maps)
+    return (kept - least - epsilon) / (largest - least + epsilon)
+
+
+def merged_cam(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], stride: int = 4) -> Array:
+    """Class maps of several input scales to one map for each class with one position for every `stride` pixels.
 
     Args:
-        maps: for each scale (C, h, w), at least 0, one position for every `map_stride` pixels of the scaled image.
+        maps: for each scale (C, h, w), at least 0.
         channels: which of the C channels to keep.
         size: (H, W) of the image.
-        cam_stride: stride of the strided map.
-        map_stride: the full-resolution map is made at H and W rounded up to it, then cropped.
 
     Returns:
-        cam float32 (K, ceil(H / cam_stride), ceil(W / cam_stride)) and high_res float32 (K, H, W), in [0, 1).
+        float32 (K, ceil(H / stride), ceil(W / stride)) in [0, 1), the sum over the scales.
     """
-    return merged_cam(maps, channels, size, cam_stride), merged_high_res(maps, channels, size, map_stride)
+    return _normalized(_merged(maps, channels, strided_size(size, stride), "sum"), Merge())
 
 
-def merged_cam(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], cam_stride: int = 4) -> Array:
-    """The strided map of `merge_scales` alone."""
-    return _normalized(_merged(maps, channels, strided_size(size, cam_stride)))
+def merged_high_res(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], merge: Merge = Merge()) -> Array:
+    """The full-resolution map of each class, float32 (K, H, W); arguments as of `merged_cam`."""
+    merged = _merged(maps, channels, strided_up_size(size, merge.stride), merge.scales)
+    return _normalized(merged[:, : size[0], : size[1]], merge)
 
 
-def merged_high_res(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], map_stride: int = 16) -> Array:
-    """The full-resolution map of `merge_scales` alone."""
-    merged = _merged(maps, channels, strided_up_size(size, map_stride))
-    return _normalized(merged[:, : size[0], : size[1]])
-
-
-def _merged(maps: Sequence[Tensor], channels: Array, size: tuple[int, int]) -> Tensor:
-    """Sum over the scales of the chosen channels, each resized bilinearly to `size`."""
+def _merged(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], scales: str) -> Tensor:
+    """Sum or maximum over the scales of the chosen channels, each resized bilinearly to `size`."""
     chosen = torch.from_numpy(np.asarray(channels, dtype=np.int64))
     if len(chosen) == 0:
         return torch.zeros((0, *size))
-    total = maps[0].new_zeros((1, len(chosen), *size), dtype=torch.float32)
-    for scale in maps:
-        kept = scale[chosen.to(scale.device)][None].float()
-        total += functional.interpolate(kept, size, mode="bilinear", align_corners=False)
-    return total[0]
+    resized = (
+        functional.interpolate(scale[chosen.to(scale.device)][None].float(), size, mode="bilinear", align_corners=False)
+        for scale in maps
+    )
+    return reduce(torch.add if scales == "sum" else torch.maximum, resized)[0]
 
 
-def _normalized(maps: Tensor) -> Array:
-    return (normalized_by_maximum(maps) if len(maps) else maps).cpu().numpy()
+def _normalized(maps: Tensor, merge: Merge) -> Array:
+    if len(maps) and merge.normalize != "none":
+        normalize = normalized_by_maximum if merge.normalize == "maximum" else normalized_by_range
+        maps = normalize(maps, merge.epsilon)
+    return maps.cpu().numpy()
 
 
 def thresholded_argmax(maps: Array, keys: Array, background: float) -> Array:

@@ -1,4 +1,4 @@
-"""Which pixels of a pseudo label to trust (SSC, section 6.2, S6)."""
+"""Which pixels of a pseudo label to trust."""
 
 from __future__ import annotations
 

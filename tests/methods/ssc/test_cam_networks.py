@@ -5,20 +5,18 @@ import pytest
 import torch
 
 from wsss.nn.checkpoint import load_weights, official_state_dict
-from wsss.nn.irn import TRAINING_BUFFERS, training_buffers
+from wsss.nn.irn import TRAINING_BUFFERS, build_affinity_network, training_buffers
+from wsss.stages.affinity_irn import affinity_optimizer, padded_affinity_forward
 from wsss_methods.ssc.networks import (
     CamNetwork,
     ReconstructionDecoder,
-    build_affinity_network,
     class_scores,
 )
 from wsss_methods.ssc.optimizers import (
-    affinity_optimizer,
     cam_optimizer,
     decoder_optimizer,
     polynomial_schedule,
 )
-from wsss_methods.ssc.pseudo_label import padded_affinity_forward
 
 BACKBONES = ("resnet18", "resnet50", "mobilenet_v2")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 from wsss.data.dataset import Dataset
 from wsss.data.manifest import file_digest
@@ -34,6 +35,12 @@ class FakeData:
     def lists(self) -> dict[str, tuple[str, ...]]:
         return {"train": ("a", "b"), "train_aug": ("a", "b", "c"), "val": ("d",)}
 
+    def names(self, list_name: str) -> tuple[str, ...]:
+        return self.lists[list_name]
+
+    def image_path(self, name: str) -> Path:
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
     def digest(self, image_list: str | None, reads: frozenset[Any]) -> str:
         return f"{image_list}:{','.join(sorted(reads))}"
 
@@ -46,7 +53,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in WEIGHTS:
         (folder / "weights" / f"{name}.pth").write_bytes(name.removesuffix("_v2").encode())
     (folder / "weights" / "mobilenet_v2_keras_int8-7edfbd0e.pth").write_bytes(b"mobilenet_v2")
-    (folder / "set").mkdir()
+    (folder / "set" / "JPEGImages").mkdir(parents=True)
+    for name in "abcd":
+        Image.new("RGB", (6, 4)).save(folder / "set" / "JPEGImages" / f"{name}.jpg")
     return folder / "set"
 
 
@@ -306,14 +315,14 @@ def test_superpixels_of_a_folder_enter_by_content(root: Path, tmp_path: Path) ->
     for folder in folders:
         folder.mkdir()
         for name in "abc":
-            (folder / f"{name}.png").write_bytes(name.encode())
+            Image.new("RGB", (6, 4), (ord(name), 0, 0)).save(folder / f"{name}.png")
     given = ["superpixels.source=folder"]
     keys = [keys_of(root, "demo", *given, f"superpixels.folder={folder}") for folder in folders]
     assert keys[0] == keys[1] != keys_of(root, "demo")
-    (folders[1] / "c.png").write_bytes(b"changed")
+    Image.new("RGB", (6, 4), (1, 1, 0)).save(folders[1] / "c.png")
     assert keys_of(root, "demo", *given, f"superpixels.folder={folders[1]}")["superpixels"] != keys[0]["superpixels"]
     (folders[1] / "c.png").unlink()
-    with pytest.raises(WsssError, match="1 of 3 superpixel files"):
+    with pytest.raises(WsssError, match=r"1 of 3 superpixels files[\s\S]*c\.png: the file is missing"):
         keys_of(root, "demo", *given, f"superpixels.folder={folders[1]}")
     with pytest.raises(WsssError, match=r"voc_superpixels\.zip"):
         keys_of(root, "demo", *given)

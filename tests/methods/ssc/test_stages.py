@@ -17,16 +17,19 @@ from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.evaluation.counts import Counts
 from wsss.nn.checkpoint import CheckpointError
+from wsss.ops.cam import merged_cam, merged_high_res
 from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.recipe import load_recipe
 from wsss.released import check_checkpoint, pipeline_of
+from wsss.stages import random_walk
+from wsss.stages.cam import read_high_res
+from wsss.stages.random_walk import RandomWalkConfig
 from wsss.store import Artifact, Store, open_store
-from wsss_methods.ssc import METHOD, affinity_stages
-from wsss_methods.ssc.affinity_stages import RandomWalkConfig
-from wsss_methods.ssc.cam_stages import build_cam_network, read_high_res
+from wsss_methods.ssc import METHOD
+from wsss_methods.ssc.cam_transforms import cam_inputs
 from wsss_methods.ssc.prediction_stages import unpack_steps
-from wsss_methods.ssc.pseudo_label import infer_cam
 from wsss_methods.ssc.recipe import SscRecipe
+from wsss_methods.ssc.training import build_cam_network
 
 SMALL = [
     "dataset.shapes.train=6",
@@ -106,12 +109,15 @@ def test_full_resolution_cam_is_rebuilt_from_float16(case: Case) -> None:
     network.eval()
     view = case.dataset.view({"images", "image_labels"}, "train_aug")
     for name in view.names:
-        exact = infer_cam(network, view.image(name), view.image_labels(name), case.recipe.cam_inference.scales)
+        image, present = view.image(name), np.array(view.present_classes(name)) - 1
+        outputs = [network.infer(torch.from_numpy(x)) for x in cam_inputs(image, case.recipe.cam_inference.scales)]
+        size = view.image_size(name)
+        exact = merged_high_res(outputs, present, size)
         arrays = case.artifact("cam").arrays(name)
         rebuilt = read_high_res(arrays)
-        assert rebuilt.shape == (len(exact.keys), *view.image_size(name)) and rebuilt.dtype == np.float32
-        assert np.abs(rebuilt - exact.high_res).max() < 1e-3
-        assert np.abs(arrays["cam"].astype(np.float32) - exact.cam).max() < 1e-3
+        assert rebuilt.shape == (len(present), *size) and rebuilt.dtype == np.float32
+        assert np.abs(rebuilt - exact).max() < 1e-3
+        assert np.abs(arrays["cam"].astype(np.float32) - merged_cam(outputs, present, size)).max() < 1e-3
         assert arrays["keys"].tolist() == list(view.present_classes(name))
 
 
@@ -318,13 +324,13 @@ def test_random_walks_of_several_settings_at_once_are_those_of_each_alone(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    affinities = affinity_stages.direction_affinity
+    affinities = random_walk.direction_affinity
 
     def counted(edge: Any, radius: int) -> Any:
         computed.append(radius)
         return affinities(edge, radius)
 
-    monkeypatch.setattr(affinity_stages, "direction_affinity", counted)
+    monkeypatch.setattr(random_walk, "direction_affinity", counted)
     stage = case.pipeline.stage("random_walk")
     assert isinstance(stage, MapStage) and stage.build_many is not None
     config: RandomWalkConfig = stage.config

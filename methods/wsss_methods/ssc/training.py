@@ -1,26 +1,20 @@
-"""Stages S0 to S2: superpixels, CAM training, CAM inference and its score (SSC, section 2)."""
+"""Training of the classifier whose maps are the CAM, and of its reconstruction decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from wsss.data.superpixels import rgb_to_ids, slic_superpixels
-from wsss.data.transforms import resize, resize_long
-from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
-from wsss.ops.cam import merged_cam, merged_high_res
-from wsss.pipeline import Arrays, StageContext
-from wsss.recipe import setting
-from wsss.stages.score import curve_scorer
+from wsss.nn.backbones import Normalization
+from wsss.nn.checkpoint import load_imagenet_body
+from wsss.pipeline import StageContext
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
-from wsss_methods.ssc.cam_transforms import cam_inputs, cam_training_sample
+from wsss_methods.ssc.cam_transforms import cam_training_sample
 from wsss_methods.ssc.losses import (
     AlignmentSettings,
     Features,
@@ -29,28 +23,10 @@ from wsss_methods.ssc.losses import (
     classification_loss,
     perceptual_loss,
 )
-from wsss_methods.ssc.networks import CamNetwork, Normalization, ReconstructionDecoder, class_scores
+from wsss_methods.ssc.networks import CamNetwork, ReconstructionDecoder, class_scores
 from wsss_methods.ssc.optimizers import cam_optimizer, decoder_optimizer, polynomial_schedule
 from wsss_methods.ssc.perceptual import build_perceptual_features
-from wsss_methods.ssc.recipe import CamSettings, SuperpixelSettings
-
-_SCALE = "scale_"
-
-
-@dataclass(frozen=True)
-class SuperpixelFolderConfig:
-    """Superpixels that are read: `content` is the folder's digest and enters the key, its place does not."""
-
-    folder: Path = setting(Path(), in_key=False)
-    content: str = setting("")
-
-
-@dataclass(frozen=True)
-class CamConfig:
-    """The network that was trained, and the input scales."""
-
-    network: CamSettings
-    scales: tuple[float, ...]
+from wsss_methods.ssc.recipe import CamSettings
 
 
 def active_cam_settings(settings: CamSettings) -> CamSettings:
@@ -84,36 +60,8 @@ def plain_cam_settings(settings: CamSettings) -> CamSettings:
     )
 
 
-def build_superpixels(context: StageContext) -> Callable[[str], Arrays]:
-    """S0 by SLIC: "ids" int32 (H, W) (SSC, section 3, the default where the official archive is absent)."""
-    config: SuperpixelSettings = context.config
-
-    def superpixels(name: str) -> Arrays:
-        image = context.data.image(name)
-        height, width = image.shape[:2]
-        reduced = image
-        if config.max_side and max(height, width) > config.max_side:
-            reduced = resize_long(image, config.max_side, "bicubic")
-        ids = slic_superpixels(reduced, config.segments, config.compactness)
-        return {"ids": resize(ids, (height, width), "nearest")}
-
-    return superpixels
-
-
-def build_superpixel_reader(context: StageContext) -> Callable[[str], Arrays]:
-    """S0 from the official PNG files: "ids" int32 (H, W)."""
-    config: SuperpixelFolderConfig = context.config
-
-    def superpixels(name: str) -> Arrays:
-        with Image.open(config.folder / f"{name}.png") as picture:
-            ids = rgb_to_ids(np.array(picture.convert("RGB")))
-        return {"ids": resize(ids, context.data.image_size(name), "nearest")}
-
-    return superpixels
-
-
 class CamSamples:
-    """Augmented training crops of S1 (SSC, section 3.1)."""
+    """Augmented training crops."""
 
     def __init__(self, context: StageContext) -> None:
         self.data = context.data
@@ -219,7 +167,7 @@ def build_cam_network(config: CamSettings, num_classes: int) -> CamNetwork:
 
 
 def build_cam_training(context: StageContext) -> TrainTask:
-    """S1: the classifier by SGD and the decoder by Adam, both on the sum of the losses (SSC, section 7)."""
+    """The classifier by SGD and the decoder by Adam, both on the sum of the losses."""
     config: CamSettings = context.config
     network = build_cam_network(config, context.data.num_classes)
     if "backbone" in context.files:
@@ -260,62 +208,3 @@ def build_cam_training(context: StageContext) -> TrainTask:
         trained_weights=trained_weights,
         precision=cast(Any, config.precision),
     )
-
-
-def build_cam(context: StageContext) -> Callable[[str], Arrays]:
-    """S2: maps of the present classes at every scale (SSC, section 6.1).
-
-    Returns "keys" int64 (K,) class ids, 1-based; "cam" float16 (K, ceil(H/4), ceil(W/4)) in [0, 1); "size" int64
-    (H, W); and "scale_<i>" float16 (K, h_i, w_i), the raw maps of scale i, from which `read_high_res` rebuilds
-    the full-resolution maps.
-    """
-    config: CamConfig = context.config
-    network = build_cam_network(config.network, context.data.num_classes)
-    path = context.inputs["weights"].path("cam_network.pt")
-    load_weights(network, read_checkpoint(path), aliases=network.aliases(), where=str(path))
-    network.to(context.device).eval()
-
-    def cam(name: str) -> Arrays:
-        image = context.data.image(name)
-        size = (image.shape[0], image.shape[1])
-        outputs = [
-            network.infer(torch.from_numpy(pair).to(context.device)).float().cpu()
-            for pair in cam_inputs(image, config.scales)
-        ]
-        present = np.flatnonzero(context.data.image_labels(name))
-        arrays = {f"{_SCALE}{i}": maps[present].numpy().astype(np.float16) for i, maps in enumerate(outputs)}
-        return {
-            **arrays,
-            "keys": (present + 1).astype(np.int64),
-            "cam": merged_cam(outputs, present, size).astype(np.float16),
-            "size": np.array(size, dtype=np.int64),
-        }
-
-    return cam
-
-
-def read_high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Full-resolution maps float32 (K, H, W) in [0, 1) of one image of the `cam` artifact.
-
-    Rebuilt from the raw maps of every scale, or as they are where an imported CAM folder holds them.
-    """
-    if "high_res" in arrays:
-        return arrays["high_res"].astype(np.float32)
-    scales = [
-        torch.from_numpy(arrays[name].astype(np.float32))
-        for name in sorted(arrays, key=lambda name: (len(name), name))
-        if name.startswith(_SCALE)
-    ]
-    height, width = (int(length) for length in arrays["size"])
-    return merged_high_res(scales, np.arange(len(arrays["keys"])), (height, width))
-
-
-def build_cam_score(context: StageContext) -> Callable[[str], Arrays]:
-    """S2e: confusion matrices of the full-resolution CAM at every threshold (SSC, section 8)."""
-    artifact = context.inputs["cam"]
-
-    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-        arrays = artifact.arrays(name)
-        return read_high_res(arrays), arrays["keys"]
-
-    return curve_scorer(context, read)

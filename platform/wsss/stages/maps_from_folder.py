@@ -1,0 +1,148 @@
+"""Maps made elsewhere, one file an image in one folder: superpixels, saliency, boundaries.
+
+Files are checked before anything runs. Their content enters the key of the stage that reads them, their place does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsss.data.dataset import Dataset
+from wsss.data.errors import SHOWN_PROBLEMS, DataError
+from wsss.data.file_facts import file_facts, sha256_of_file
+from wsss.data.reading import read_header
+from wsss.data.superpixels import rgb_to_ids
+from wsss.pipeline import Arrays, MapStage, StageContext
+from wsss.recipe import setting
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """A kind of map.
+
+    Attributes:
+        array: name of the array that the stage makes.
+        suffix: of the files.
+        modes: what a file may be: Pillow's modes, or the dtype of a NumPy file.
+        header: file -> (mode, (height, width)) without reading the values; DataError when it cannot be read.
+        read: file -> the array, its last two axes the picture's size.
+    """
+
+    array: str
+    suffix: str
+    modes: frozenset[str]
+    header: Callable[[Path], tuple[str, tuple[int, int]]]
+    read: Callable[[Path], np.ndarray]
+
+
+def _read_ids(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return rgb_to_ids(np.array(picture.convert("RGB")))
+
+
+def _read_grey(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def _numpy_header(path: Path) -> tuple[str, tuple[int, int]]:
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the header of the map cannot be read: {error}", str(path), "write it with numpy.save"
+        ) from error
+    mode = str(values.dtype) if values.ndim == 3 else f"{values.dtype} with {values.ndim} axes"
+    return mode, (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (0, 0)
+
+
+def _read_boundaries(path: Path) -> np.ndarray:
+    values = np.load(path, allow_pickle=False)
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        found = f"{values.min():g} to {values.max():g}"
+        raise DataError(f"boundary values lie in {found}, expected 0 to 1", str(path), "scale them: 1 is a boundary")
+    return values.astype(np.float32)
+
+
+# "superpixels": colour pictures, id = R + 256 G + 65536 B -> int32 (H, W).
+# "saliency": 8-bit grey pictures -> uint8 (H, W).
+# "boundary": float arrays in [0, 1], one channel a class, the background first -> float32 (C, H, W).
+KINDS: Mapping[str, MapKind] = {
+    "superpixels": MapKind("ids", ".png", frozenset({"RGB", "RGBA"}), read_header, _read_ids),
+    "saliency": MapKind("saliency", ".png", frozenset({"L"}), read_header, _read_grey),
+    "boundary": MapKind(
+        "boundary", ".npy", frozenset({"float16", "float32", "float64"}), _numpy_header, _read_boundaries
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MapFolderConfig:
+    """Maps that are read: `content` is the folder's digest and enters the key; its place does not, and the kind lies in
+    the stage's name."""
+
+    folder: Path = setting(Path(), in_key=False)
+    content: str = setting("")
+    kind: str = setting("superpixels", in_key=False, choices=tuple(KINDS))
+
+
+def maps_from_folder(name: str, kind: str, folder: Path, dataset: Dataset, image_list: str) -> MapStage:
+    """The stage `name` that reads the maps of a list, after every file was checked.
+
+    Raises:
+        DataError: naming every file that is missing, has another size than its picture, or is in another mode.
+    """
+    names = dataset.names(image_list)
+    config = MapFolderConfig(folder, checked_digest(kind, folder, dataset, names), kind)
+    return MapStage(
+        name=name, version=1, config=config, reads=frozenset({"images"}), image_list=image_list, build=build_map_reader
+    )
+
+
+def checked_digest(kind: str, folder: Path, dataset: Dataset, names: tuple[str, ...]) -> str:
+    """Hash (32 hex digits) of the content of the files of all names; raises as `maps_from_folder`."""
+    rule = KINDS[kind]
+    paths = {name: folder / f"{name}{rule.suffix}" for name in names}
+    pictures = {name: dataset.image_path(name) for name in names}
+    hashes = file_facts(paths.values(), "sha256", sha256_of_file, dataset.cache)
+    headers = file_facts(paths.values(), f"header_{kind}", lambda path: list(rule.header(path)), dataset.cache)
+    sizes = file_facts(pictures.values(), "picture_size", lambda path: list(read_header(path)[1]), dataset.cache)
+    problems: list[str] = []
+    for name, path in paths.items():
+        error = hashes.errors.get(path) or headers.errors.get(path) or sizes.errors.get(pictures[name])
+        if error is not None:
+            problems.append(f"{error.where}: {error.what}")
+            continue
+        mode, size = headers.facts[path]
+        picture = sizes.facts[pictures[name]]
+        if mode not in rule.modes:
+            problems.append(f"{path}: its mode is {mode}, expected {' or '.join(sorted(rule.modes))}")
+        elif list(size) != list(picture):
+            found, wanted = (f"{height}x{width}" for height, width in (size, picture))
+            problems.append(f"{path}: it is {found} (height x width), its picture {wanted}")
+    if problems:
+        shown = [f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+        if len(problems) > SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
+        raise DataError(
+            "\n".join([f"{len(problems)} of {len(paths)} {kind} files cannot be used:", *shown]),
+            str(folder),
+            f"give a folder with one {rule.suffix} file for each image, at the size of its picture",
+        )
+    digest = hashlib.sha256()
+    for name, path in sorted(paths.items()):
+        digest.update(f"{name} {hashes.facts[path]}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def build_map_reader(context: StageContext) -> Callable[[str], Arrays]:
+    """Map function (config MapFolderConfig): the map of an image as the array of its kind."""
+    config: MapFolderConfig = context.config
+    kind = KINDS[config.kind]
+    return lambda name: {kind.array: kind.read(config.folder / f"{name}{kind.suffix}")}
