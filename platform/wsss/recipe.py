@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from wsss.errors import WsssError
+from wsss.formatting import count
 
 RecipeType = TypeVar("RecipeType")
 
@@ -28,9 +29,9 @@ class RecipeError(WsssError):
 
     def __init__(self, problems: Sequence[str], where: str = "") -> None:
         self.problems = tuple(problems)
-        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the recipe"
+        head = f"{count(len(problems), 'problem')} in the recipe:"
         super().__init__(
-            "\n".join([count + ":", *(f"  - {problem}" for problem in problems)]),
+            "\n".join([head, *(f"  - {problem}" for problem in problems)]),
             where,
             "correct the keys above; `wsss ls METHOD` lists every key with its range",
         )

@@ -18,6 +18,7 @@ from wsss.data.fetch import Progress, download
 from wsss.data.file_facts import file_facts, sha256_of_file
 from wsss.errors import WsssError
 from wsss.files import locked
+from wsss.formatting import byte_count
 from wsss.recipe import setting
 
 AUTO = Path("auto")
@@ -149,7 +150,7 @@ class WeightUse:
 def weight_setting(name: str) -> Any:
     """A recipe's leaf for a row of the table; its type is `Path | None`, its default `none`."""
     row = WEIGHTS[name]
-    own = f"auto: download it ({row.megabytes:.0f} MB)" if row.url else f"auto: WSSS_HOME/weights/{row.file}"
+    own = f"auto: download it ({byte_count(1e6 * row.megabytes)})" if row.url else f"auto: WSSS_HOME/weights/{row.file}"
     return setting(None, in_key=False, help=f"{row.file}, {row.source}. {own}; none: random weights")
 
 
@@ -241,7 +242,7 @@ def fetch_missing(files: Iterable[Path], message: Callable[[str], None]) -> None
         WeightsError: as of `fetch_weight`.
     """
     for path, row in missing_downloads(files).items():
-        message(f"{row.file}: downloading {row.megabytes:.0f} MB from {row.url}")
+        message(f"{row.file}: downloading {byte_count(1e6 * row.megabytes)} from {row.url}")
         tenths = 0
 
         def progress(done: int, total: int | None, row: WeightFile = row) -> None:

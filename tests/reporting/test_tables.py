@@ -1,6 +1,5 @@
 import csv
 import io
-import math
 
 import pytest
 from rich.console import Console
@@ -10,9 +9,7 @@ from wsss.reporting.run_report import RunReport, StageReport
 from wsss.reporting.tables import (
     class_iou_series,
     class_table,
-    duration,
     other_metrics_table,
-    percent,
     result_table,
     results_csv,
     shown,
@@ -98,17 +95,8 @@ def cell(table, row: int, column: str) -> str:
 
 
 def test_numbers_as_people_read_them():
-    assert percent(0.72706) == "72.71"
-    assert percent(None) == percent(math.nan) == "-"
     assert shown("cam/miou_train", 0.5) == "50.00"
     assert shown("cam/oracle_threshold_train", 0.31) == "0.31"
-    assert [duration(seconds) for seconds in (4.25, 200, 59.96, 3599.6, 7500)] == [
-        "4.2 s",
-        "3 min 20 s",
-        "60.0 s",
-        "1 h 00 min",
-        "2 h 05 min",
-    ]
 
 
 def test_the_best_number_of_iterations_stands_beside_the_recipes():

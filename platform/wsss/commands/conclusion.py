@@ -11,9 +11,10 @@ from wsss.claims import Verdict
 from wsss.commands.gather import gather_report
 from wsss.commands.screen import console
 from wsss.execution.run import RunResult
+from wsss.formatting import mean_and_spread
 from wsss.reporting.report import ReportFiles, write_report
 from wsss.reporting.run_report import RunReport
-from wsss.reporting.tables import Table, percent, result_table, source_words, stage_table, to_rich
+from wsss.reporting.tables import Table, result_table, source_words, stage_table, to_rich
 from wsss.run_record import RunRecord
 from wsss.tracking import open_tracker, ui_command
 
@@ -54,7 +55,7 @@ def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
         (
             verdict.claim.metric,
             f"{verdict.claim.value:.2f} ({source_words(verdict.claim)})",
-            percent(verdict.ours.mean) + _spread(verdict) if verdict.ours is not None else "-",
+            mean_and_spread(verdict.ours.mean, verdict.ours.spread) if verdict.ours is not None else "-",
             "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
             verdict.outcome,
             verdict.reason,
@@ -63,10 +64,6 @@ def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
     ]
     columns = ("number", "claim", "ours", "difference", "verdict", "why")
     return Table("Verdict", columns, tuple(rows), frozenset({"claim", "ours", "difference"}))
-
-
-def _spread(verdict: Verdict) -> str:
-    return f" ± {percent(verdict.ours.spread)}" if verdict.ours is not None and verdict.ours.spread is not None else ""
 
 
 def _track_report(files: ReportFiles, record: RunRecord, home: Path, tracking_uri: str | None) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsss.commands.arguments import add_locations, locations, run_folder
 from wsss.commands.methods import UsageError
+from wsss.formatting import duration
 
 if TYPE_CHECKING:
     from wsss.run_record import RunRecord, StageResult
@@ -104,7 +105,7 @@ def _facts(artifact: Artifact) -> list[str]:
         ]
     seed = provenance.get("seed")
     facts = [
-        f"computed {created} by run {provenance.get('run_id', '?')} in {provenance.get('seconds', 0):.1f} s, "
+        f"computed {created} by run {provenance.get('run_id', '?')} in {duration(provenance.get('seconds'))}, "
         f"{provenance.get('workers', '?')} x {provenance.get('device', '?')}"
         + (f", seed {seed}" if seed is not None else ""),
         f"commit {_commit(code)} on {_machine(code)}",

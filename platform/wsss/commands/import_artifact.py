@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wsss.commands.arguments import add_locations, add_recipe, locations, select
 from wsss.commands.methods import UsageError
+from wsss.formatting import count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = place.dataset.lists[stage.image_list] if stage.image_list else ()
         exporter.read(arguments.path, place.dataset, tuple(names), writer)
         artifact = writer.publish(imported_provenance(arguments.path, exporter.description, arguments.note))
-    print(f"imported {len(artifact.files)} files ({len(artifact.images())} images) as {stage.name}/{key}")
+    held = f"{count(len(artifact.files), 'file')} ({count(len(artifact.images()), 'image')})"
+    print(f"imported {held} as {stage.name}/{key}")
     print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts behind {stage.name!r}")
     return 0

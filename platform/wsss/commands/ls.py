@@ -8,7 +8,8 @@ from pathlib import Path
 
 from wsss.commands.arguments import add_locations, locations, select
 from wsss.commands.methods import find_methods, recipe_names
-from wsss.commands.screen import duration, file_size, print_table
+from wsss.commands.screen import print_table
+from wsss.formatting import byte_count, count, duration, percent
 from wsss.method import Method
 from wsss.metric_name import MetricName
 from wsss.pipeline import Stage
@@ -93,7 +94,7 @@ def list_runs(home: Path) -> None:
     for record in find_runs(home):
         took = duration(record.ended - record.started) if record.ended else ""
         main = [name for name in record.metrics if MetricName.parse(name).is_main_miou]
-        number = f"{main[-1]} {100 * record.metrics[main[-1]]:.2f} %" if main else ""
+        number = f"{main[-1]} {percent(record.metrics[main[-1]])} %" if main else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
         rows.append((record.run_id, record.status, began, took, record.executed, number))
     print_table(f"runs in {home}", ["run", "status", "began", "took", "executed", "last number"], rows, "took executed")
@@ -107,7 +108,7 @@ def list_sweeps(home: Path) -> None:
     for record in find_sweeps(home):
         ended = sum(trial.status != "running" for trial in load_trials(sweep_folder(home, record.sweep_id)))
         best = record.best
-        number = f"{100 * best.default_reported:.2f} to {100 * best.reported:.2f} %" if best is not None else ""
+        number = f"{percent(best.default_reported)} to {percent(best.reported)} %" if best is not None else ""
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
         trials = f"{ended} of {record.trials}"
         rows.append((record.sweep_id, record.status, began, trials, duration(record.wall_seconds), number))
@@ -120,9 +121,9 @@ def list_store(url: str, home: Path) -> None:
     from wsss.commands.artifacts import store_at
 
     refs = list(store_at(url, home).list(include_unfinished=True))
-    rows = [(ref.stage, ref.key, file_size(ref.size), "" if ref.published else "unfinished") for ref in refs]
+    rows = [(ref.stage, ref.key, byte_count(ref.size), "" if ref.published else "unfinished") for ref in refs]
     print_table(f"store {url}", ["stage", "key", "size", ""], rows, right="size")
-    print(f"\n{len(refs)} artifacts, {file_size(sum(ref.size for ref in refs))}")
+    print(f"\n{count(len(refs), 'artifact')}, {byte_count(sum(ref.size for ref in refs))}")
 
 
 def _layouts(method: Method, stage: Stage) -> str:

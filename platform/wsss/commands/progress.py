@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from wsss.commands.screen import console, duration
+from wsss.commands.screen import console
 from wsss.execution.run import RunObserver
+from wsss.formatting import duration
 from wsss.plan import PlannedStage
 
 LINE_SECONDS = 15.0

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from wsss.commands.methods import UsageError
+from wsss.formatting import duration, percent
 from wsss.reporting.run_report import RunReport
-from wsss.reporting.tables import duration, miou_metrics, percent
+from wsss.reporting.tables import miou_metrics
 
 
 def summary_markdown(report: RunReport) -> str:

@@ -17,6 +17,7 @@ from wsss.commands.arguments import add_locations, locations
 from wsss.commands.data import DataRecipe, Ticker
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import print_table
+from wsss.formatting import count, interval, percent
 from wsss.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _print(values: dict[str, Any]) -> None:
     rows = [
         (
             row["class"],
-            "-" if row["iou"] is None else f"{100 * row['iou']:.2f}",
+            percent(row["iou"]),
             row["truth_pixels"],
             row["predicted_pixels"],
         )
@@ -149,15 +150,13 @@ def _print(values: dict[str, Any]) -> None:
         print(f"{absent} further classes are neither in the truth nor predicted")
     print()
     intervals = {
-        name: f"{100 * metrics[name + '_low']:.2f} to {100 * metrics[name + '_high']:.2f}"
-        for name in MEANS
-        if f"{name}_low" in metrics
+        name: interval(metrics[name + "_low"], metrics[name + "_high"]) for name in MEANS if f"{name}_low" in metrics
     }
-    numbers = [(words, f"{100 * metrics[name]:.2f}", intervals.get(name, "")) for name, words in MEANS.items()]
+    numbers = [(words, percent(metrics[name]), intervals.get(name, "")) for name, words in MEANS.items()]
     print_table("Scores", ["number", "percent", "95 % interval over images"], numbers, right="percent")
     left_out = values["images_in_list"] - values["images"]
     print(
-        f"\n{values['images']} images of {values['dataset']} {values['list']}"
+        f"\n{count(values['images'], 'image')} of {values['dataset']} {values['list']}"
         + (f", {left_out} without a PNG left out" if left_out else "")
         + f"; {values['sizes']}; truth {values['truth']}"
     )

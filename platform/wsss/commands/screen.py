@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wsss.formatting import byte_count, duration
 from wsss.plan import Plan, PlannedStage
 
 LOG_WIDTH = 140
@@ -27,26 +28,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     console().print(table)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them; `?` when nothing is known."""
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def file_size(size: float) -> str:
-    """Bytes in the largest unit that keeps at least one digit before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = None) -> None:
@@ -83,7 +64,7 @@ def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = Non
 def print_downloads(plan: Plan) -> None:
     """The weight files that a run would download first."""
     for path, row in plan.downloads.items():
-        print(f"to download: {row.file}, {row.megabytes:.1f} MB, {row.source}, to {path.parent}")
+        print(f"to download: {row.file}, {byte_count(1e6 * row.megabytes)}, {row.source}, to {path.parent}")
 
 
 def _state(planned: PlannedStage) -> str:

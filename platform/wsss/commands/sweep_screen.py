@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wsss.commands.screen import duration, print_downloads, print_table
+from wsss.commands.screen import print_downloads, print_table
+from wsss.formatting import duration, interval, mean_and_spread, percent
 from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
@@ -99,7 +100,7 @@ class LineSweepObserver(SweepObserver):
         )
 
     def _shown(self, value: float) -> str:
-        return f"criterion {value:.4f}" if self._unmasked else f"{100 * value:.2f} %"
+        return f"criterion {value:.4f}" if self._unmasked else f"{percent(value)} %"
 
     def message(self, text: str) -> None:
         """News of a stage."""
@@ -139,19 +140,19 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
     rows: list[tuple[Any, ...]] = [
         (key, plain(defaults.get(key)), plain(value)) for key, value in best.settings.items()
     ]
-    rows.append((_number_in_words(record), f"{100 * best.default_reported:.2f}", f"{100 * best.reported:.2f}"))
+    rows.append((_number_in_words(record), percent(best.default_reported), percent(best.reported)))
     print_table(
         f"Recipe {record.recipe_name} against the best setting", ["", "recipe", "best"], rows, right="recipe best"
     )
     if best.gain_low is not None and best.gain_high is not None:
-        low, high = 100 * best.gain_low, 100 * best.gain_high
+        bounds = interval(best.gain_low, best.gain_high, signed=True)
         seeds = ", ".join(map(str, record.seeds))
-        print(f"gain over the recipe under seed {seeds}: {low:+.2f} to {high:+.2f}, 95 % interval over images, paired")
+        print(f"gain over the recipe under seed {seeds}: {bounds}, 95 % interval over images, paired")
     for each in record.confirmations:
         name = "recipe" if each.trial == 0 else f"trial {each.trial}"
         print(
-            f"{name}: {100 * each.mean:.2f} ± {100 * each.spread:.2f} over seeds {', '.join(map(str, each.seeds))}, "
-            f"95 % interval {100 * each.low:.2f} to {100 * each.high:.2f}"
+            f"{name}: {mean_and_spread(each.mean, each.spread)} over seeds {', '.join(map(str, each.seeds))}, "
+            f"95 % interval {interval(each.low, each.high)}"
         )
     if not best.confirmed:
         print("One seed: --confirm-seeds 0,1,2 runs the best settings and the recipe under more.")

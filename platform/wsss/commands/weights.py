@@ -10,8 +10,9 @@ from pathlib import Path
 from wsss.commands.arguments import add_locations, locations
 from wsss.commands.data import Ticker
 from wsss.commands.methods import UsageError
-from wsss.commands.screen import file_size, print_table
+from wsss.commands.screen import print_table
 from wsss.data.file_facts import sha256_of_file
+from wsss.formatting import byte_count
 from wsss.weights import WEIGHTS, WeightFile, fetch_weight, weights_folder
 
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 def list_weights(folder: Path) -> None:
     """Print the table, one line a file."""
     rows = [
-        (row.name, row.file, file_size(row.megabytes * 1e6) if row.megabytes else "", _state(row, folder), row.source)
+        (row.name, row.file, byte_count(row.megabytes * 1e6) if row.megabytes else "", _state(row, folder), row.source)
         for row in WEIGHTS.values()
     ]
     print_table(f"Weight files in {folder}", ["name", "file", "size", "here", "source"], rows, right="size")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wsss.errors import WsssError
+from wsss.formatting import count
 
 SHOWN_PROBLEMS = 20
 
@@ -51,7 +52,7 @@ def raise_problems(problems: Sequence[Problem], where: str) -> None:
         return
     if len(errors) == 1:
         raise DataError(errors[0].what, errors[0].where, errors[0].remedy)
-    lines = [f"the data set has {len(errors)} problems:"]
+    lines = [f"the data set has {count(len(errors), 'problem')}:"]
     lines += [f"  - {problem}" for problem in errors[:SHOWN_PROBLEMS]]
     if len(errors) > SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(errors) - SHOWN_PROBLEMS} more")

@@ -16,6 +16,7 @@ from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.scheduling import check_schedulable, stage_resources
 from wsss.execution.stage_job import StageJob, bind_job, publish_stage
+from wsss.formatting import percent
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, Resources, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -430,7 +431,7 @@ def _stage_tags(planned: PlannedStage) -> dict[str, str]:
 
 
 def _summary(stage: Stage, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-    mious = [f"{name} {100 * value:.2f} %" for name, value in metrics.items() if "/miou_" in name][:2]
+    mious = [f"{name} {percent(value)} %" for name, value in metrics.items() if "/miou_" in name][:2]
     if mious:
         return ", ".join(mious)
     rate = facts.get("images_per_second")

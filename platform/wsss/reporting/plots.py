@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from wsss.formatting import percent
+
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DOTS_PER_INCH = 130
@@ -121,7 +123,7 @@ def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str, para
     for rows in curves.values():
         for row in rows:
             if row[mark] and row["miou"] is not None:
-                return f"{100 * row['miou']:.2f} at {row[parameter]:.3g}"
+                return f"{percent(row['miou'])} at {row[parameter]:.3g}"
     return "none"
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wsss.formatting import duration, percent, points
 from wsss.reporting.page import figure, page
 from wsss.reporting.plots import plot_threshold_curve
 from wsss.reporting.report import REPORT_FOLDER
@@ -29,7 +30,7 @@ from wsss.reporting.sweep_tables import (
     trials_csv,
 )
 from wsss.reporting.sweep_values import best_trial, finished, recipe_trial, shown_value
-from wsss.reporting.tables import Table, duration, percent, to_html, to_markdown
+from wsss.reporting.tables import Table, to_html, to_markdown
 from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 
 Figures = list[tuple[str, Path]]
@@ -185,7 +186,7 @@ def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
     if sweep.best is None:
         return f"{done} of {sweep.trials} trials have a value; the sweep declares no best setting yet.{state}"
     best = sweep.best
-    gain = 100 * (best.reported - best.default_reported)
+    gain = best.reported - best.default_reported
     basis = (
         f"mean over {len(sweep.confirmations[0].seeds)} seeds" if best.confirmed and sweep.confirmations else "one seed"
     )
@@ -193,7 +194,7 @@ def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
         return f"No setting of {done} beats the recipe: {percent(best.default_reported)} ({basis}).{state}"
     return (
         f"{percent(best.reported)} with trial {best.trial} against {percent(best.default_reported)} with the recipe "
-        f"({gain:+.2f}, {basis}), after {done} trials in {duration(sweep.wall_seconds)}. {BEST_FILE} is its recipe."
+        f"({points(gain)}, {basis}), after {done} trials in {duration(sweep.wall_seconds)}. {BEST_FILE} is its recipe."
         f"{state}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from wsss.formatting import duration, interval, percent, points
 from wsss.reporting.sweep_values import (
     best_trial,
     finished,
@@ -12,7 +13,7 @@ from wsss.reporting.sweep_values import (
     shown_value,
     stage_costs,
 )
-from wsss.reporting.tables import Table, duration, percent, to_csv
+from wsss.reporting.tables import Table, to_csv
 from wsss.search.records import ConfirmedSetting, SweepRecord, TrialRecord
 
 _RULES = {
@@ -50,7 +51,7 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         basis = "mean over seeds" if sweep.best.confirmed else _QUOTED[sweep.select]
         rows.append(_compared(f"to quote: {basis}", sweep.best.default_reported, sweep.best.reported, ""))
         if sweep.best.gain_low is not None and sweep.best.gain_high is not None:
-            gain = f"{100 * sweep.best.gain_low:+.2f} to {100 * sweep.best.gain_high:+.2f}"
+            gain = interval(sweep.best.gain_low, sweep.best.gain_high, signed=True)
             rows.append((f"95 % interval of the gain over images, paired, seed {sweep.seeds[0]}", "", "", gain, "", ""))
     rows.append(
         ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
@@ -93,8 +94,9 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
             continue
         cells = []
         for value, (_, trial) in zip(values, shown, strict=True):
-            interval = field == bounded and trial.low is not None and trial.high is not None
-            cells.append(percent(value) + (f" ({percent(trial.low)} to {percent(trial.high)})" if interval else ""))
+            bounds = (trial.low, trial.high) if field == bounded else (None, None)
+            known = bounds[0] is not None and bounds[1] is not None
+            cells.append(percent(value) + (f" ({interval(bounds[0], bounds[1])})" if known else ""))
         rows.append((text, by_masks, *cells))
     note = (
         "mIoU in percent, with the 95 % interval over images where the rule of the sweep quotes it. The setting itself "
@@ -114,9 +116,9 @@ def selected_table(sweep: SweepRecord) -> Table:
     }
     rows = []
     for row in sweep.selected:
-        gain = f"{100 * row.gain.difference:+.2f} ({100 * row.gain.low:+.2f} to {100 * row.gain.high:+.2f})"
+        gain = f"{points(row.gain.difference)} ({interval(row.gain.low, row.gain.high, signed=True)})"
         chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.settings))
-        interval = f"{percent(row.miou.low)} to {percent(row.miou.high)}"
+        bounds = interval(row.miou.low, row.miou.high)
         rows.append(
             (
                 names.get(row.rule, row.rule),
@@ -124,7 +126,7 @@ def selected_table(sweep: SweepRecord) -> Table:
                 chosen,
                 str(row.images),
                 percent(row.miou.value),
-                interval,
+                bounds,
                 "-" if row.rule == "default" else gain,
             )
         )
@@ -284,7 +286,7 @@ def trials_csv(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
 
 
 def _compared(what: str, old: float, new: float, stage: str) -> tuple[str, ...]:
-    return (what, percent(old), percent(new), f"{100 * (new - old):+.2f}", stage, "")
+    return (what, percent(old), percent(new), points(new - old), stage, "")
 
 
 def _confirmed(each: ConfirmedSetting, seeds: Sequence[int]) -> tuple[str, ...]:
@@ -295,7 +297,7 @@ def _confirmed(each: ConfirmedSetting, seeds: Sequence[int]) -> tuple[str, ...]:
         *(percent(by_seed.get(seed)) for seed in seeds),
         percent(each.mean),
         percent(each.spread) if several else "-",
-        f"{percent(each.low)} to {percent(each.high)}" if several else "-",
+        interval(each.low, each.high) if several else "-",
     )
 
 

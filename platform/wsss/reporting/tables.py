@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from wsss.claims import Claim, Verdict
+from wsss.formatting import duration, interval, mean_and_spread, percent
 from wsss.metric_name import ENDINGS, MetricName
 from wsss.reporting.run_report import RunReport
 
@@ -32,11 +33,6 @@ class Table:
     note: str = ""
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as percent with two decimals, without the sign: 0.7271 -> "72.71"; "-" for none or NaN."""
-    return "-" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.2f}"
-
-
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a score that people read as percent."""
     return MetricName.parse(metric).is_fraction
@@ -47,17 +43,6 @@ def shown(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return percent(value) if is_fraction(metric) else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def source_words(claim: Claim) -> str:
@@ -73,7 +58,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         claim, ours = verdict.claim, verdict.ours
         number = "-"
         if ours is not None:
-            number = percent(ours.mean) + (f" ± {percent(ours.spread)}" if ours.spread is not None else "")
+            number = mean_and_spread(ours.mean, ours.spread)
         rows.append(
             (
                 claim.metric,
@@ -110,7 +95,7 @@ def result_table(report: RunReport) -> Table:
             for ending in ("low", "high", "cross_fitted", "oracle", "all_background")
         )
         row += [
-            "-" if low is None else f"{percent(low)} to {percent(high)}",
+            "-" if low is None else interval(low, high),
             percent(cross_fitted),
             percent(oracle),
             _oracle_setting(list(by_seed.values()), name),

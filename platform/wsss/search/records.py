@@ -22,6 +22,7 @@ from wsss.errors import WsssError
 from wsss.evaluation.bootstrap import Interval, PairedComparison
 from wsss.evaluation.selection import Selected
 from wsss.files import write_json
+from wsss.formatting import percent
 
 SWEEPS_FOLDER = "sweeps"
 SWEEP_FILE = "sweep.json"
@@ -158,7 +159,7 @@ class Race:
         """How a dropped setting lost, in words."""
         return (
             f"dropped after {self.images} of {self.of} images: clearly worse than trial {self.beaten_by}, "
-            f"about {100 * (self.estimate or 0.0):.2f} %"
+            f"about {percent(self.estimate or 0.0)} %"
         )
 
 

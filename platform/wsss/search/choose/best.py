@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from wsss.files import write_file
+from wsss.formatting import percent
 from wsss.recipe import change_recipe, to_dict
 from wsss.search.choose.score import Score
 from wsss.search.records import Best, ConfirmedSetting, SearchedKey, Select, SweepRecord, TrialRecord
@@ -91,8 +92,8 @@ def write_best(path: Path, recipe: Any, record: SweepRecord, best: Best) -> None
     content = to_dict(change_recipe(recipe, best.settings))
     content.pop("execution", None)  # how a machine is used is not part of what was found
     head = [
-        f"# Best of sweep {record.sweep_id}: {record.metric} {100 * best.reported:.2f} %,"
-        f" recipe {record.recipe_name} {100 * best.default_reported:.2f} %",
+        f"# Best of sweep {record.sweep_id}: {record.metric} {percent(best.reported)} %,"
+        f" recipe {record.recipe_name} {percent(best.default_reported)} %",
         f"# Rule {record.select}, trial {best.trial} of {record.trials}, commit {record.git_commit or 'unknown'}.",
         *(f"# changed: {key} = {value}" for key, value in best.settings.items()),
     ]

@@ -20,6 +20,7 @@ from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, r
 from wsss.execution.run import PreparedRun, RunRequest, checkpoints_place, compute_stage
 from wsss.execution.scheduling import stage_resources
 from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training_name
+from wsss.formatting import duration, percent
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
@@ -50,7 +51,7 @@ class _Quiet:
         self._tell(f"{stage}: {done} of {self._totals.get(stage, '?')} {note}".rstrip())
 
     def finish(self, stage: str, seconds: float, summary: str) -> None:
-        self._tell(f"{stage}: done in {seconds:.0f} s {summary}".rstrip())
+        self._tell(f"{stage}: done in {duration(seconds)} {summary}".rstrip())
 
     def message(self, text: str) -> None:
         self._tell(text)
@@ -128,7 +129,7 @@ class BatchEvaluator:
             self.tell(f"{rung.text}: {early.error}; trains on")
             return None
         setting.previews.append(PreviewValue(rung.metric, rung.stage, stage.preview.epoch, stage.epochs, value))
-        self.tell(f"{rung.metric} {100 * value:.2f} % after {stage.preview.epoch} of {stage.epochs} epochs")
+        self.tell(f"{rung.metric} {percent(value)} % after {stage.preview.epoch} of {stage.epochs} epochs")
         return value
 
     def discard(self, settings: Sequence[Setting]) -> None:

@@ -23,6 +23,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from wsss.formatting import percent
 from wsss.search.choose.best import ranked
 from wsss.search.evaluate.batch import BatchEvaluator
 from wsss.search.evaluate.shortcuts import fuse_batch, race_batch
@@ -161,7 +162,7 @@ class SweepSearcher(Searcher):
             pruned = ""
             outcome = outcomes.get(proposal.number)
             if pruned_at is not None and not (outcome is not None and outcome.error):
-                pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {100 * pruned_at[1]:.2f} %"
+                pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {percent(pruned_at[1])} %"
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
                 pruned = outcome.race.text
             if outcome is None:

@@ -23,6 +23,7 @@ from typing import Any, cast
 import yaml
 
 from wsss.errors import WsssError
+from wsss.formatting import count
 from wsss.recipe import SettingInfo, checked_value, flat_dict, nearest_key, settings_of
 from wsss.search.records import SearchedKey
 
@@ -37,9 +38,9 @@ class SpaceError(WsssError):
 
     def __init__(self, problems: Sequence[str], where: str) -> None:
         self.problems = tuple(problems)
-        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the search space"
+        head = f"{count(len(problems), 'problem')} in the search space:"
         super().__init__(
-            "\n".join([f"{count}:", *(f"  - {problem}" for problem in problems)]),
+            "\n".join([head, *(f"  - {problem}" for problem in problems)]),
             where,
             "correct the entries above; `wsss ls METHOD` lists every key with its range",
         )
