@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from wsss.commands.arguments import add_locations, locations
 from wsss.commands.methods import UsageError
-from wsss.commands.screen import file_size, print_table
+from wsss.commands.screen import print_table
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError
+from wsss.formatting import byte_count
 from wsss.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Ticker:
         if not sys.stderr.isatty() or (now - self._last < 0.5 and not finished):
             return
         self._last = now
-        numbers = [file_size(n) if self._unit == "bytes" else f"{n}" for n in (done, total) if n is not None]
+        numbers = [byte_count(n) if self._unit == "bytes" else f"{n}" for n in (done, total) if n is not None]
         unit = "" if self._unit == "bytes" else f" {self._unit}"
         print("\r" + " of ".join(numbers) + unit, end="\n" if finished else "", file=sys.stderr, flush=True)
 

@@ -6,7 +6,7 @@ import argparse
 
 from wsss.commands.arguments import add_locations, locations
 from wsss.commands.methods import UsageError
-from wsss.commands.screen import file_size
+from wsss.formatting import byte_count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
             "give STAGE/KEY of exactly one; `wsss ls store` lists them",
         )
     store.delete(refs[0].stage, refs[0].key)
-    print(f"removed {refs[0].stage}/{refs[0].key} ({file_size(refs[0].size)})")
+    print(f"removed {refs[0].stage}/{refs[0].key} ({byte_count(refs[0].size)})")
     return 0
