@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from wsss.data.augment.rescaled_crop import affinity_training_sample
 from wsss.pipeline import StageContext
 from wsss.stages.affinity_irn import build_affinity_training
 from wsss.train_task import Batch, TrainTask
-from wsss_methods.ssc.cam_transforms import affinity_training_sample
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.segmentation_stages import build_segmentation_training
 from wsss_methods.ssc.training import build_cam_training

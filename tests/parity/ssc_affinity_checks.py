@@ -15,6 +15,9 @@ from tests.parity.check_parts import gradient_norms, prose_number, set_rates, sh
 from tests.parity.fixtures import Fixture
 from tests.parity.instance import centroid_clusters, refined_centroids
 
+from wsss.data.augment.rescaled_crop import (
+    quartered_label,
+)
 from wsss.data.transforms import channels_first, normalize
 from wsss.nn.checkpoint import official_state_dict
 from wsss.nn.irn import AffinityNetwork, build_affinity_network, training_buffers
@@ -32,9 +35,6 @@ from wsss.ops.confidence import confidence_mask
 from wsss.ops.random_walk import dense_transition, grid_affinity, padded_pair_affinity, random_walk
 from wsss.stages.affinity_irn import IrLabelConfig, affinity_optimizer, ir_label, padded_affinity_forward
 from wsss.stages.pseudo_label import pseudo_label_of_walk
-from wsss_methods.ssc.cam_transforms import (
-    quartered_label,
-)
 from wsss_methods.ssc.optimizers import polynomial_schedule
 
 

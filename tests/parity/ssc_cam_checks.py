@@ -11,18 +11,19 @@ from tests.parity.check_parts import gradient_norms, prose_number, set_rates, sh
 from tests.parity.fixtures import Fixture, ParityError
 from torch import Tensor, nn
 
-from wsss.data.transforms import CropBox, normalize, rescale
-from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals, iou, miou
-from wsss.nn.checkpoint import official_state_dict
-from wsss.nn.suppression import DiscriminativeRegionSuppression
-from wsss.nn.vgg import Vgg19Slices
-from wsss.ops.cam import merged_cam, merged_high_res, strided_size, strided_up_size, thresholded_argmax
-from wsss_methods.ssc.cam_transforms import (
+from wsss.data.augment.rescaled_crop import (
+    CanvasCrop,
     cam_inputs,
     cropped_image,
     cropped_map,
     padded_superpixel_ids,
 )
+from wsss.data.transforms import normalize, rescale
+from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals, iou, miou
+from wsss.nn.checkpoint import official_state_dict
+from wsss.nn.suppression import DiscriminativeRegionSuppression
+from wsss.nn.vgg import Vgg19Slices
+from wsss.ops.cam import merged_cam, merged_high_res, strided_size, strided_up_size, thresholded_argmax
 from wsss_methods.ssc.losses import (
     alignment_loss,
     alignment_terms,
@@ -229,21 +230,10 @@ def _parameter_of_output(output: str, parameters: Mapping[str, Tensor]) -> str:
 def check_cam_train_crop(fixture: Fixture) -> None:
     settings = fixture.settings
     given, size = settings["box"], settings["crop"]
-    box = CropBox(
-        size,
-        size,
-        canvas_top=given["cont_top"],
-        canvas_bottom=given["cont_bottom"],
-        canvas_left=given["cont_left"],
-        canvas_right=given["cont_right"],
-        image_top=given["img_top"],
-        image_bottom=given["img_bottom"],
-        image_left=given["img_left"],
-        image_right=given["img_right"],
-    )
-    image = cropped_image(fixture.input("image"), settings["mirror"], box)
+    crop = CanvasCrop(size, size, given["cont_top"] - given["img_top"], given["cont_left"] - given["img_left"])
+    image = cropped_image(fixture.input("image"), settings["mirror"], crop)
     fixture.expect("image_out", fixture.sampled("image_out", image))
-    fixture.expect("spixel_out", cropped_map(fixture.input("spixel"), settings["mirror"], box, fill=0))
+    fixture.expect("spixel_out", cropped_map(fixture.input("spixel"), settings["mirror"], crop, fill=0))
 
 
 def check_superpixel_decode(fixture: Fixture) -> None:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from tests.parity.fixtures import Fixture
 from torch import Tensor, nn
 
+from wsss.data.augment.photometric import PhotometricDraw, augment_photometric
+from wsss.data.augment.resized_crop import CropBox, resized_image, resized_label, training_sample
 from wsss.evaluation.confusion import confusion_matrix
 from wsss.evaluation.segmentation_metrics import final_metrics, selection_metrics
 from wsss.nn.deeplabv2 import DeepLabV2
@@ -27,7 +29,6 @@ from wsss_methods.ssc.cotraining import (
     boundary_map,
     cotraining_denominators,
 )
-from wsss_methods.ssc.photometric import PhotometricDraw, augment_photometric
 from wsss_methods.ssc.seg_inference import (
     base_scores,
     class_probabilities,
@@ -36,7 +37,6 @@ from wsss_methods.ssc.seg_inference import (
     predicted_label,
     refined_steps,
 )
-from wsss_methods.ssc.seg_transforms import CropBox, resized_image, resized_label, training_sample
 
 
 class FixedLogits(nn.Module):

@@ -13,7 +13,7 @@ from tests.parity.fixtures import ParityError
 from tests.parity.wsfcn_checks import focal_of, network_of
 from tests.parity.wsfcn_fixtures import DescribedFixture
 
-from wsss.data.random_resized_crop import CropBox
+from wsss.data.augment.resized_crop import CropBox, resized_crop
 from wsss.evaluation.confusion import confusion_matrix, iou, pixel_accuracy
 from wsss.ops.crf import DenseCrfSettings
 from wsss_methods.wsfcn.inference import (
@@ -27,7 +27,7 @@ from wsss_methods.wsfcn.inference import (
     soft_masks,
     with_power_background,
 )
-from wsss_methods.wsfcn.transforms import Placement, canvas_inputs, network_input, resized_crop
+from wsss_methods.wsfcn.transforms import Placement, canvas_inputs, network_input
 
 FIXTURE = DescribedFixture
 
@@ -36,8 +36,8 @@ _NUMBER = r"([\d.]*\d)"
 
 def check_crop(fixture: DescribedFixture) -> None:
     box, size, image = CropBox(*fixture.parameters["box"]), fixture.parameters["size"], fixture.input("image")
-    fixture.expect("y", network_input(resized_crop(image, box, size, mirrored=False)))
-    fixture.expect("y_flip", network_input(resized_crop(image, box, size, mirrored=True)))
+    fixture.expect("y", network_input(resized_crop(image, box, size, mirror=False)))
+    fixture.expect("y_flip", network_input(resized_crop(image, box, size, mirror=True)))
 
 
 def check_loader(fixture: DescribedFixture) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_methods.ssc.photometric import PhotometricSettings, augment_photometric, draw_photometric
+from wsss.data.augment.photometric import PhotometricSettings, augment_photometric, draw_photometric
 
 IGNORE_INDEX = 255
 LOSS_NAMES = ("supervised_1", "supervised_2", "cotrain_1", "cotrain_2")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from wsss.data.augment.rescaled_crop import affinity_training_sample, cam_inputs
 from wsss.data.dataset import Dataset
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
@@ -16,7 +17,6 @@ from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
 from wsss.stages.superpixels import build_superpixels
 from wsss.weights import WeightUse, required_weights, resolve_path
-from wsss_methods.ssc.cam_transforms import affinity_training_sample, cam_inputs
 from wsss_methods.ssc.prediction_stages import (
     ChoiceConfig,
     EvaluationConfig,

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss.data.augment.photometric import PhotometricSettings
+from wsss.data.augment.resized_crop import draw_training_sample, resized_image, resized_label
 from wsss.evaluation.confusion import confusion_matrix
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.segmentation_metrics import selection_metrics
@@ -25,11 +27,9 @@ from wsss_methods.ssc.cotraining import (
     CoTrainingSettings,
     cotraining_denominators,
 )
-from wsss_methods.ssc.photometric import PhotometricSettings
 from wsss_methods.ssc.recipe import SegmentationSettings
 from wsss_methods.ssc.seg_checkpoint import NETWORKS
 from wsss_methods.ssc.seg_inference import multiscale_scores
-from wsss_methods.ssc.seg_transforms import draw_training_sample, resized_image, resized_label
 from wsss_methods.ssc.segmentation_networks import build_segmentation_network, load_imagenet_weights
 
 METRICS_FILE = "metrics.json"

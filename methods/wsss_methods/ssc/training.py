@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss.data.augment.rescaled_crop import cam_training_sample
 from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
-from wsss_methods.ssc.cam_transforms import cam_training_sample
 from wsss_methods.ssc.losses import (
     AlignmentSettings,
     Features,

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss.data.augment.color_jitter import PUBLISHED_JITTER
+from wsss.data.augment.resized_crop import jittered_crop
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
@@ -30,7 +32,6 @@ from wsss_methods.wsfcn.losses import (
 from wsss_methods.wsfcn.networks import Structure, WsFcn, official_state_dict, parameter_groups
 from wsss_methods.wsfcn.recipe import NetworkSettings, PseudoLabelSettings, TrainSettings
 from wsss_methods.wsfcn.stage_configs import TrainConfig
-from wsss_methods.wsfcn.transforms import PUBLISHED_JITTER, training_image
 
 WEIGHTS = "network"
 STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_pixels", "foreground_share")
@@ -50,7 +51,7 @@ class ImageSamples:
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
         """image float32 (3, S, S) normalized, label float32 (classes without background,)."""
         name = self.data.names[index]
-        image = training_image(
+        image = jittered_crop(
             self.data.image(name), rng, self.settings.crop_size, self.settings.crop_scale_min, self.jitter
         )
         return {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}

@@ -1,4 +1,4 @@
-"""Training crops and the padded inputs of multi-scale inference (WS-FCN, sections 5.3 and 7)."""
+"""The padded inputs of multi-scale inference (WS-FCN, sections 5.3 and 7)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsss.data.color_jitter import ColorJitter, random_color_jitter
-from wsss.data.random_resized_crop import CropBox, random_resized_crop_box
 from wsss.data.transforms import channels_first, mirror, normalize, resize, scaled_size
 from wsss.errors import WsssError
-
-PUBLISHED_JITTER = ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 
 
 class CanvasError(WsssError):
@@ -38,27 +34,9 @@ class CanvasInput:
     placement: Placement
 
 
-def resized_crop(image: np.ndarray, box: CropBox, size: int, mirrored: bool) -> np.ndarray:
-    """uint8 (H, W, 3): cut `box`, resize to a square of side `size` (bicubic, antialiased), mirror when asked."""
-    crop = resize(np.ascontiguousarray(box.cut(image)), (size, size), "bicubic")
-    return mirror(crop) if mirrored else crop
-
-
 def network_input(image: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) -> float32 (3, H, W), normalized."""
     return channels_first(normalize(image))
-
-
-def training_image(
-    image: np.ndarray, rng: np.random.Generator, size: int, scale_min: float, jitter: ColorJitter
-) -> np.ndarray:
-    """One augmented sample: random resized crop, mirrored half of the time, colours changed, normalized.
-
-    image: uint8 (H, W, 3) RGB. scale_min: smallest share of the area. Returns float32 (3, size, size).
-    """
-    box = random_resized_crop_box(image.shape[0], image.shape[1], rng, (scale_min, 1.0))
-    crop = resized_crop(image, box, size, mirrored=bool(rng.random() < 0.5))
-    return network_input(random_color_jitter(crop, jitter, rng))
 
 
 def on_canvas(image: np.ndarray, size: int, mirrored: bool) -> CanvasInput:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.data.color_jitter import ColorJitter, random_color_jitter
-from wsss.data.transforms import CropBox, apply_crop_box, channels_first, mirror, normalize, sample_crop_box
+from wsss.data.augment.color_jitter import ColorJitter, random_color_jitter
+from wsss.data.augment.rescaled_crop import CanvasCrop, sample_canvas_crop
+from wsss.data.transforms import channels_first, mirror, normalize
 from wsss.nn.affinity_net import NEW_LAYERS, AffinityNet, parameter_groups
 from wsss.nn.checkpoint import load_weights, read_checkpoint
 from wsss.ops.affinity import affinity_targets, pair_loss_sums
@@ -113,14 +114,14 @@ def build_power_crf(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def training_pair(
-    image: np.ndarray, low: np.ndarray, high: np.ndarray, box: CropBox, mirrored: bool
+    image: np.ndarray, low: np.ndarray, high: np.ndarray, crop: CanvasCrop, mirrored: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """A crop and the labels of its cells: float32 (3, S, S), uint8 (S / 8, S / 8), positions among the classes or 255.
 
     image uint8 (H, W, 3), padded with black; low, high float32 (1 + K, H, W), see `affinity_label`, padded with 0.
     """
-    pixels = normalize(apply_crop_box(image, box, 0))
-    scores = [apply_crop_box(maps.transpose(1, 2, 0), box, 0) for maps in (low, high)]
+    pixels = normalize(crop.apply(image, 0))
+    scores = [crop.apply(maps.transpose(1, 2, 0), 0) for maps in (low, high)]
     if mirrored:
         pixels, scores = mirror(pixels), [mirror(maps) for maps in scores]
     return channels_first(pixels), affinity_label(*(pooled(channels_first(maps)) for maps in scores))
@@ -142,8 +143,8 @@ class FeatureAffinitySamples:
         name, size = self.data.names[index], self.config.crop_size
         image = random_color_jitter(self.data.image(name), self.jitter, rng)
         low, high = (self.inputs[role].arrays(name)["crf"].astype(np.float32) for role in ("low", "high"))
-        box = sample_crop_box(rng, image.shape[0], image.shape[1], size)
-        pixels, labels = training_pair(image, low, high, box, mirrored=bool(rng.random() < 0.5))
+        crop = sample_canvas_crop(rng, image.shape[0], image.shape[1], size)
+        pixels, labels = training_pair(image, low, high, crop, mirrored=bool(rng.random() < 0.5))
         label = torch.from_numpy(labels)
         targets = affinity_targets(label[None], pair_index(self.config.radius, labels.shape), UNSURE)
         pairs = torch.stack([kind.sum() for kind in (targets.background, targets.foreground, targets.negative)])

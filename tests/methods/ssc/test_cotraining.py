@@ -19,12 +19,6 @@ from wsss_methods.ssc.cotraining import (
     evaluation_mode,
     mix_pairs,
 )
-from wsss_methods.ssc.photometric import (
-    PhotometricDraw,
-    PhotometricSettings,
-    augment_photometric,
-    draw_photometric,
-)
 
 SIZE = 12
 CLASSES = 6
@@ -242,48 +236,3 @@ def test_boundary_ignores_what_is_outside() -> None:
     assert torch.equal(inside[0], (torch.arange(8) < 3).expand(8, 8))
     assert not band[1:].any()
     assert not inside[1:].any()
-
-
-def test_photometric_changes_depend_on_the_seed_alone() -> None:
-    images = make_batch(3)["image"]
-    settings = PhotometricSettings()
-    draws = [draw_photometric(seed, settings) for seed in (5, 6, 7)]
-    together = augment_photometric(images, draws)
-    alone = torch.cat([augment_photometric(images[i : i + 1], [draws[i]]) for i in range(3)])
-    assert torch.equal(together, alone)
-    assert not torch.equal(together, images)
-    off = PhotometricSettings(0.0, 0.0, 0.0)
-    assert draw_photometric(5, off) == PhotometricDraw()
-    # Nothing drawn: only the round trip through 8 bits, at most one grey level.
-    identity = augment_photometric(images, [PhotometricDraw()] * 3)
-    assert (identity - images).abs().max() < 0.02
-
-
-def test_photometric_draws_have_the_stated_shares() -> None:
-    draws = [draw_photometric(seed, PhotometricSettings()) for seed in range(3000)]
-    share = lambda test: sum(map(test, draws)) / len(draws)  # noqa: E731
-    assert share(lambda d: d.contrast != 1) == pytest.approx(0.8, abs=0.03)
-    assert share(lambda d: d.grey) == pytest.approx(0.2, abs=0.03)
-    assert share(lambda d: d.blur_kernel == 3) == pytest.approx(1 / 6, abs=0.03)
-    assert share(lambda d: d.blur_kernel == 5) == pytest.approx(1 / 3, abs=0.03)
-    assert all(abs(d.hue) <= 20 and abs(d.saturation) <= 30 and abs(d.value) <= 20 for d in draws)
-
-
-def test_photometric_operations_on_known_colours() -> None:
-    pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 150, 200]]], dtype=np.uint8)
-    images = torch.from_numpy(channels_first(normalize(pixels)))[None].repeat(1, 1, 4, 1)
-
-    def levels(draw: PhotometricDraw) -> np.ndarray:
-        mean = np.array((0.485, 0.456, 0.406)).reshape(3, 1, 1)
-        std = np.array((0.229, 0.224, 0.225)).reshape(3, 1, 1)
-        out = augment_photometric(images, [draw])[0].numpy() * std + mean
-        return np.rint(out * 255).astype(int)[:, 0].T
-
-    # Red gets the grey weight of blue and the other way round: the channels are swapped on purpose.
-    assert levels(PhotometricDraw(grey=True))[:3].tolist() == [[29] * 3, [150] * 3, [76] * 3]
-    assert levels(PhotometricDraw(contrast=0.5, brightness=10.0))[0].tolist() == [137, 10, 10]
-    # 60 of 180 is a third of the circle; in swapped channels it turns red to blue.
-    assert levels(PhotometricDraw(hue=60.0))[:3].tolist() == [[0, 0, 255], [255, 0, 0], [0, 255, 0]]
-    assert levels(PhotometricDraw(value=-55.0))[0].tolist() == [200, 0, 0]
-    blurred = levels(PhotometricDraw(blur_kernel=3))
-    assert blurred[0].tolist() == [127, 128, 0] or blurred[0].tolist() == [128, 128, 0]

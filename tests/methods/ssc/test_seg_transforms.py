@@ -1,4 +1,4 @@
-"""Samples of the segmentation stage and its final inference: crops, alignment, CRF image, multi-scale maximum."""
+"""Final inference of the segmentation stage: CRF image, multi-scale maximum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.data.random_resized_crop import CropBox
 from wsss_methods.ssc.seg_inference import (
     CRF_IMAGE_MEAN,
     base_scores,
@@ -15,44 +14,6 @@ from wsss_methods.ssc.seg_inference import (
     multiscale_scores,
     predicted_label,
 )
-from wsss_methods.ssc.seg_transforms import (
-    draw_training_sample,
-    resized_image,
-    resized_label,
-    training_sample,
-)
-
-
-def test_image_label_and_mask_stay_aligned() -> None:
-    image = np.zeros((40, 60, 3), dtype=np.uint8)
-    image[:, :20] = 255
-    label = np.where(image[..., 0] > 0, 7, 255).astype(np.uint8)
-    mask = image[..., 0]
-    sample = training_sample(image, label, mask, CropBox(0, 10, 40, 40), (20, 20), mirror=True)
-    assert sample.image.shape == (3, 20, 20)
-    assert sample.label.tolist()[0] == [255] * 15 + [7] * 5
-    assert sample.mask.tolist()[0] == [0] * 15 + [1] * 5
-    assert (sample.image[0, :, 16:] > 2).all()
-    assert (sample.image[0, :, :14] < -2).all()
-
-
-def test_samples_depend_on_the_generator_alone() -> None:
-    rng = np.random.default_rng(3)
-    image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
-    label = rng.integers(0, 21, (50, 70)).astype(np.uint8)
-    draw = [draw_training_sample(image, label, label, np.random.default_rng(s), (32, 32)) for s in (1, 1, 2)]
-    assert np.array_equal(draw[0].image, draw[1].image)
-    assert np.array_equal(draw[0].label, draw[1].label)
-    assert not np.array_equal(draw[0].image, draw[2].image)
-
-
-def test_validation_input_is_squeezed() -> None:
-    image = np.full((30, 50, 3), 128, dtype=np.uint8)
-    label = np.arange(30, dtype=np.uint8)[:, None].repeat(50, axis=1)
-    assert resized_image(image, (16, 16)).shape == (3, 16, 16)
-    resized = resized_label(label, (16, 16))
-    assert resized.shape == (16, 16)
-    assert set(np.unique(resized)) <= set(range(30))
 
 
 def test_crf_image_wraps_around_unless_told_otherwise() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.methods.in_process import InProcessRun, run_pipeline
 
+from wsss.data.augment.rescaled_crop import cam_inputs
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
@@ -26,7 +27,6 @@ from wsss.stages.cam import read_high_res
 from wsss.stages.random_walk import RandomWalkConfig
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
-from wsss_methods.ssc.cam_transforms import cam_inputs
 from wsss_methods.ssc.prediction_stages import unpack_steps
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.training import build_cam_network

@@ -1,40 +1,16 @@
-"""Training crops and padded inputs of WS-FCN."""
+"""Padded inputs of WS-FCN."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from wsss.data.color_jitter import ColorJitter
-from wsss.data.random_resized_crop import CropBox
 from wsss_methods.wsfcn.transforms import (
-    PUBLISHED_JITTER,
     CanvasError,
     canvas_inputs,
-    network_input,
-    resized_crop,
-    training_image,
 )
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (30, 41, 3)).astype(np.uint8)
-
-
-def test_a_sample_depends_on_the_generator_alone() -> None:
-    one, same, other = (
-        training_image(IMAGE, np.random.default_rng(seed), 33, 0.9, PUBLISHED_JITTER) for seed in (1, 1, 2)
-    )
-    assert one.shape == (3, 33, 33) and one.dtype == np.float32
-    assert np.array_equal(one, same) and not np.array_equal(one, other)
-
-
-def test_the_whole_image_without_jitter_is_only_resized_or_mirrored() -> None:
-    square = IMAGE[:, :30]
-    plain = network_input(resized_crop(square, CropBox(0, 0, 30, 30), 30, mirrored=False))
-    assert np.array_equal(plain, network_input(square))
-    mirrored = network_input(resized_crop(square, CropBox(0, 0, 30, 30), 30, mirrored=True))
-    assert np.array_equal(mirrored, plain[:, :, ::-1])
-    drawn = [training_image(square, np.random.default_rng(seed), 30, 1.0, ColorJitter()) for seed in range(40)]
-    assert any(np.array_equal(x, plain) for x in drawn) and any(np.array_equal(x, mirrored) for x in drawn)
 
 
 def test_every_scale_lies_in_the_middle_of_the_canvas() -> None:

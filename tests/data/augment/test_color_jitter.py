@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsss.data.color_jitter import ColorJitter, random_color_jitter
+from wsss.data.augment.color_jitter import ColorJitter, random_color_jitter
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(30, 220, (12, 10, 3)).astype(np.uint8)

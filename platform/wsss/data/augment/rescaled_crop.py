@@ -1,4 +1,7 @@
-"""Samples of the CAM and affinity stages, and the inputs of CAM inference (SSC, sections 3.1, 3.2, 6.1)."""
+"""A picture and its map at a random scale, mirrored, and cut or padded to a square, as IRN's programs do it.
+
+Also the inputs of inference at several scales.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,48 @@ from typing import Any
 import numpy as np
 
 from wsss.data.superpixels import rgb_to_ids
-from wsss.data.transforms import (
-    CropBox,
-    apply_crop_box,
-    channels_first,
-    mirror,
-    normalize,
-    rescale,
-    rescale_pair,
-    resize,
-    sample_crop_box,
-)
+from wsss.data.transforms import channels_first, mirror, normalize, rescale, resize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 UNSURE = 255
+
+
+@dataclass(frozen=True)
+class CanvasCrop:
+    """A canvas of (height, width) pixels and where the image's first pixel lies on it; negative: cut off."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+    def apply(self, array: Array, fill: float) -> Array:
+        """Cut (H, W[, C]) to the canvas, padded with `fill`; the dtype stays.
+
+        The same crop applied to an image and to its maps keeps them aligned.
+        """
+        canvas = np.full((self.height, self.width, *array.shape[2:]), fill, dtype=array.dtype)
+        part = array[max(0, -self.top) :, max(0, -self.left) :]
+        place = canvas[max(0, self.top) :, max(0, self.left) :]
+        height, width = min(len(part), len(place)), min(part.shape[1], place.shape[1])
+        place[:height, :width] = part[:height, :width]
+        return canvas
+
+
+def sample_canvas_crop(rng: np.random.Generator, height: int, width: int, size: int) -> CanvasCrop:
+    """Draw where a (height, width) image lies on a square of side `size`.
+
+    Per axis: a longer image is cut at a uniform start in 0..(length - size) and fills the square; a shorter one is
+    placed whole at a uniform offset in 0..(size - length).
+    """
+    top, left = (_offset(rng, length, size) for length in (height, width))
+    return CanvasCrop(size, size, top, left)
+
+
+def _offset(rng: np.random.Generator, length: int, size: int) -> int:
+    offset = int(rng.integers(0, abs(length - size) + 1))
+    return -offset if length > size else offset
 
 
 @dataclass(frozen=True)
@@ -67,13 +97,14 @@ def cam_training_sample(
         raise ValueError(f"superpixels {superpixels.shape} and image {image.shape} differ in size")
     scale = int(rng.integers(resize_long_min, resize_long_max + 1)) / max(image.shape[:2])
     # Plus 1 leaves 0 to the padding.
-    image, ids = rescale_pair(image, superpixels.astype(np.int32) + np.int32(1), scale)
+    image = rescale(image, scale, "bicubic")
+    ids = rescale(superpixels.astype(np.int32) + np.int32(1), scale, "nearest")
     mirrored = bool(rng.random() < 0.5)
-    box = sample_crop_box(rng, image.shape[0], image.shape[1], crop_size)
-    cropped = cropped_map(ids, mirrored, box, fill=0)
+    crop = sample_canvas_crop(rng, image.shape[0], image.shape[1], crop_size)
+    cropped = cropped_map(ids, mirrored, crop, fill=0)
     _, compact = np.unique(cropped, return_inverse=True)
     return CamSample(
-        channels_first(cropped_image(image, mirrored, box)), compact.reshape(cropped.shape).astype(np.int32)
+        channels_first(cropped_image(image, mirrored, crop)), compact.reshape(cropped.shape).astype(np.int32)
     )
 
 
@@ -94,11 +125,12 @@ def affinity_training_sample(
         crop_size: a multiple of 4.
         rescale_min, rescale_max: bounds of the uniform random scale.
     """
-    image, label = rescale_pair(image, label, float(rng.uniform(rescale_min, rescale_max)))
+    scale = float(rng.uniform(rescale_min, rescale_max))
+    image, label = rescale(image, scale, "bicubic"), rescale(label, scale, "nearest")
     mirrored = bool(rng.random() < 0.5)
-    box = sample_crop_box(rng, image.shape[0], image.shape[1], crop_size)
-    reduced = quartered_label(cropped_map(label, mirrored, box, fill=UNSURE))
-    return AffinitySample(channels_first(cropped_image(image, mirrored, box)), reduced)
+    crop = sample_canvas_crop(rng, image.shape[0], image.shape[1], crop_size)
+    reduced = quartered_label(cropped_map(label, mirrored, crop, fill=UNSURE))
+    return AffinitySample(channels_first(cropped_image(image, mirrored, crop)), reduced)
 
 
 def quartered_label(label: Array) -> Array:
@@ -106,15 +138,15 @@ def quartered_label(label: Array) -> Array:
     return resize(label, (label.shape[0] // 4, label.shape[1] // 4), "nearest")
 
 
-def cropped_image(image: Array, mirrored: bool, box: CropBox) -> Array:
+def cropped_image(image: Array, mirrored: bool, crop: CanvasCrop) -> Array:
     """Normalize, mirror and cut: uint8 (H, W, 3) -> float32 (S, S, 3), padded with 0, the mean color."""
     normalized = normalize(image)
-    return apply_crop_box(mirror(normalized) if mirrored else normalized, box, 0)
+    return crop.apply(mirror(normalized) if mirrored else normalized, 0)
 
 
-def cropped_map(labels: Array, mirrored: bool, box: CropBox, fill: int) -> Array:
-    """Mirror and cut a map by the image's box: (H, W) -> (S, S), padded with `fill`."""
-    return apply_crop_box(mirror(labels) if mirrored else labels, box, fill)
+def cropped_map(labels: Array, mirrored: bool, crop: CanvasCrop, fill: int) -> Array:
+    """Mirror and cut a map as its image: (H, W) -> (S, S), padded with `fill`."""
+    return crop.apply(mirror(labels) if mirrored else labels, fill)
 
 
 def cam_inputs(image: Array, scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0)) -> list[Array]:

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from wsss.data.superpixels import ids_to_rgb
-from wsss.data.transforms import normalize
-from wsss_methods.ssc.cam_transforms import (
+from wsss.data.augment.rescaled_crop import (
+    CanvasCrop,
     affinity_training_sample,
     cam_inputs,
     cam_training_sample,
     padded_superpixel_ids,
     quartered_label,
+    sample_canvas_crop,
 )
+from wsss.data.superpixels import ids_to_rgb
+from wsss.data.transforms import normalize
 
 
 @pytest.fixture
@@ -97,3 +99,25 @@ def test_padded_ids_leave_zero_free():
 def test_sizes_must_agree(image):
     with pytest.raises(ValueError, match="differ in size"):
         cam_training_sample(image, np.zeros((40, 61), dtype=np.int32), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 6), (6, 10), (8, 8), (3, 30)])
+def test_crops_cover_every_place_uniformly(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    crops = [sample_canvas_crop(rng, height, width, 8) for _ in range(600)]
+    places = {-crop.top if height > 8 else crop.top for crop in crops}
+    assert places == set(range(abs(height - 8) + 1))
+    ones = np.ones((height, width), np.uint8)
+    assert all(crop.apply(ones, 0).sum() == min(height, 8) * min(width, 8) for crop in crops)
+
+
+def test_crops_of_an_image_and_its_labels_stay_aligned() -> None:
+    labels = np.arange(1, 31, dtype=np.uint8).reshape(5, 6)
+    image = labels[..., None].repeat(3, 2).astype(np.float32)
+    crop = sample_canvas_crop(np.random.default_rng(3), 5, 6, 8)
+    cut_image, cut_labels = crop.apply(image, 0.0), crop.apply(labels, 255)
+    inside = cut_labels != 255
+    assert inside.sum() == 30 and cut_image.dtype == np.float32 and cut_labels.dtype == np.uint8
+    np.testing.assert_array_equal(cut_image[..., 0][inside], cut_labels[inside])
+    assert (cut_image[~inside] == 0).all()
+    assert CanvasCrop(2, 3, -1, -2).apply(labels, 0).tolist() == labels[1:3, 2:5].tolist()

@@ -26,6 +26,10 @@ class ColorJitter:
         )
 
 
+# Of 1-stage-wseg (Araslanov and Roth), and in three further programs.
+PUBLISHED_JITTER = ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+
+
 def random_color_jitter(image: np.ndarray, jitter: ColorJitter, rng: np.random.Generator) -> np.ndarray:
     """The four operations in random order, each with a value drawn uniformly from its range.
 
