@@ -58,9 +58,8 @@ def check_pairs(fixture: OwnToleranceFixture) -> None:
 
 def check_labels(fixture: OwnToleranceFixture) -> None:
     image, size = fixture.input("image"), fixture.input("crop")
-    height, width = image.shape[:2]
-    box = CanvasCrop(size, size, 0, 0)
-    pixels, label = training_pair(image, fixture.input("la"), fixture.input("ha"), box, mirrored=False)
+    crop = CanvasCrop(size, size, 0, 0)
+    pixels, label = training_pair(image, fixture.input("la"), fixture.input("ha"), crop, mirrored=False)
     fixture.expect("label_map", label)
     # Summed in float32 over pixels, as the reference was: the exact mean is 1.4e-5 away from it.
     fixture.expect("image_item.mean_chw", np.ascontiguousarray(pixels.transpose(1, 2, 0)).mean(axis=(0, 1)))

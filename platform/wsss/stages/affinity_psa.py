@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.data.augment.color_jitter import ColorJitter, random_color_jitter
+from wsss.data.augment.color_jitter import PUBLISHED_JITTER, random_color_jitter
 from wsss.data.augment.rescaled_crop import CanvasCrop, sample_canvas_crop
 from wsss.data.transforms import channels_first, mirror, normalize
 from wsss.nn.affinity_net import NEW_LAYERS, AffinityNet, parameter_groups
@@ -44,7 +44,6 @@ from wsss.train_task import Batch, OptimizerPlan, TrainTask
 WEIGHTS = "affinity_network"
 LOSS_WEIGHTS = {"background_positive": 0.25, "foreground_positive": 0.25, "negative": 0.5}
 IMAGES: frozenset[Reads] = frozenset({"images"})
-JITTER = ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class FeatureAffinitySamples:
     def __init__(self, context: StageContext) -> None:
         self.data, self.inputs = context.data, context.inputs
         self.config: FeatureAffinitySettings = context.config
-        self.jitter = JITTER.scaled(self.config.color_jitter)
+        self.jitter = PUBLISHED_JITTER.scaled(self.config.color_jitter)
 
     def __len__(self) -> int:
         return len(self.data.names)
