@@ -132,6 +132,24 @@ def test_an_upper_bound_declares_that_it_reads_masks(case: Case) -> None:
     assert stages["segmentation_round1_train"].reads == {"images"}
 
 
+def test_one_and_two_workers_agree(case: Case, tmp_path: Path) -> None:
+    stage = replace(case.pipeline.stage("segmentation_round1_train"), config=replace(SMALL, steps=4))
+    job = StageJob(
+        stage=stage,
+        key="unused",
+        view=case.dataset.view(stage.reads, stage.image_list),
+        inputs={"label": case.run.artifacts["pseudo_label"]},
+        store=open_store(str(tmp_path / "store")),
+    )
+    together = in_two_workers({0: job}, tmp_path)[0]
+    alone = trained(job)
+    assert together["history"].keys() == alone["history"].keys()
+    for name, values in alone["history"].items():
+        np.testing.assert_allclose(together["history"][name], values, rtol=1e-9, err_msg=name)
+    for name, values in alone["weights"].items():
+        torch.testing.assert_close(together["weights"][name], values, rtol=1e-7, atol=1e-10, msg=name)
+
+
 def test_groups_of_a_batch_are_accumulated_one_after_the_other() -> None:
     """The gradient of a batch of two groups is the mean of theirs, each over its own labeled pixels."""
     torch.manual_seed(0)
