@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.two_workers import in_two_workers, trained
 
 from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, draw_scale_crop, scale_crop
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
 from wsss.data.transforms import resize
+from wsss.execution.stage_job import StageJob
 from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.stages.segmentation import (
     SegmentationSettings,

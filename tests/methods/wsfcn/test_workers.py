@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing as multiprocessing
+from tests.methods.two_workers import in_two_workers, trained
 
 from wsss.data.dataset import load_dataset
 from wsss.execution.stage_job import StageJob
-from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
-from wsss.nn.sync_norm import synchronize_batch_norm
-from wsss.pipeline import TrainStage
 from wsss.recipe import load_recipe
 from wsss.store import open_store
-from wsss.train_task import Batch, SampleSource
 from wsss_methods.wsfcn import METHOD
 
 # Nothing random inside the network: what it draws depends on the worker.
@@ -40,45 +33,6 @@ SMALL = [
 ]
 
 
-class DoubleSamples:
-    """Samples in float64, so that what remains of a difference is no rounding."""
-
-    def __init__(self, samples: SampleSource) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def sample(self, index: int, rng: np.random.Generator) -> Batch:
-        return {name: value.double() for name, value in self.samples.sample(index, rng).items()}
-
-
-def trained(job: StageJob, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """History and weights of the training stage in float64, as one of `world_size` workers."""
-    torch.set_num_threads(1)
-    stage = job.stage
-    assert isinstance(stage, TrainStage)
-    torch.manual_seed(stage.seed)
-    task = stage.build(job.context("cpu", rank, world_size))
-    task.module.double()
-    task.samples = DoubleSamples(task.samples)
-    if world_size > 1:
-        synchronize_batch_norm(task.module)
-    silent = LoopEvents(save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None)
-    history = run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
-    return {"history": history, "weights": task.trained_weights()["network"]}
-
-
-def worker(rank: int, world_size: int, port: int, jobs: dict[int, StageJob], out: str) -> None:
-    """One of several workers on gloo; rank 0 writes the results."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    results = {group: trained(job, rank, world_size) for group, job in jobs.items()}
-    if rank == 0:
-        torch.save(results, out)
-    torch.distributed.destroy_process_group()
-
-
 def job_of(folder: Path, norm_group: int) -> StageJob:
     recipe = load_recipe(METHOD.recipe_type, METHOD.recipe_path("demo"), [*SMALL, f"train.norm_group={norm_group}"])
     dataset = load_dataset(recipe.dataset, folder)
@@ -92,13 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], A
     """(norm_group, workers) -> history and weights."""
     folder = tmp_path_factory.mktemp("home")
     jobs = {group: job_of(folder, group) for group in (0, 4)}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        worker, args=(2, port, jobs, str(folder / "two.pt")), nprocs=2
-    )
-    two = torch.load(folder / "two.pt", weights_only=True)
+    two = in_two_workers(jobs, folder)
     return {
         **{(group, 1): trained(job) for group, job in jobs.items()},
         **{(group, 2): two[group] for group in jobs},
