@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,20 +24,14 @@ from wsss.nn.deeplabv3plus import DeepLabV3Plus
 from wsss.nn.segformer import SegFormer
 from wsss.ops.crf import DenseCrfSettings
 from wsss.schedules import polynomial_decay
+from wsss.stages.refine import class_probabilities, multiscale_maximum, predicted_label, refined_steps
 from wsss_methods.ssc.cotraining import (
     CoTraining,
     CoTrainingSettings,
     boundary_map,
     cotraining_denominators,
 )
-from wsss_methods.ssc.seg_inference import (
-    base_scores,
-    class_probabilities,
-    crf_image,
-    multiscale_scores,
-    predicted_label,
-    refined_steps,
-)
+from wsss_methods.ssc.segmentation_stages import base_scores, mean_subtracted
 
 
 class FixedLogits(nn.Module):
@@ -210,7 +205,7 @@ def check_multiscale_test(fixture: Fixture) -> None:
     networks = [fixture.fill(DeepLabV2(classes), entry["network"]).eval() for entry in fixture.meta["weights"]]
     x = fixture.tensor("x")
     expect(fixture, "base", base_scores(networks, x)[0])
-    expect(fixture, "scores", multiscale_scores(networks, x, fixture.settings["scales"])[0])
+    expect(fixture, "scores", multiscale_maximum(partial(base_scores, networks), x, fixture.settings["scales"])[0])
 
 
 def check_dense_crf_test(fixture: Fixture) -> None:
@@ -226,10 +221,10 @@ def check_dense_crf_test(fixture: Fixture) -> None:
         bilateral_srgb=settings["bilateral"]["srgb"],
         bilateral_compat=settings["bilateral"]["compat"],
     )
-    on_raw_image = bool(settings.get("crf_on_raw_image", False))
+    crf_image = image if settings.get("crf_on_raw_image", False) else mean_subtracted(image)
     probabilities = class_probabilities(scores, image.shape[:2])
-    *_, refined = refined_steps(probabilities, image, crf, on_raw_image)
-    expect(fixture, "crf_image", crf_image(image, on_raw_image))
+    *_, refined = refined_steps(probabilities, crf_image, crf)
+    expect(fixture, "crf_image", crf_image)
     expect(fixture, "prob", probabilities)
     expect(fixture, "q", refined)
     expect(fixture, "label", predicted_label(refined))

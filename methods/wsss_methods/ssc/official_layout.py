@@ -21,6 +21,7 @@ from wsss.method import Exporter
 from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
 from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
 from wsss.stages.cam import read_high_res
+from wsss.stages.candidates import read_weights, selected_epoch
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.ssc.networks import CAM_ALIASES
 from wsss_methods.ssc.seg_checkpoint import (
@@ -28,7 +29,6 @@ from wsss_methods.ssc.seg_checkpoint import (
     read_cotraining_checkpoint,
     write_cotraining_checkpoint,
 )
-from wsss_methods.ssc.segmentation_stages import SELECTED_EPOCH, candidate_folder
 
 AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
 _SHARD = 128
@@ -237,19 +237,17 @@ def _read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...],
 
 
 def _write_last_networks(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    return _write_networks(artifact, "", folder)
+    return _write_networks(artifact, 0, folder)
 
 
 def _write_best_networks(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     weights = _input_of(_input_of(artifact, "candidates"), "weights")
-    epoch = int(artifact.json("metrics.json")[SELECTED_EPOCH])
-    return _write_networks(weights, candidate_folder(epoch), folder)
+    return _write_networks(weights, selected_epoch(artifact), folder)
 
 
-def _write_networks(artifact: Artifact, subfolder: str, folder: Path) -> int:
-    prefix = f"{subfolder}/" if subfolder else ""
+def _write_networks(artifact: Artifact, epoch: int, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    states = [read_checkpoint(artifact.path(f"{prefix}{name}.pt")) for name in NETWORKS]
+    states = [read_weights(artifact, name, epoch) for name in NETWORKS]
     write_cotraining_checkpoint(folder / "best_ckpt.pth", *states)
     return 1
 

@@ -9,33 +9,30 @@ from pathlib import Path
 
 from wsss.data.augment.rescaled_crop import affinity_training_sample, cam_inputs
 from wsss.data.dataset import Dataset
-from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
 from wsss.stages.cam import build_cam, cam_stages
+from wsss.stages.candidates import (
+    CandidateConfig,
+    SelectionConfig,
+    choose_by_masks,
+    selection_stages,
+    weight_inputs,
+)
 from wsss.stages.maps_from_folder import maps_from_folder
 from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
+from wsss.stages.refine import ScoresConfig, named, refinement_stages
 from wsss.stages.superpixels import build_superpixels
 from wsss.weights import WeightUse, required_weights, resolve_path
-from wsss_methods.ssc.prediction_stages import (
-    ChoiceConfig,
-    EvaluationConfig,
-    PredictionConfig,
-    build_chosen_prediction,
-    build_predictions,
-    crf_variants,
-    evaluate_predictions,
-    named,
-)
 from wsss_methods.ssc.recipe import CamSettings, SscRecipe
 from wsss_methods.ssc.segmentation_stages import (
-    CandidateConfig,
-    ScoresConfig,
-    SelectionConfig,
     build_candidate_scorer,
+    build_predictions,
     build_scores,
     build_segmentation_training,
-    select_candidate,
+    crf_variants,
+    prediction_config,
 )
 from wsss_methods.ssc.training import active_cam_settings, build_cam_network, build_cam_training, plain_cam_settings
 
@@ -48,7 +45,6 @@ SEGMENTATION_WEIGHTS = {
     "segformer_b2": "mit_b2",
 }
 IMAGES: frozenset[Reads] = frozenset({"images"})
-IMAGES_AND_MASKS: frozenset[Reads] = frozenset({"images", "masks"})
 
 
 def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
@@ -180,67 +176,33 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_l
             epochs=settings.num_epochs,
         )
     ]
-    score_inputs = {"weights": "segmentation_train"}
     if by_masks:
-        stages += [
-            MapStage(
-                name="segmentation_candidates",
-                version=1,
-                config=CandidateConfig(network=settings),
-                inputs={"weights": "segmentation_train"},
-                reads=IMAGES_AND_MASKS,
-                image_list="val",
-                uses_gpu=True,
-                build=build_candidate_scorer,
-            ),
-            ReduceStage(
-                name="segmentation_selection",
-                version=1,
-                config=SelectionConfig(),
-                inputs={"candidates": "segmentation_candidates"},
-                chooses_by_masks=True,
-                compute=select_candidate,
-            ),
-        ]
-        score_inputs["selection"] = "segmentation_selection"
+        stages += selection_stages(
+            "segmentation",
+            "best_val",
+            candidates=CandidateConfig(network=settings),
+            build=build_candidate_scorer,
+            selection=SelectionConfig(),
+            compute=choose_by_masks,
+        )
     scales = inference.scales if inference.multi_scale else (1.0,)
-    variants = crf_variants(recipe.crf)
     return [
         *stages,
         MapStage(
             name="segmentation_scores",
             version=1,
             config=ScoresConfig(network=settings, input_size=inference.input_size, scales=scales),
-            inputs=score_inputs,
+            inputs=weight_inputs("segmentation", chosen=by_masks),
             reads=IMAGES,
             image_list="val",
             uses_gpu=True,
             build=build_scores,
         ),
-        MapStage(
-            name="segmentation_predictions",
-            version=1,
-            config=PredictionConfig.of(recipe.crf),
-            inputs={"scores": "segmentation_scores"},
-            reads=IMAGES_AND_MASKS,
-            image_list="val",
+        *refinement_stages(
+            "segmentation",
+            predictions=prediction_config(recipe.crf),
+            iterations=recipe.crf.iterations,
             build=build_predictions,
-        ),
-        MapStage(
-            name="segmentation",
-            version=1,
-            config=ChoiceConfig(variants, recipe.crf.iterations),
-            inputs={"predictions": "segmentation_predictions"},
-            image_list="val",
-            build=build_chosen_prediction,
-        ),
-        ReduceStage(
-            name="segmentation_evaluation",
-            version=2,
-            config=EvaluationConfig(variants, recipe.crf.iterations),
-            inputs={"confusions": "segmentation_predictions"},
-            compute=evaluate_predictions,
-            metrics=tuple(named("segmentation/miou_val", variant) for variant in ("", *crf_variants(recipe.crf))),
         ),
     ]
 

@@ -1,11 +1,9 @@
-"""Stages S7 and S8: co-training on pseudo labels, choice of the epoch, scores (SSC, section 2)."""
+"""Co-training of two segmentation networks on pseudo labels, and what the shared stages behind it need of SSC."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +12,12 @@ from torch import Tensor, nn
 
 from wsss.data.augment.photometric import PhotometricSettings
 from wsss.data.augment.resized_crop import draw_training_sample, resized_image, resized_label
-from wsss.evaluation.confusion import confusion_matrix
-from wsss.evaluation.counts import Counts
-from wsss.evaluation.segmentation_metrics import selection_metrics
-from wsss.pipeline import Arrays, Reduction, StageContext
+from wsss.ops.crf import DenseCrfSettings
+from wsss.pipeline import Arrays, StageContext
 from wsss.schedules import polynomial_decay
-from wsss.store import Artifact
+from wsss.stages import refine
+from wsss.stages.candidates import CandidateConfig, candidate_epochs, count_candidates, read_weights
+from wsss.stages.refine import PredictionConfig
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.cotraining import (
     LOSS_WEIGHTS,
@@ -27,36 +25,12 @@ from wsss_methods.ssc.cotraining import (
     CoTrainingSettings,
     cotraining_denominators,
 )
-from wsss_methods.ssc.recipe import SegmentationSettings
+from wsss_methods.ssc.recipe import CrfSettings, SegmentationSettings
 from wsss_methods.ssc.seg_checkpoint import NETWORKS
-from wsss_methods.ssc.seg_inference import multiscale_scores
 from wsss_methods.ssc.segmentation_networks import build_segmentation_network, load_imagenet_weights
 
-METRICS_FILE = "metrics.json"
-SELECTED_EPOCH = "segmentation_selection/epoch"
-
-
-@dataclass(frozen=True)
-class CandidateConfig:
-    """The networks; candidates are scored at the training size."""
-
-    network: SegmentationSettings
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """`epsilon` of the selection metric (SSC, section 8)."""
-
-    epsilon: float = 1e-5
-
-
-@dataclass(frozen=True)
-class ScoresConfig:
-    """The networks, the square that images are squeezed to, and the scales of the maximum."""
-
-    network: SegmentationSettings
-    input_size: int
-    scales: tuple[float, ...]
+# Mean colour (R, G, B) on the 8-bit scale that the official program subtracts before the CRF.
+CRF_IMAGE_MEAN = (122.675, 116.669, 104.008)
 
 
 class SegmentationSamples:
@@ -138,99 +112,91 @@ def cotraining_settings(config: SegmentationSettings) -> CoTrainingSettings:
 
 
 def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
-    """Confusion matrix of every stored epoch at the training size, no CRF, one scale (SSC, section 7).
+    """Confusion matrix of every stored epoch at the training size, no CRF, one scale.
 
-    All candidates are held in memory at once. Returns counts (E, C, C) of `wsss.evaluation.counts`, "epochs" (E,).
+    All candidates are held in memory at once. Returns what `count_candidates` says.
     """
     config: CandidateConfig = context.config
-    artifact = context.inputs["weights"]
-    epochs = candidate_epochs(artifact)
-    candidates = [_load_networks(context, config.network, artifact, folder=candidate_folder(epoch)) for epoch in epochs]
+    epochs = candidate_epochs(context.inputs["weights"])
+    candidates = [load_networks(context, epoch) for epoch in epochs]
     size = (config.network.crop_size, config.network.crop_size)
 
-    def score(name: str) -> Arrays:
+    def predict(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
         image = torch.from_numpy(resized_image(context.data.image(name), size))[None].to(context.device)
-        truth = resized_label(context.data.mask(name), size)
-        confusions = []
-        for networks in candidates:
-            logits = networks[0](image)[1] + networks[1](image)[1]
-            prediction = logits[0].argmax(dim=0).cpu().numpy().astype(np.uint8)
-            confusions.append(confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index))
-        return {**Counts.of(np.stack(confusions)).arrays(), "epochs": np.array(epochs)}
+        logits = [networks[0](image)[1] + networks[1](image)[1] for networks in candidates]
+        labels = [each[0].argmax(dim=0).cpu().numpy().astype(np.uint8) for each in logits]
+        return resized_label(context.data.mask(name), size), labels
 
-    return score
-
-
-def select_candidate(context: StageContext) -> Reduction:
-    """The epoch with the highest mIoU on the masks of val; the earliest among equals (SSC, section 7)."""
-    config: SelectionConfig = context.config
-    artifact = context.inputs["candidates"]
-    names = sorted(artifact.images())
-    epochs = artifact.arrays(names[0])["epochs"]
-    total = np.sum([Counts.read(artifact.arrays(name)).dense() for name in names], axis=0)
-    scores = [selection_metrics(confusion, config.epsilon).miou for confusion in total]
-    best = int(np.argmax(scores))
-    rows = [
-        {"epoch": int(epoch), "miou": score, "selected": index == best}
-        for index, (epoch, score) in enumerate(zip(epochs, scores, strict=True))
-    ]
-    return Reduction(
-        metrics={
-            SELECTED_EPOCH: float(epochs[best]),
-            "segmentation_selection/miou_val_training_size": scores[best],
-            "segmentation_selection/miou_val_training_size_last": scores[-1],
-        },
-        tables={"candidates": rows},
-        arrays={"confusion": total, "epochs": epochs},
-    )
+    return count_candidates(context, epochs, predict)
 
 
 def build_scores(context: StageContext) -> Callable[[str], Arrays]:
-    """S8: multi-scale scores of both networks before softmax, "scores" float32 (C, h, w) (SSC, section 6.4)."""
-    config: ScoresConfig = context.config
-    folder = ""
-    if "selection" in context.inputs:
-        epoch = int(context.inputs["selection"].json(METRICS_FILE)[SELECTED_EPOCH])
-        folder = candidate_folder(epoch)
-    networks = _load_networks(context, config.network, context.inputs["weights"], folder)
-    size = (config.input_size, config.input_size)
+    """Multi-scale scores of both networks before softmax, "scores" float32 (C, h, w)."""
 
-    def scores(name: str) -> Arrays:
-        image = torch.from_numpy(resized_image(context.data.image(name), size))[None].to(context.device)
-        return {"scores": multiscale_scores(networks, image, config.scales)[0].cpu().numpy()}
+    def load(context: StageContext, epoch: int) -> refine.Network:
+        return partial(base_scores, load_networks(context, epoch))
 
-    return scores
+    return refine.build_scores(context, load, resized_image)
 
 
-def candidate_epochs(artifact: Artifact) -> list[int]:
-    """Epochs (1-based, ascending) whose weights a training artifact holds; (0) for an imported checkpoint."""
-    folders = {Path(file).parent.name for file in artifact.files if file.endswith(f"/{NETWORKS[0]}.pt")}
-    return sorted(int(folder.removeprefix("epoch_")) for folder in folders) or [0]
+def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
+    """Label maps of `refine.build_predictions`; the CRF of variant "crf" runs on the image as published."""
+    return refine.build_predictions(context, {"crf": mean_subtracted})
 
 
-def read_network_weights(artifact: Artifact, folder: str = "") -> dict[str, dict[str, Tensor]]:
-    """State dicts of both networks: of one candidate folder, or the last ones."""
-    prefix = f"{folder}/" if folder else ""
-    return {
-        name: torch.load(artifact.path(f"{prefix}{name}.pt"), map_location="cpu", weights_only=True)
-        for name in NETWORKS
-    }
-
-
-def candidate_folder(epoch: int) -> str:
-    """Folder of an epoch's weights in a training artifact; epoch 0 stands for the last ones."""
-    return f"epoch_{epoch:04d}" if epoch else ""
-
-
-def _load_networks(
-    context: StageContext, settings: SegmentationSettings, artifact: Artifact, folder: str
-) -> list[nn.Module]:
+def load_networks(context: StageContext, epoch: int) -> list[nn.Module]:
+    """Both networks of an epoch (0: the last one) in evaluation mode on the stage's device."""
     networks = []
-    for values in read_network_weights(artifact, folder).values():
-        network = build_segmentation_network(settings, context.data.num_classes)
-        network.load_state_dict(values)
+    for name in NETWORKS:
+        network = build_segmentation_network(context.config.network, context.data.num_classes)
+        network.load_state_dict(read_weights(context.inputs["weights"], name, epoch))
         networks.append(network.to(context.device).eval())
     return networks
+
+
+@torch.no_grad()
+def base_scores(networks: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """Mean of the networks' `pre_logits`: images (N, 3, H, W) to float32 (N, C, H/s, W/s).
+
+    The networks must be in evaluation mode; each returns (pre_logits, logits).
+    """
+    total = networks[0](images)[0].float()
+    for network in networks[1:]:
+        total = total + network(images)[0].float()
+    return total / len(networks)
+
+
+def mean_subtracted(image: np.ndarray) -> np.ndarray:
+    """The uint8 (H, W, 3) image that the published CRF compares colours in, of the RGB image.
+
+    The mean colour is subtracted and negative values wrap around modulo 256, an accident of the official program that
+    the published number has gone through. The cast is spelled out, because casting a negative float to uint8 is not
+    defined.
+    """
+    shifted = np.trunc(image.astype(np.float64) - np.array(CRF_IMAGE_MEAN))
+    return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
+
+
+def prediction_config(settings: CrfSettings) -> PredictionConfig:
+    """From the recipe's section; one run of the CRF scores every number of steps up to the larger of its two."""
+    if not settings.enabled:
+        return PredictionConfig(None, ())
+    crf = DenseCrfSettings(
+        iterations=max(settings.iterations, settings.scored_iterations),
+        gaussian_sxy=settings.pos_xy_std,
+        gaussian_compat=settings.pos_w,
+        bilateral_sxy=settings.bi_xy_std,
+        bilateral_srgb=settings.bi_rgb_std,
+        bilateral_compat=settings.bi_w,
+    )
+    return PredictionConfig(crf, crf_variants(settings))
+
+
+def crf_variants(settings: CrfSettings) -> tuple[str, ...]:
+    """Endings of the CRF's metric names: "crf" (image as published) and "crf_raw" (the picture itself)."""
+    if not settings.enabled:
+        return ()
+    return {"wrapped": ("crf",), "raw": ("crf_raw",), "both": ("crf", "crf_raw")}[settings.image]
 
 
 def _parameters(networks: list[nn.Module], head: bool) -> list[nn.Parameter]:

@@ -15,9 +15,9 @@ from wsss.data.palette import read_palette_mask
 from wsss.errors import WsssError
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError
+from wsss.stages.candidates import METRICS_FILE, selected_epoch, weights_file
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.wsfcn.official_checkpoint import classes_of, read_official
-from wsss_methods.wsfcn.stages import METRICS_FILE, SELECTED_EPOCH, SELECTED_SCORE, weights_file
 from wsss_methods.wsfcn.training import WEIGHTS
 
 _SHARD = 128
@@ -54,15 +54,14 @@ def _write_last(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
 
 
 def _write_best(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    metrics = artifact.json(METRICS_FILE)
-    epoch = int(metrics[SELECTED_EPOCH])
+    epoch, score = selected_epoch(artifact), artifact.json(METRICS_FILE)[f"{artifact.stage}/score_val"]
     weights = _input_of(_input_of(artifact, "candidates"), "weights")
-    return _write_checkpoint(weights, epoch, folder / f"model_enc_e{epoch:03d}Xs{metrics[SELECTED_SCORE]:4.3f}.pth")
+    return _write_checkpoint(weights, epoch, folder / f"model_enc_e{epoch:03d}Xs{score:4.3f}.pth")
 
 
 def _write_checkpoint(artifact: Artifact, epoch: int, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(read_official(artifact.path(weights_file(epoch))), path)
+    torch.save(read_official(artifact.path(weights_file(WEIGHTS, epoch))), path)
     return 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from wsss.data.dataset import Dataset
 from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.stages.candidates import selection_stages, weight_inputs
 from wsss.stages.score import (
     LabelScoreConfig,
     SummaryConfig,
@@ -88,42 +89,28 @@ def _training_stages(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, 
             epochs=recipe.train.num_epochs,
         )
     ]
-    inputs = {"weights": "segmentation_train"}
     if by_loss:
-        stages += [
-            MapStage(
-                name="segmentation_candidates",
-                version=1,
-                config=CandidateConfig(recipe.network, train, recipe.pseudo_label, recipe.seed),
-                inputs=inputs,
-                reads=IMAGES | IMAGE_LABELS,
-                image_list="val",
-                uses_gpu=True,
-                build=build_candidate_losses,
+        stages += selection_stages(
+            "segmentation",
+            "lowest_val_loss",
+            candidates=CandidateConfig(recipe.network, train, recipe.pseudo_label, recipe.seed),
+            build=build_candidate_losses,
+            # The official program looks at the network before an epoch is trained, so never after the last one.
+            selection=ChoiceConfig(
+                mask_loss_weight=train.mask_loss_weight,
+                batch_size=train.batch_size,
+                first_epoch=train.pretrain_epochs,
+                every=recipe.selection.every,
+                last_epoch=train.num_epochs - 1,
             ),
-            ReduceStage(
-                name="segmentation_selection",
-                version=1,
-                # The official program looks at the network before an epoch is trained, so never after the last one.
-                config=ChoiceConfig(
-                    mask_loss_weight=train.mask_loss_weight,
-                    batch_size=train.batch_size,
-                    first_epoch=train.pretrain_epochs,
-                    every=recipe.selection.every,
-                    last_epoch=train.num_epochs - 1,
-                ),
-                inputs={"candidates": "segmentation_candidates"},
-                image_list="val",
-                compute=select_epoch,
-            ),
-        ]
-        inputs = {**inputs, "selection": "segmentation_selection"}
+            compute=select_epoch,
+        )
     stages.append(
         MapStage(
             name="segmentation_scores",
             version=1,
             config=ScoresConfig(recipe.network, recipe.inference),
-            inputs=inputs,
+            inputs=weight_inputs("segmentation", chosen=by_loss),
             reads=IMAGES,
             image_list="val",
             uses_gpu=True,

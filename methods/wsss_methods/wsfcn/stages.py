@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wsss.pipeline import Arrays, Reduction, StageContext
+from wsss.stages.candidates import candidate_epochs, choose_by_loss, epoch_to_use, weights_file
 from wsss.stages.score import curve_scorer
 from wsss.store import Artifact
 from wsss_methods.wsfcn.inference import best_scores, label_after_crf, label_from_masks, soft_masks
@@ -35,26 +36,11 @@ from wsss_methods.wsfcn.training import (
     structure_of,
 )
 
-METRICS_FILE = "metrics.json"
-SELECTED_EPOCH = "segmentation_selection/epoch"
-SELECTED_SCORE = "segmentation_selection/score_val"
-
-
-def candidate_epochs(artifact: Artifact) -> list[int]:
-    """Epochs trained (ascending) whose weights a training artifact holds; (0) for an imported checkpoint."""
-    folders = {Path(file).parent.name for file in artifact.files if file.endswith(f"/{WEIGHTS}.pt")}
-    return sorted(int(folder.removeprefix("epoch_")) for folder in folders) or [0]
-
-
-def weights_file(epoch: int) -> str:
-    """File of a candidate in a training artifact; epoch 0 stands for the last weights."""
-    return f"epoch_{epoch:04d}/{WEIGHTS}.pt" if epoch else f"{WEIGHTS}.pt"
-
 
 def load_network(context: StageContext, network: Any, artifact: Artifact, epoch: int) -> WsFcn:
     """The network of one candidate, in evaluation mode on the stage's device."""
     loaded = WsFcn(structure_of(network, context.data.num_classes))
-    path = artifact.path(weights_file(epoch))
+    path = artifact.path(weights_file(WEIGHTS, epoch))
     load_official(loaded, path)
     return loaded.to(context.device).eval()
 
@@ -106,48 +92,22 @@ def select_epoch(context: StageContext) -> Reduction:
     class scores. An imported checkpoint is its own only candidate.
     """
     config: ChoiceConfig = context.config
-    artifact = context.inputs["candidates"]
-    names = context.data.names
-    arrays = [artifact.arrays(name) for name in names]
-    epochs = [int(epoch) for epoch in arrays[0]["epochs"]]
 
-    def over_batches(key: str) -> np.ndarray:
-        values = np.stack([each[key] for each in arrays]).astype(np.float64)
-        starts = range(0, len(values), config.batch_size)
-        return np.mean([values[start : start + config.batch_size].mean(axis=0) for start in starts], axis=0)
+    def precision(arrays: Sequence[Arrays]) -> Mapping[str, list[float]]:
+        labels = np.stack([each["labels"] for each in arrays])
+        probabilities = np.stack([each["probabilities"] for each in arrays], axis=1)
+        return {"mean_average_precision": [mean_average_precision(each, labels) for each in probabilities]}
 
-    classification, mask, gate = (over_batches(key) for key in ("classification", "mask", "presence_gate"))
-    scores = 1 - (classification + config.mask_loss_weight * mask)
-    labels = np.stack([each["labels"] for each in arrays])
-    probabilities = np.stack([each["probabilities"] for each in arrays])
-    competing = [index for index, epoch in enumerate(epochs) if _competes(epoch, config)] or [len(epochs) - 1]
-    best = max(competing, key=lambda index: (scores[index], index))
-    rows = [
-        {
-            "epoch": epoch,
-            "score": float(scores[index]),
-            "classification": float(classification[index]),
-            "mask": float(mask[index]),
-            "presence_gate": float(gate[index]),
-            "mean_average_precision": mean_average_precision(probabilities[:, index], labels),
-            "competes": index in competing,
-            "selected": index == best,
-        }
-        for index, epoch in enumerate(epochs)
-    ]
-    return Reduction(
-        metrics={
-            SELECTED_EPOCH: float(epochs[best]),
-            SELECTED_SCORE: float(scores[best]),
-            "segmentation_selection/mean_average_precision_val": rows[best]["mean_average_precision"],
-            "segmentation_selection/presence_gate_val": float(gate[best]),
-        },
-        tables={"candidates": rows},
+    choice = choose_by_loss(
+        context,
+        {"classification": 1.0, "mask": config.mask_loss_weight, "presence_gate": 0.0},
+        config.batch_size,
+        competes=lambda epoch: config.first_epoch <= epoch <= config.last_epoch and epoch % config.every == 0,
+        columns=precision,
     )
-
-
-def _competes(epoch: int, config: ChoiceConfig) -> bool:
-    return config.first_epoch <= epoch <= config.last_epoch and epoch % config.every == 0
+    chosen = next(row for row in choice.tables["candidates"] if row["selected"])
+    further = {f"{context.stage}/{name}_val": chosen[name] for name in ("mean_average_precision", "presence_gate")}
+    return replace(choice, metrics={**choice.metrics, **further})
 
 
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -173,10 +133,7 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     and the grids of all inputs together hold as many values as one merged mask.
     """
     config: ScoresConfig = context.config
-    epoch = 0
-    if "selection" in context.inputs:
-        epoch = int(context.inputs["selection"].json(METRICS_FILE)[SELECTED_EPOCH])
-    network = load_network(context, config.network, context.inputs["weights"], epoch)
+    network = load_network(context, config.network, context.inputs["weights"], epoch_to_use(context))
     inference, focal = config.inference, focal_of(config.network)
 
     def scores(name: str) -> Arrays:

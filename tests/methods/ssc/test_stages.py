@@ -25,9 +25,9 @@ from wsss.released import check_checkpoint, pipeline_of
 from wsss.stages import random_walk
 from wsss.stages.cam import read_high_res
 from wsss.stages.random_walk import RandomWalkConfig
+from wsss.stages.refine import unpack_steps
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
-from wsss_methods.ssc.prediction_stages import unpack_steps
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.training import build_cam_network
 

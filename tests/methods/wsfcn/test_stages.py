@@ -24,7 +24,6 @@ from wsss_methods.wsfcn.inference import best_scores, label_from_masks, soft_mas
 from wsss_methods.wsfcn.networks import WsFcn, official_state_dict
 from wsss_methods.wsfcn.official_checkpoint import load_official
 from wsss_methods.wsfcn.recipe import WsFcnRecipe
-from wsss_methods.wsfcn.stages import SELECTED_EPOCH
 from wsss_methods.wsfcn.training import focal_of, structure_of
 
 SMALL = [
@@ -110,7 +109,7 @@ def test_candidates_begin_after_the_first_epochs_and_the_last_epoch_does_not_com
     rows = case.artifact("segmentation_selection").json("tables.json")["candidates"]
     assert [(row["epoch"], row["competes"]) for row in rows] == [(1, True), (2, True), (3, True), (4, False)]
     best = max((row for row in rows if row["competes"]), key=lambda row: (row["score"], row["epoch"]))
-    assert best["selected"] and case.run.metrics[SELECTED_EPOCH] == best["epoch"]
+    assert best["selected"] and case.run.metrics["segmentation_selection/epoch"] == best["epoch"]
     assert not case.pipeline.stage("segmentation_selection").chooses_by_masks
 
 
@@ -125,7 +124,7 @@ def test_the_score_is_one_minus_the_mean_over_batches(case: Case) -> None:
 
 def test_what_is_not_stored_changes_no_label(case: Case) -> None:
     """Stored float16 masks of the kept classes against all masks in float32, under both presence filters."""
-    epoch = int(case.run.metrics[SELECTED_EPOCH])
+    epoch = int(case.run.metrics["segmentation_selection/epoch"])
     network = case.network(case.artifact("segmentation_train").path(f"epoch_{epoch:04d}/network.pt"))
     view = case.dataset.view({"images", "image_labels"}, "val")
     inference, prediction = case.recipe.inference, case.recipe.prediction
@@ -211,13 +210,16 @@ def test_an_official_checkpoint_is_taken_in_and_evaluated(case: Case, tmp_path: 
     taken = torch.load(imported.path("network.pt"), weights_only=True)
     assert set(taken) == set(state) and all(torch.equal(taken[name], state[name]) for name in state)
     run = run_pipeline(case.pipeline, case.dataset, store)
-    assert run.metrics[SELECTED_EPOCH] == 0, "an imported file is its own only candidate"
+    assert run.metrics["segmentation_selection/epoch"] == 0, "an imported file is its own only candidate"
     assert "segmentation_train" not in run.executed and 0 <= run.metrics["segmentation/miou_val"] <= 1
 
 
 def test_the_chosen_epoch_is_written_under_its_official_name(case: Case, tmp_path: Path) -> None:
     METHOD.exporters["best_checkpoint"].write(case.artifact("segmentation_selection"), case.dataset, tmp_path)
-    epoch, score = int(case.run.metrics[SELECTED_EPOCH]), case.run.metrics["segmentation_selection/score_val"]
+    epoch, score = (
+        int(case.run.metrics["segmentation_selection/epoch"]),
+        case.run.metrics["segmentation_selection/score_val"],
+    )
     written = torch.load(tmp_path / f"model_enc_e{epoch:03d}Xs{score:4.3f}.pth", weights_only=True)
     path = case.artifact("segmentation_train").path(f"epoch_{epoch:04d}/network.pt")
     expected = torch.load(path, weights_only=True)

@@ -1,38 +1,51 @@
-"""Stage S9: one run of the CRF for every number of steps, the choice among them, and the numbers."""
+"""One run of the CRF for every number of steps, the choice among them, and the numbers, under any prefix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.selection import half_of
 from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
-from wsss.pipeline import Reduction, StageContext
-from wsss_methods.ssc.prediction_stages import (
+from wsss.pipeline import ReduceStage, Reduction, StageContext
+from wsss.recipe import key_values
+from wsss.stages.refine import (
     ChoiceConfig,
     EvaluationConfig,
     PredictionConfig,
+    ScoresConfig,
     build_chosen_prediction,
     build_predictions,
+    build_scores,
+    class_probabilities,
     evaluate_predictions,
     pack_steps,
+    predicted_label,
+    refinement_stages,
     unpack_steps,
 )
-from wsss_methods.ssc.recipe import CrfSettings
-from wsss_methods.ssc.seg_inference import class_probabilities, crf_image
 
 NUM_CLASSES = 4
-VARIANTS = ("crf", "crf_raw")
+VARIANTS = ("crf", "crf_lifted")
 CRF = DenseCrfSettings(
     iterations=6, gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=20.0, bilateral_srgb=9.0, bilateral_compat=4.0
 )
 NAMES = tuple(f"2007_{index:06d}" for index in range(6))
+
+
+def lifted(image: np.ndarray) -> np.ndarray:
+    """An image for the CRF that a method makes of the picture."""
+    return np.maximum(image, 60)
+
+
+CRF_IMAGES = {"crf_lifted": lifted}
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def context(config: Any, data: Pictures, **inputs: Any) -> StageContext:
 
 @pytest.fixture(scope="module")
 def predictions(data: Pictures, scores: Records) -> Records:
-    predict = build_predictions(context(PredictionConfig(CRF, VARIANTS), data, scores=scores))
+    predict = build_predictions(context(PredictionConfig(CRF, VARIANTS), data, scores=scores), CRF_IMAGES)
     return Records({name: predict(name) for name in NAMES})
 
 
@@ -110,7 +123,7 @@ def test_one_run_gives_what_runs_of_every_length_give(data: Pictures, scores: Re
             labels = unpack_steps(stored[f"steps_{variant}"], (30, 40))
             assert labels.shape == (6, 30, 40) and labels.dtype == np.uint8
             for count in range(1, 7):
-                image = crf_image(data.image(name), variant == "crf_raw")
+                image = CRF_IMAGES.get(variant, np.asarray)(data.image(name))
                 alone = DenseCrf(image, NUM_CLASSES, replace(CRF, iterations=count))
                 expected = alone.marginals(unary_from_probabilities(probabilities)).argmax(axis=0)
                 assert np.array_equal(labels[count - 1], expected)
@@ -157,13 +170,6 @@ def test_best_and_cross_fitted_numbers_of_steps(data: Pictures, predictions: Rec
     assert not any("oracle" in name or "cross_fitted" in name for name in results[0].metrics if "crf" not in name)
 
 
-def test_as_many_steps_run_as_the_recipe_needs() -> None:
-    assert PredictionConfig.of(CrfSettings(iterations=4, scored_iterations=10)).crf == replace(
-        PredictionConfig.of(CrfSettings(iterations=15, scored_iterations=10)).crf or CRF, iterations=10
-    )
-    assert PredictionConfig.of(CrfSettings(enabled=False)) == PredictionConfig(None, ())
-
-
 def test_without_a_crf_there_is_one_label_map(data: Pictures, scores: Records) -> None:
     predict = build_predictions(context(PredictionConfig(None, ()), data, scores=scores))
     arrays = predict(NAMES[0])
@@ -184,3 +190,65 @@ def test_packed_steps_come_back_and_are_small() -> None:
     assert np.array_equal(unpack_steps(packed, first.shape), np.stack(kept))
     assert all(np.array_equal(label, copy) for label, copy in zip(labels, kept, strict=True)), "the input is left alone"
     assert packed.nbytes < 3 * pack_steps(labels[:1]).nbytes
+
+
+def test_probabilities_sum_to_one_and_give_labels() -> None:
+    scores = np.zeros((3, 2, 2), dtype=np.float32)
+    scores[1, :, 1] = 9
+    scores[2, :, 0] = 9
+    probabilities = class_probabilities(scores, (8, 10))
+    assert probabilities.shape == (3, 8, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, rtol=1e-5)
+    label = predicted_label(probabilities)
+    assert label.dtype == np.uint8
+    assert set(label[:, :4].ravel()) == {2}
+    assert set(label[:, 6:].ravel()) == {1}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The artifact of a choice of the epoch."""
+
+    stage: str
+    epoch: int
+
+    def json(self, file: str) -> Mapping[str, float]:
+        assert file == "metrics.json"
+        return {f"{self.stage}/epoch": float(self.epoch)}
+
+
+def test_scores_are_those_of_the_chosen_epoch_and_the_maximum_over_scales(data: Pictures) -> None:
+    """The network's scores name the epoch and the height of its input."""
+
+    def load(context: StageContext, epoch: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda images: torch.full((len(images), 2, 4, 4), 1000.0 * epoch + images.shape[2])
+
+    def prepare(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.zeros((3, *size), np.float32)
+
+    config = ScoresConfig(network=None, input_size=16, scales=(0.5, 1.0, 1.5))
+    chosen = build_scores(context(config, data, selection=Chosen("second_selection", 7)), load, prepare)
+    assert np.array_equal(chosen(NAMES[0])["scores"], np.full((2, 4, 4), 7024, np.float32))
+    last = build_scores(context(replace(config, scales=(1.0,)), data), load, prepare)
+    assert np.array_equal(last(NAMES[0])["scores"], np.full((2, 4, 4), 16, np.float32))
+
+
+def test_stages_and_numbers_are_named_after_the_prefix(data: Pictures, predictions: Records) -> None:
+    """Two rounds in one pipeline do not meet in a name, and their keys do not depend on the names of the numbers."""
+    config = PredictionConfig(CRF, VARIANTS)
+    first, second = (
+        refinement_stages(prefix, predictions=config, iterations=3, build=build_predictions, image_list=image_list)
+        for prefix, image_list in (("segmentation", "val"), ("second", "train"))
+    )
+    assert [stage.name for stage in second] == ["second_predictions", "second", "second_evaluation"]
+    assert {role: name for stage in second for role, name in stage.inputs.items()} == {
+        "scores": "second_scores",
+        "predictions": "second_predictions",
+        "confusions": "second_predictions",
+    }
+    assert [key_values(stage.config) for stage in first] == [key_values(stage.config) for stage in second]
+    evaluation = second[-1]
+    assert isinstance(evaluation, ReduceStage)
+    result = evaluate_predictions(context(evaluation.config, data, confusions=predictions))
+    assert set(evaluation.metrics) <= set(result.metrics)
+    assert all(name.startswith("second/") and "_train" in name for name in result.metrics)
