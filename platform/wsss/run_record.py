@@ -25,6 +25,7 @@ class StageResult:
     Attributes:
         status: "executed" now, "cached" (found in the store) or "not_needed" (only fed cached stages).
         seconds: wall time of this run's execution; for a cached stage what its execution took, as its artifact says.
+        mode: numeric mode that computed it, "fast" or "parity"; empty where its artifact does not say.
         metrics: numbers of a reduce stage by full name; facts such as images per second of the others.
         rests_on_masks: this stage, or one upstream of it, chose something by looking at masks.
     """
@@ -38,6 +39,7 @@ class StageResult:
     facts: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     device: str = "cpu"
+    mode: str = ""
     rests_on_masks: bool = False
     imported: bool = False
 

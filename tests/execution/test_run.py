@@ -18,9 +18,9 @@ from tests.execution import toy_method
 
 from wsss.data.view import LabelFirewallError
 from wsss.errors import WsssError
-from wsss.execution.run import prepare_run
+from wsss.execution.prepare import prepare_run
 from wsss.execution.scheduling import SchedulingError, check_schedulable
-from wsss.execution.train_stage import HISTORY_FILE
+from wsss.execution.stage_job import HISTORY_FILE
 from wsss.run_record import find_runs
 from wsss.store import open_store
 
@@ -100,11 +100,15 @@ def test_only_the_stages_behind_a_change_execute(undisturbed: Any, shared_home: 
 
 
 def test_two_workers_give_the_same_losses_and_keys(undisturbed: Any, cluster: None, tmp_path: Path) -> None:
-    two = toy_method.run(tmp_path, [*SMALL, "execution.train_workers=2", "execution.threads=1"])
+    two = toy_method.run(
+        tmp_path, [*SMALL, "execution.train_workers=2", "execution.threads=1", "execution.mode=parity"]
+    )
     assert two.record.keys == undisturbed.record.keys
     np.testing.assert_allclose(history_of(two)["loss"], history_of(undisturbed)["loss"], rtol=1e-4)
     np.testing.assert_allclose(mean_of(two), mean_of(undisturbed), rtol=1e-4)
     assert [stage.workers for stage in two.record.stages if stage.name == "toy_train"] == [2]
+    assert {stage.mode for stage in two.record.stages} == {"parity"}
+    assert {stage.mode for stage in undisturbed.record.stages} == {"fast"}
 
 
 def test_killed_workers_do_not_fail_the_run(undisturbed: Any, cluster: None, tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_training_can_not_open_masks(cluster: None, shared_home: Path, undisturb
 
 
 def test_what_can_never_be_scheduled_is_refused_at_once(tmp_path: Path) -> None:
-    from wsss.execution.run import RunRequest
+    from wsss.execution.prepare import RunRequest
     from wsss.recipe import load_recipe
 
     def prepared(*overrides: str) -> Any:

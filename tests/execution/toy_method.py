@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset
-from wsss.execution.run import RunRequest, execute_run, prepare_run
-from wsss.execution.train_stage import load_weights
+from wsss.execution.prepare import RunRequest, prepare_run
+from wsss.execution.run import execute_run
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Reduction, StageContext, TrainStage
 from wsss.recipe import load_recipe, setting
@@ -151,7 +151,7 @@ def build_training(context: StageContext) -> TrainTask:
 
 def build_score(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray]]:
     config: ScoreConfig = context.config
-    weights = load_weights(context.inputs["network"])
+    weights = torch.load(context.inputs["network"].path("weights.pt"), weights_only=True)
 
     def score(name: str) -> Mapping[str, np.ndarray]:
         time.sleep(config.pause)

@@ -11,13 +11,8 @@ from wsss.commands.arguments import Selection, locations
 from wsss.commands.methods import UsageError
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
 from wsss.commands.screen import print_plan
-from wsss.execution.run import (
-    PreparedRun,
-    RunRequest,
-    RunResult,
-    execute_run,
-    prepare_run,
-)
+from wsss.execution.prepare import PreparedRun, RunRequest, prepare_run
+from wsss.execution.run import RunResult, execute_run
 from wsss.execution.scheduling import check_schedulable, stage_resources
 from wsss.plan import PlannedStage
 

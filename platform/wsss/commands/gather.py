@@ -11,8 +11,7 @@ from wsss.claims import OurProtocol, load_claims, verdicts
 from wsss.commands.artifacts import selection_of, store_at
 from wsss.commands.methods import UsageError
 from wsss.data.dataset import Dataset, load_dataset
-from wsss.execution.map_stage import TABLES_FILE
-from wsss.execution.train_stage import HISTORY_FILE
+from wsss.execution.stage_job import HISTORY_FILE, TABLES_FILE
 from wsss.method import Method
 from wsss.pipeline import GridColumn, GridKind, Pipeline, SampleGrid
 from wsss.recipe import flat_dict, load_recipe, settings_of

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wsss.commands.screen import console
-from wsss.execution.run import RunObserver
+from wsss.execution.observer import RunObserver
 from wsss.formatting import duration
 from wsss.plan import PlannedStage
 

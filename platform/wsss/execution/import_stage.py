@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import Dataset
+from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import StageJob
 from wsss.pipeline import ImportStage
 from wsss.store import Artifact
@@ -25,9 +26,11 @@ def run_import_stage(job: StageJob, dataset: Dataset, run_id: str) -> Artifact:
     path = stage.files["checkpoint"]
     writer = job.writer()
     started = time.monotonic()
-    stage.read(path, dataset, (), writer)
+    with numeric_mode(job.mode):
+        stage.read(path, dataset, (), writer)
     provenance = imported_provenance(path, stage.description)
-    return writer.publish({**provenance, "seconds": round(time.monotonic() - started, 3), "run_id": run_id})
+    seconds = round(time.monotonic() - started, 3)
+    return writer.publish({**provenance, "mode": job.mode, "seconds": seconds, "run_id": run_id})
 
 
 def imported_provenance(path: Path, layout: str, note: str = "") -> dict[str, Any]:

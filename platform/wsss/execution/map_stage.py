@@ -1,33 +1,50 @@
-"""Runs map and reduce stages as Ray tasks.
+"""Computes a map or reduce stage on Ray: for one job, or for many that share their image list.
 
-Tasks, not actors: a task gives its CPU back between shards, Ray starts a lost one again by itself, and the
-worker process stays warm, so the per-image function is built once per process and stage.
+Each task takes one shard of the images through several jobs: upstream files are opened by one process, and every CPU
+is busy although a single job may have few shards. The function of an image is built once per process and job.
+Shards are stored one by one, so nothing finished is lost. A job that fails leaves the others alone.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from wsss.errors import WsssError
-from wsss.execution.cluster import ClusterError
-from wsss.execution.stage_job import StageJob
-from wsss.pipeline import Arrays, MapStage, ReduceStage, Reduction
+from wsss.execution.numeric_mode import numeric_mode
+from wsss.execution.stage_job import ARRAYS_FILE, METRICS_FILE, TABLES_FILE, StageJob
+from wsss.execution.tasks import TASK_OPTIONS, Piece, describe, parts, portable, run_tasks
+from wsss.pipeline import Arrays, MapStage, ReduceStage
 
-METRICS_FILE = "metrics.json"
-TABLES_FILE = "tables.json"
-ARRAYS_FILE = "arrays.npz"
-_RETRIES = 3
+log = logging.getLogger(__name__)
+_built: dict[str, Callable[[str], Any]] = {}
 
-_loaded: tuple[str, Callable[[str], Arrays]] | None = None
+OnProgress = Callable[[int, int], None]
+# Seconds that a job took, or why it failed.
+Told = float | Exception
+
+
+@dataclass
+class JobOutcome:
+    """What became of one job.
+
+    Attributes:
+        error: why its artifact cannot be published; None when it can.
+        seconds: wall time of a job that runs alone; among others, the sum over its shards divided by the workers.
+        facts: images, shards, resumed_images, images_per_second of a map job.
+    """
+
+    error: Exception | None = None
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def shard_size(images: int) -> int:
@@ -35,117 +52,111 @@ def shard_size(images: int) -> int:
     return int(np.clip(-(-images // 32), 8, 256))
 
 
-def run_map_stage(job: StageJob, workers: int, gpu: bool, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Compute every shard that is not finished yet. Progress counts images.
+def run_map_stage(job: StageJob, workers: int, use_gpu: bool, on_progress: OnProgress) -> dict[str, Any]:
+    """Compute every shard of a job that is not finished yet, and return its facts. Progress counts images.
 
     Raises:
-        WsssError: what a worker raised, with the shards finished by then kept.
-        ClusterError: a shard's worker died more often than Ray retries it.
+        Exception: the first that a worker raised, as it was. No shard starts after it; those under way are kept.
+        ClusterError: the worker of a shard died more often than Ray retries it.
     """
-    names = job.view.names
+    (outcome,) = run_map_jobs([job], workers, use_gpu, on_progress)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.facts
+
+
+def run_map_jobs(
+    jobs: Sequence[StageJob], workers: int, use_gpu: bool, on_progress: OnProgress = lambda done, total: None
+) -> list[JobOutcome]:
+    """Compute every unfinished shard of every job; the jobs are of one stage and one image list.
+
+    Args:
+        workers: tasks at a time, about; the work is cut into enough of them.
+        use_gpu: each task takes a GPU.
+        on_progress: called with (images done, images in total), both over all jobs.
+    """
+    names = jobs[0].view.names
     size = shard_size(len(names))
     shards = [tuple(names[start : start + size]) for start in range(0, len(names), size)]
-    writer = job.writer()
-    finished = {
-        index: images
-        for index, images in writer.finished_images().items()
-        if index < len(shards) and sorted(images) == sorted(shards[index])
-    }
-    for index in set(writer.finished_images()) - set(finished):
-        writer.discard_shard(index)
-    done = sum(len(shards[index]) for index in finished)
-    resumed = done
-    on_progress(done, len(names))
-    waiting = [index for index in range(len(shards)) if index not in finished]
-    job_reference = ray.put(job)
-    task = _run_shard.options(num_gpus=1 if gpu else 0)
-    running: dict[Any, int] = {}
-    failure: WsssError | None = None
-    started = time.monotonic()
-    try:
-        # After a failure nothing new starts, but what is under way is finished and kept.
-        while (waiting and failure is None) or running:
-            while waiting and failure is None and len(running) <= workers:  # one more than fits: no worker waits
-                index = waiting.pop(0)
-                running[task.remote(job_reference, index, shards[index], gpu)] = index
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-            for reference in ready:
-                index = running.pop(reference)
-                try:
-                    _get(reference, job)
-                except WsssError as error:
-                    failure = failure or error
-                    continue
-                done += len(shards[index])
-                on_progress(done, len(names))
-    finally:
-        for reference in running:
-            ray.cancel(reference)
-    if failure is not None:
-        raise failure
-    seconds = time.monotonic() - started
-    return {
-        "images": len(names),
-        "shards": len(shards),
-        "resumed_images": resumed,
-        "images_per_second": (done - resumed) / seconds if seconds > 0 else 0.0,
-    }
+    outcomes = [JobOutcome() for _ in jobs]
+    unfinished: dict[int, list[int]] = {}
+    resumed = [0] * len(jobs)
+    for number, job in enumerate(jobs):
+        finished = _finished_shards(job, shards)
+        resumed[number] = sum(len(shards[index]) for index in finished)
+        for index in set(range(len(shards))) - finished:
+            unfinished.setdefault(index, []).append(number)
+    pieces = [
+        (part, index)
+        for index, numbers in sorted(unfinished.items())
+        for part in parts(numbers, len(numbers) * len(unfinished), workers)
+    ]
+    references = [ray.put(job) for job in jobs]
+    task = _run_shard.options(num_gpus=1 if use_gpu else 0)
+
+    def start(numbers: Sequence[int], index: int) -> Any:
+        return task.remote([references[number] for number in numbers], index, shards[index], use_gpu)
+
+    started, done = time.monotonic(), sum(resumed)
+    on_progress(done, len(jobs) * len(names))
+    for (numbers, index), answer in run_tasks(pieces, start, workers, lambda: _any_without_error(outcomes)):
+        _note(outcomes, numbers, answer)
+        done += len(shards[index]) * sum(not isinstance(told, Exception) for told in answer)
+        on_progress(done, len(jobs) * len(names))
+    for number, outcome in enumerate(outcomes):
+        parallel = min(workers, len(shards)) or 1
+        outcome.seconds = time.monotonic() - started if len(jobs) == 1 else outcome.seconds / parallel
+        computed = len(names) - resumed[number]
+        outcome.facts = {
+            "images": len(names),
+            "shards": len(shards),
+            "resumed_images": resumed[number],
+            "images_per_second": computed / outcome.seconds if outcome.seconds > 0 else 0.0,
+        }
+    return outcomes
 
 
-def run_reduce_stage(job: StageJob) -> Reduction:
-    """Compute a reduce stage in one task and store its metrics, tables and arrays."""
-    return _get(_run_reduction.remote(job), job)
+def run_reduce_stage(job: StageJob) -> None:
+    """Compute one reduce job and store its metrics, tables and arrays. Raises what the worker raised, as it was."""
+    (outcome,) = run_reduce_jobs([job], 1)
+    if outcome.error is not None:
+        raise outcome.error
 
 
-def load_reduction(artifact: Any) -> Reduction:
-    """Metrics and tables of a published reduce stage (arrays stay in the file)."""
-    return Reduction(metrics=artifact.json(METRICS_FILE), tables=artifact.json(TABLES_FILE))
+def run_reduce_jobs(jobs: Sequence[StageJob], workers: int) -> list[JobOutcome]:
+    """Compute reduce jobs and store their metrics, tables and arrays."""
+    references = [ray.put(job) for job in jobs]
+    outcomes = [JobOutcome() for _ in jobs]
+    pieces: list[Piece] = [(part, 0) for part in parts(list(range(len(jobs))), len(jobs), max(1, workers))]
+
+    def start(numbers: Sequence[int], index: int) -> Any:
+        return _run_reductions.remote([references[number] for number in numbers])
+
+    for (numbers, _), answer in run_tasks(pieces, start, max(1, workers)):
+        _note(outcomes, numbers, answer)
+    return outcomes
 
 
-def _get(reference: Any, job: StageJob) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, WsssError):
-            raise error.cause from None
-        raise
-    except WorkerCrashedError as error:
-        raise ClusterError(
-            f"a worker died {_RETRIES + 1} times in a row",
-            f"stage {job.stage.name}",
-            "it may need more memory: lower execution.map_workers; finished shards are kept",
-        ) from error
-
-
-@ray.remote(num_cpus=1, max_retries=_RETRIES, max_calls=0)
-def _run_shard(job: StageJob, index: int, names: Sequence[str], gpu: bool) -> int:
-    global _loaded
-    stage = job.stage
+def shard_of_jobs(jobs: Sequence[StageJob], index: int, names: Sequence[str], use_gpu: bool) -> list[Told]:
+    """Compute and store one shard of every job in this process."""
+    stage = jobs[0].stage
     assert isinstance(stage, MapStage)
-    identity = f"{stage.name}/{job.key}"
-    if _loaded is None or _loaded[0] != identity:
-        _loaded = None  # free the models of the stage before
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        _loaded = (identity, stage.build(job.context("cuda:0" if gpu else "cpu")))
-    per_image = _loaded[1]
-    with torch.inference_mode():
-        records = {name: per_image(name) for name in names}
-    job.writer().add_shard(index, records)
-    return index
+    with numeric_mode(jobs[0].mode):
+        if len(jobs) > 1 and stage.build_many is not None:
+            try:
+                return _shared_seconds(jobs, index, names, use_gpu)
+            except Exception as error:  # one of the jobs is to blame: each on its own tells which
+                log.info("stage %s: %s; its settings are computed one by one", stage.name, describe(error))
+        return [_seconds(lambda job=job: _compute_shard(job, index, names, use_gpu)) for job in jobs]
 
 
-@ray.remote(num_cpus=1, max_retries=_RETRIES)
-def _run_reduction(job: StageJob) -> Reduction:
-    return compute_reduction(job)
-
-
-def compute_reduction(job: StageJob) -> Reduction:
-    """Compute a reduce stage in this process, store it, and return its metrics and tables."""
+def compute_reduction(job: StageJob) -> None:
+    """Compute a reduce job in this process and store its metrics, tables and arrays."""
     stage = job.stage
     assert isinstance(stage, ReduceStage)
     torch.set_num_threads(1)
-    result = stage.compute(job.context("cpu"))
+    with numeric_mode(job.mode):
+        result = stage.compute(job.context("cpu"))
     writer = job.writer()
     writer.add_file(METRICS_FILE, json.dumps(result.metrics, sort_keys=True).encode())
     writer.add_file(TABLES_FILE, json.dumps(result.tables, sort_keys=True).encode())
@@ -153,4 +164,96 @@ def compute_reduction(job: StageJob) -> Reduction:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **result.arrays)
         writer.add_file(ARRAYS_FILE, buffer.getvalue())
-    return Reduction(metrics=result.metrics, tables=result.tables)
+
+
+@ray.remote(**TASK_OPTIONS)
+def _run_shard(jobs: Sequence[Any], index: int, names: Sequence[str], use_gpu: bool) -> list[Told]:
+    return shard_of_jobs(_present(jobs), index, names, use_gpu)
+
+
+@ray.remote(**TASK_OPTIONS)
+def _run_reductions(jobs: Sequence[Any]) -> list[Told]:
+    return [_seconds(lambda job=job: compute_reduction(job)) for job in _present(jobs)]
+
+
+def _present(jobs: Sequence[Any]) -> list[StageJob]:
+    present = ray.get(list(jobs))
+    identities = {_identity([job]) for job in present} | {_identity(present)}
+    for identity in set(_built) - identities:  # models of earlier stages and settings
+        del _built[identity]
+    torch.set_num_threads(1)
+    return present
+
+
+def _identity(jobs: Sequence[StageJob]) -> str:
+    return "+".join(f"{job.stage.name}/{job.key}/{job.mode}" for job in jobs)
+
+
+def _shared_seconds(jobs: Sequence[StageJob], index: int, names: Sequence[str], use_gpu: bool) -> list[Told]:
+    """All jobs image by image; each is told an equal share of the time."""
+    stage = jobs[0].stage
+    assert isinstance(stage, MapStage) and stage.build_many is not None
+    started = time.monotonic()
+    compute = _warm(jobs, lambda: stage.build_many([job.context(_device(use_gpu)) for job in jobs]))
+    records: list[dict[str, Arrays]] = [{} for _ in jobs]
+    with torch.inference_mode():
+        for name in names:
+            for record, arrays in zip(records, compute(name), strict=True):
+                record[name] = arrays
+    for job, record in zip(jobs, records, strict=True):
+        job.writer().add_shard(index, record)
+    return [(time.monotonic() - started) / len(jobs)] * len(jobs)
+
+
+def _compute_shard(job: StageJob, index: int, names: Sequence[str], use_gpu: bool) -> None:
+    stage = job.stage
+    assert isinstance(stage, MapStage)
+    compute = _warm([job], lambda: stage.build(job.context(_device(use_gpu))))
+    with torch.inference_mode():
+        records = {name: compute(name) for name in names}
+    job.writer().add_shard(index, records)
+
+
+def _warm(jobs: Sequence[StageJob], build: Callable[[], Callable[[str], Any]]) -> Callable[[str], Any]:
+    identity = _identity(jobs)
+    if identity not in _built:
+        torch.manual_seed(0)
+        _built[identity] = build()
+    return _built[identity]
+
+
+def _seconds(compute: Callable[[], None]) -> Told:
+    started = time.monotonic()
+    try:
+        compute()
+    except Exception as error:
+        return portable(error)
+    return time.monotonic() - started
+
+
+def _device(use_gpu: bool) -> str:
+    return "cuda:0" if use_gpu else "cpu"
+
+
+def _note(outcomes: Sequence[JobOutcome], numbers: Sequence[int], answer: Sequence[Told]) -> None:
+    for number, told in zip(numbers, answer, strict=True):
+        outcome = outcomes[number]
+        if isinstance(told, Exception):
+            outcome.error = outcome.error or told
+        else:
+            outcome.seconds += told
+
+
+def _any_without_error(outcomes: Sequence[JobOutcome]) -> bool:
+    return any(outcome.error is None for outcome in outcomes)
+
+
+def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[int]:
+    writer = job.writer()
+    found = writer.finished_images()
+    finished = {
+        index for index, images in found.items() if index < len(shards) and sorted(images) == sorted(shards[index])
+    }
+    for index in set(found) - finished:
+        writer.discard_shard(index)
+    return finished

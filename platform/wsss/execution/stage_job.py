@@ -1,4 +1,4 @@
-"""A stage with everything bound that a worker needs to run it, and how its result is published."""
+"""A stage with everything bound that a worker needs to run it, and how its result is published. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from wsss.data.view import DataView
 from wsss.pipeline import MapStage, Stage, StageContext, TrainStage
 from wsss.store import Artifact, ArtifactWriter, Store
 
+# Files of an artifact: of a reduce stage, and the losses of a training stage.
+METRICS_FILE = "metrics.json"
+TABLES_FILE = "tables.json"
+ARRAYS_FILE = "arrays.npz"
+HISTORY_FILE = "history.json"
+
 
 @dataclass(frozen=True)
 class StageJob:
@@ -20,6 +26,7 @@ class StageJob:
     Attributes:
         view: the data set limited to what the stage declares.
         inputs: role -> published artifact.
+        mode: how exactly it is computed, see `wsss.execution.numeric_mode`; no part of the key.
     """
 
     stage: Stage
@@ -27,6 +34,7 @@ class StageJob:
     view: DataView
     inputs: Mapping[str, Artifact]
     store: Store
+    mode: str = "fast"
 
     def context(self, device: str, rank: int = 0, world_size: int = 1) -> StageContext:
         """What the stage's function is called with."""
@@ -47,7 +55,9 @@ class StageJob:
         return self.store.writer(self.stage.name, self.key)
 
 
-def bind_job(stage: Stage, key: str, dataset: Dataset, store: Store, artifacts: Mapping[str, Artifact]) -> StageJob:
+def bind_job(
+    stage: Stage, key: str, dataset: Dataset, store: Store, artifacts: Mapping[str, Artifact], mode: str
+) -> StageJob:
     """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
     return StageJob(
         stage=stage,
@@ -55,6 +65,7 @@ def bind_job(stage: Stage, key: str, dataset: Dataset, store: Store, artifacts: 
         view=dataset.view(stage.reads, stage.image_list),
         inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
         store=store,
+        mode=mode,
     )
 
 
@@ -74,6 +85,7 @@ def publish_stage(
             "seconds": round(seconds, 3),
             "workers": workers,
             "device": "cuda" if gpu else "cpu",
+            "mode": job.mode,
             "facts": dict(facts),
             "run_id": run_id,
             "created": time.time(),
@@ -91,3 +103,8 @@ def training_name(stage: Stage, key: str) -> str:
     """Folder of a training's checkpoints; a preview has that of the training which it is a part of."""
     preview = stage.preview if isinstance(stage, TrainStage) else None
     return f"{stage.name}-{key if preview is None else preview.whole_key}"
+
+
+def load_metrics(artifact: Artifact) -> dict[str, float]:
+    """Metrics of a published reduce stage."""
+    return artifact.json(METRICS_FILE)

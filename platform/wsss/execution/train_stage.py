@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -25,7 +24,8 @@ from ray.train.torch import TorchTrainer
 from wsss.data.view import forbid_mask_reading
 from wsss.errors import WsssError
 from wsss.execution.board import Told, create_board
-from wsss.execution.stage_job import StageJob, training_name
+from wsss.execution.numeric_mode import numeric_mode
+from wsss.execution.stage_job import HISTORY_FILE, StageJob, training_name
 from wsss.execution.train_loop import (
     LoopEvents,
     LoopSettings,
@@ -36,9 +36,7 @@ from wsss.execution.train_loop import (
 )
 from wsss.nn.sync_norm import synchronize_batch_norm
 from wsss.pipeline import TrainStage
-from wsss.store import Artifact
 
-HISTORY_FILE = "history.json"
 _STATE_FILE = "state.pt"
 _TELL_EVERY_SECONDS = 0.5
 
@@ -56,7 +54,6 @@ class TrainPlan:
     settings: LoopSettings
     max_failures: int
     checkpoints: str
-    parity: bool
     forbidden_folders: tuple[Path, ...] = ()
 
 
@@ -135,11 +132,6 @@ def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
         shutil.rmtree(Path(plan.checkpoints) / training_name(job.stage, job.key), ignore_errors=True)
 
 
-def load_weights(artifact: Artifact, stem: str = "weights") -> dict[str, torch.Tensor]:
-    """State dict of a training artifact on the CPU."""
-    return torch.load(artifact.path(f"{stem}.pt"), map_location="cpu", weights_only=True)
-
-
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: StageJob = config["job"]
     plan: TrainPlan = config["plan"]
@@ -148,7 +140,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if known is not None:
         raise known
     try:
-        with forbid_mask_reading(plan.forbidden_folders):
+        with forbid_mask_reading(plan.forbidden_folders), numeric_mode(job.mode, training_on_gpu=plan.gpu):
             return _train(job, plan, board)
     except WsssError as error:
         ray.get(board.fail.remote(error))
@@ -160,7 +152,6 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
     torch.set_num_threads(max(1, plan.threads))
-    set_numeric_mode(parity=plan.parity, gpu=plan.gpu)
     stage = job.stage
     assert isinstance(stage, TrainStage)
     # Initial weights come from the seed alone, on every worker.
@@ -213,20 +204,6 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
         "peak_gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if plan.gpu else 0.0,
     }
     return {"files": files, "facts": facts}
-
-
-def set_numeric_mode(parity: bool, gpu: bool) -> None:
-    """`parity`: float32 products and deterministic algorithms; else TF32 and the fastest kernels on a GPU."""
-    if parity:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-    elif gpu:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
 
 
 def _load_state() -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
-from wsss.execution.run import PreparedRun, RunRequest, prepare_run
+from wsss.execution.prepare import PreparedRun, RunRequest, prepare_run
 from wsss.method import Method
 from wsss.pipeline import Stage, TrainStage
 from wsss.plan import PlannedStage

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from wsss.evaluation.racing import RaceRules
+from wsss.execution.bookkeeping import data_digest
 from wsss.execution.cluster import connect
-from wsss.execution.run import data_digest
 from wsss.execution.scheduling import check_schedulable
 from wsss.files import LockHeld, locked
 from wsss.plan import Plan

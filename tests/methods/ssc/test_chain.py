@@ -10,7 +10,8 @@ import pytest
 from tests.execution.toy_method import Silent
 from tests.methods.ssc.test_workers import SMALL
 
-from wsss.execution.run import RunRequest, RunResult, execute_run, prepare_run
+from wsss.execution.prepare import RunRequest, prepare_run
+from wsss.execution.run import RunResult, execute_run
 from wsss.recipe import load_recipe
 from wsss_methods.ssc import METHOD
 

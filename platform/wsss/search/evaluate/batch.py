@@ -16,10 +16,12 @@ from wsss.data.dataset import load_dataset
 from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.execution.cluster import capacity
-from wsss.execution.many import JobOutcome, call_many, describe, run_map_jobs, run_reduce_jobs
-from wsss.execution.run import PreparedRun, RunRequest, checkpoints_place, compute_stage
+from wsss.execution.compute import compute_stage
+from wsss.execution.map_stage import JobOutcome, run_map_jobs, run_reduce_jobs
+from wsss.execution.prepare import PreparedRun, RunRequest
 from wsss.execution.scheduling import stage_resources
 from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training_name
+from wsss.execution.tasks import call_many, describe
 from wsss.formatting import duration, percent
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
@@ -135,7 +137,7 @@ class BatchEvaluator:
     def discard(self, settings: Sequence[Setting]) -> None:
         """Remove the checkpoints of trainings that were stopped."""
         for setting in settings:
-            place = None if setting.prepared is None else checkpoints_place(setting.prepared)
+            place = None if setting.prepared is None else setting.prepared.checkpoints
             if place is None or "://" in place:
                 continue
             for seen in setting.previews:
@@ -152,6 +154,7 @@ class BatchEvaluator:
             self.dataset,
             self._store,
             setting.artifacts,
+            self.evaluation.recipe.execution.mode,
         )
         return replace(bound, stage=stage)
 
@@ -346,7 +349,14 @@ class BatchEvaluator:
         assert prepared is not None
         jobs = [
             _fused(each, name)
-            or bind_job(each.pipeline.pipeline.stage(name), key, self.dataset, self._store, each.artifacts)
+            or bind_job(
+                each.pipeline.pipeline.stage(name),
+                key,
+                self.dataset,
+                self._store,
+                each.artifacts,
+                prepared.execution.mode,
+            )
             for key, each in needed.items()
         ]
         stage = jobs[0].stage
@@ -359,7 +369,7 @@ class BatchEvaluator:
             outcomes = run_reduce_jobs(jobs, cpus)
         errors: dict[str, str] = {}
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
-            error = outcome.error or self._publish(job, outcome, workers, use_gpu, evaluation)
+            error = self._publish(job, outcome, workers, use_gpu, evaluation)
             if error:  # of stages that are computed on the way, it names the one
                 errors[key] = error if error.startswith("stage ") else f"stage {name}: {error}"
             elif not outcome.facts.get("resumed_images") and not fused_jobs(job):
@@ -367,6 +377,8 @@ class BatchEvaluator:
         return errors
 
     def _publish(self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, evaluation: Evaluation) -> str:
+        if outcome.error is not None:
+            return describe(outcome.error)
         try:
             publish_stage(job, outcome.seconds, workers, gpu, outcome.facts, evaluation.run_id, evaluation.code)
         except WsssError as error:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from wsss.errors import WsssError
-from wsss.execution.many import describe
+from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import StageJob
+from wsss.execution.tasks import describe
 from wsss.pipeline import Arrays, MapStage, StageContext
 
 Level = tuple[list[tuple[int, str]], Callable[[str], Sequence[Arrays]]]
@@ -116,11 +117,12 @@ class Recomputed:
 
     def arrays(self, image: str) -> Arrays:
         """Those of an image, computed on the CPU."""
-        if self._compute is None:
-            torch.set_num_threads(1)
-            self._compute = _build(self._job.context("cpu"))
-        with torch.inference_mode():
-            return self._compute(image)
+        with numeric_mode(self._job.mode):
+            if self._compute is None:
+                torch.set_num_threads(1)
+                self._compute = _build(self._job.context("cpu"))
+            with torch.inference_mode():
+                return self._compute(image)
 
 
 def _build(context: StageContext) -> Callable[[str], Arrays]:

@@ -18,8 +18,9 @@ import torch
 
 from wsss.evaluation.confusion import MeanOver
 from wsss.evaluation.racing import RaceRules, comparison_level, race_rounds, survivors
-from wsss.execution.many import call_many, describe
+from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import StageJob
+from wsss.execution.tasks import call_many, describe
 from wsss.pipeline import Arrays, MapStage, ReduceStage
 from wsss.search.choose.score import Counts, counts_of
 from wsss.search.evaluate.in_memory import MemoryArtifact, with_memory
@@ -208,8 +209,9 @@ def score_images(
         stage = entrants[0].scorer.stage
         assert isinstance(stage, MapStage) and stage.build_many is not None
         device = "cuda:0" if gpu else "cpu"
-        scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
-        with torch.inference_mode():
+        with numeric_mode(entrants[0].scorer.mode):
+            scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
+        with numeric_mode(entrants[0].scorer.mode), torch.inference_mode():
             for name in names:
                 for record, arrays in zip(records, scores(name), strict=True):
                     record[name] = arrays
@@ -228,7 +230,8 @@ def count_images(arguments: tuple[Entrant, dict[str, Arrays], str]) -> Counts:
     stage = entrant.evaluation.stage
     assert isinstance(stage, ReduceStage)
     scored = MemoryArtifact(entrant.scorer.stage.name, entrant.scorer.key, records)
-    reduction = stage.compute(with_memory(entrant.evaluation, {scored.stage: scored}).context("cpu"))
+    with numeric_mode(entrant.evaluation.mode):
+        reduction = stage.compute(with_memory(entrant.evaluation, {scored.stage: scored}).context("cpu"))
     arrays_of = scored.arrays if CONFUSIONS in stage.inputs else None
     counts = counts_of(metric, reduction.metrics[metric], reduction.arrays, reduction.tables, arrays_of)
     if counts is None:

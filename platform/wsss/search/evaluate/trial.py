@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.evaluation.racing import RaceRules
-from wsss.execution.run import PreparedRun
+from wsss.execution.prepare import PreparedRun
 from wsss.execution.stage_job import StageJob
 from wsss.method import Method
 from wsss.search.choose.criteria import Criterion

@@ -1,0 +1,119 @@
+"""Computes one stage of a prepared run on the cluster and publishes its artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from wsss.execution.cluster import capacity
+from wsss.execution.import_stage import run_import_stage
+from wsss.execution.map_stage import run_map_stage, run_reduce_stage
+from wsss.execution.observer import RunObserver, StageLog
+from wsss.execution.prepare import PreparedRun
+from wsss.execution.scheduling import stage_resources
+from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage
+from wsss.execution.train_loop import LoopSettings
+from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
+from wsss.formatting import percent
+from wsss.pipeline import ImportStage, MapStage, ReduceStage, Resources, Stage, TrainStage
+from wsss.plan import CostHistory, PlannedStage
+from wsss.store import Artifact
+from wsss.weights import fetch_missing
+
+
+def compute_stage(
+    prepared: PreparedRun,
+    planned: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    observer: RunObserver,
+    tracked: StageLog,
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Artifact:
+    """Compute and publish one stage. The caller holds its single flight and has looked for it in the store.
+
+    Args:
+        artifacts: stage name -> artifact, of all that the stage reads.
+        run_id, code: who computes it, and the provenance of the code, for the artifact's manifest.
+
+    Raises:
+        WsssError: what the stage raised.
+    """
+
+    stage, execution = planned.stage, prepared.execution
+    fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
+    job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts, execution.mode)
+    started = time.monotonic()
+    if isinstance(stage, ImportStage):
+        observer.start(stage.name, 1, "file")
+        artifact = run_import_stage(job, prepared.dataset, run_id)
+        tracked.finish("FINISHED")
+        observer.finish(stage.name, time.monotonic() - started, "released model taken in")
+        return artifact
+    have = capacity()
+    workers, resources = stage_resources(stage, execution, int(have.cpus), int(have.gpus))
+    gpu = resources.gpus > 0
+    facts: dict[str, Any] = {}
+    if isinstance(stage, TrainStage):
+        facts = _train(prepared, job, workers, resources, observer, tracked)
+    elif isinstance(stage, MapStage):
+        observer.start(stage.name, len(job.view.names), "images")
+        facts = run_map_stage(job, workers, gpu, lambda done, total: observer.update(stage.name, done))
+    else:
+        observer.start(stage.name, 1, "pass")
+        run_reduce_stage(job)
+    seconds = time.monotonic() - started
+    artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
+    metrics = load_metrics(artifact) if isinstance(stage, ReduceStage) else {}
+    tracked.metrics(metrics)
+    preview = stage.preview if isinstance(stage, TrainStage) else None
+    if not facts.get("resumed_images") and not facts.get("resumed_steps") and preview is None:
+        CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
+    tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
+    tracked.finish("FINISHED")
+    observer.finish(stage.name, seconds, _summary(stage, facts, metrics))
+    return artifact
+
+
+def _train(
+    prepared: PreparedRun, job: StageJob, workers: int, resources: Resources, observer: RunObserver, tracked: StageLog
+) -> dict[str, Any]:
+
+    execution = prepared.execution
+    gpu = resources.gpus > 0
+    plan = TrainPlan(
+        workers=workers,
+        gpu=gpu,
+        threads=int(resources.cpus),
+        settings=LoopSettings(
+            micro_batch=execution.micro_batch,
+            loader_workers=execution.loader_workers,
+            checkpoint_steps=execution.checkpoint_steps,
+            channels_last=execution.mode == "fast",
+        ),
+        max_failures=execution.max_failures,
+        checkpoints=prepared.checkpoints,
+        forbidden_folders=() if "masks" in job.stage.reads else prepared.dataset.mask_folders,
+    )
+    observer.start(job.stage.name, 0, "steps")
+
+    def show(total: int, steps: list[tuple[int, dict[str, float]]]) -> None:
+        done, losses = steps[-1]
+        observer.start(job.stage.name, total, "steps")
+        observer.update(job.stage.name, done, f"loss {losses['loss']:.4f}")
+        names = {name for _, values in steps for name in values}
+        tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
+
+    _, facts = run_train_stage(job, plan, show)
+    if isinstance(job.stage, TrainStage) and job.stage.preview is None:
+        remove_checkpoints(plan, job)
+    return facts
+
+
+def _summary(stage: Stage, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    mious = [f"{name} {percent(value)} %" for name, value in metrics.items() if "/miou_" in name][:2]
+    if mious:
+        return ", ".join(mious)
+    rate = facts.get("images_per_second")
+    return f"{rate:.1f} images/s" if rate else ""

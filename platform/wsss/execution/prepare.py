@@ -1,0 +1,94 @@
+"""Makes a request ready to run: data set, pipeline, store and plan, and every refusal that can come early.
+
+Needs no Ray, so that `wsss plan` starts fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsss.data.check import preflight
+from wsss.data.dataset import Dataset, load_dataset
+from wsss.method import ExecutionSettings, Method
+from wsss.pipeline import Pipeline
+from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
+from wsss.released import check_checkpoint, pipeline_of
+from wsss.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run and where results go.
+
+    Attributes:
+        recipe_name: name of a shipped recipe or stem of a recipe file, for people.
+        home: folder for everything that a run writes (`WSSS_HOME`).
+        store_url: folder or s3://bucket/prefix.
+        tracking_uri: MLflow address; None for sqlite and a folder below `home`.
+        until: last stage to run; None for all.
+        checkpoint: file of a released model that stands for the training; None trains.
+    """
+
+    method: Method
+    recipe: Any
+    recipe_name: str
+    home: Path
+    store_url: str
+    tracking_uri: str | None = None
+    until: str | None = None
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A request with its data set, pipeline and plan; nothing has been computed yet."""
+
+    request: RunRequest
+    dataset: Dataset
+    pipeline: Pipeline
+    store: Store
+    plan: Plan
+
+    @property
+    def execution(self) -> ExecutionSettings:
+        """How the run uses the machine."""
+        return self.request.recipe.execution
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder or address below which running trainings keep their checkpoints."""
+        if "://" in self.store.url:
+            return f"{self.store.url.rstrip('/')}/checkpoints"
+        return str(self.request.home.absolute() / "checkpoints")
+
+
+def prepare_run(request: RunRequest) -> PreparedRun:
+    """Everything that can go wrong before an hour is spent goes wrong here. Needs no Ray.
+
+    Raises:
+        WsssError: recipe, data set, weights or store do not fit.
+    """
+    home = request.home.absolute()
+    dataset = load_dataset(request.recipe.dataset, home)
+    if request.checkpoint is not None:
+        check_checkpoint(request.method, request.recipe, dataset, request.checkpoint)
+    pipeline = pipeline_of(request.method, request.recipe, dataset, request.checkpoint)
+    store = open_store(request.store_url, home / "cache" / "store")
+    costs = CostHistory(home / "costs.json")
+    plan = make_plan(pipeline, dataset, store, costs, request.until)
+    if plan.needed:
+        store.check_writable()
+        for image_list, reads in used_data(plan.needed).items():
+            preflight(dataset, image_list, frozenset(reads))
+    return PreparedRun(request=request, dataset=dataset, pipeline=pipeline, store=store, plan=plan)
+
+
+def used_data(stages: tuple[PlannedStage, ...]) -> dict[str, set[Any]]:
+    """Image list -> what the stages read of it."""
+    used: dict[str, set[Any]] = {}
+    for planned in stages:
+        if planned.stage.image_list is not None:
+            used.setdefault(planned.stage.image_list, set()).update(planned.stage.reads)
+    return used

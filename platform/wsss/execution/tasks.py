@@ -1,0 +1,146 @@
+"""Runs Ray tasks that each take several items, and says of every item what became of it.
+
+Tasks, not actors: a task gives its CPU back when it ends, Ray starts a lost one again by itself, and the worker
+process stays warm for the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RaySystemError, WorkerCrashedError
+
+from wsss.errors import WsssError
+from wsss.execution.cluster import ClusterError
+
+log = logging.getLogger(__name__)
+RETRIES = 3
+# DEFAULT: inside a Tune trial Ray would else look for a CPU among what the trial itself reserved, which is none.
+TASK_OPTIONS: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "scheduling_strategy": "DEFAULT"}
+
+Piece = tuple[list[int], int]
+
+
+def parts(items: Sequence[int], work: int, workers: int) -> list[list[int]]:
+    """Cut items into parts so that `work` pieces of work make about two tasks a worker, or one task an item."""
+    size = max(1, min(len(items), work // (2 * workers)))
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def run_tasks(
+    pieces: Sequence[Piece],
+    start: Callable[[Sequence[int], int], Any],
+    workers: int,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[Piece, list[Any]]]:
+    """Run tasks, a few more than fit at a time, and yield (piece, what the task told of each of its items).
+
+    A task whose worker died is cut into its items: one of them is to blame, the others must not fail with it. A
+    worker process that could not import or unpickle gets the task again.
+
+    Args:
+        pieces: (items, number of the shard).
+        start: called with a piece, starts its task and returns Ray's reference.
+        go_on: asked before a task is started; after a no, the tasks under way are finished and no others start.
+    """
+    waiting = list(pieces)
+    running: dict[Any, Piece] = {}
+    attempts: dict[tuple[int, ...], int] = {}
+    try:
+        while running or (waiting and go_on()):
+            while waiting and len(running) <= workers and go_on():  # one more than fits: no worker waits
+                piece = waiting.pop(0)
+                running[start(*piece)] = piece
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            for reference in ready:
+                piece = items, shard = running.pop(reference)
+                try:
+                    answer = ray.get(reference)
+                except RayError as error:
+                    attempt = attempts[(*items, shard)] = attempts.get((*items, shard), 0) + 1
+                    if is_import_failure(error) and attempt <= RETRIES:
+                        log.warning("a worker process could not load its task, which starts again: %s", _line(error))
+                        waiting.insert(0, piece)
+                        continue
+                    if len(items) > 1:
+                        waiting += [([item], shard) for item in items]
+                        continue
+                    answer = [_in_words(error)]
+                yield piece, answer
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def call_many(
+    function: Callable[[Any], Any], arguments: Sequence[Any], workers: int, use_gpu: bool = False
+) -> list[Any]:
+    """`function` of each argument, in tasks of one CPU; an exception comes back as its text in a RuntimeError."""
+    pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, workers))]
+    task = _call.options(num_gpus=1 if use_gpu else 0)
+    found: list[Any] = [None] * len(arguments)
+
+    def start(items: Sequence[int], shard: int) -> Any:
+        return task.remote(function, [arguments[item] for item in items])
+
+    for (items, _), answer in run_tasks(pieces, start, max(1, workers)):
+        for item, told in zip(items, answer, strict=True):
+            found[item] = RuntimeError(describe(told)) if isinstance(told, Exception) else told[0]
+    return found
+
+
+def describe(error: BaseException) -> str:
+    """The reason of a failure in a line or a few."""
+    return str(error) if isinstance(error, WsssError) else f"{type(error).__name__}: {error}"
+
+
+def portable(error: Exception) -> Exception:
+    """The error as it is returned to the driver: with its traceback as a note, and in words if it can not be pickled.
+
+    An import that another thread of the process had only half finished is raised again: `run_tasks` repeats it.
+    """
+    if is_import_failure(error):
+        raise error
+    error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(describe(error))
+    return error
+
+
+def is_import_failure(error: BaseException) -> bool:
+    """Whether a worker process failed to load what it was given, which another process, or a later try, can do."""
+    text = str(error)
+    return isinstance(error, RaySystemError) or "partially initialized module" in text or "failed to import on" in text
+
+
+def _in_words(error: RayError) -> Exception:
+    if isinstance(error, OutOfMemoryError):
+        what = "out of memory: Ray ended the worker because the machine had none left"
+    elif isinstance(error, WorkerCrashedError):
+        what = f"a worker died {RETRIES + 1} times in a row (killed, or out of memory)"
+    else:
+        return error
+    return ClusterError(what, "", "lower execution.map_workers; finished shards are kept")
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@ray.remote(**TASK_OPTIONS)
+def _call(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    answers: list[Any] = []
+    for argument in arguments:
+        try:
+            answers.append((function(argument),))
+        except Exception as error:  # told to the caller, who names the trial
+            answers.append(portable(error))
+    return answers
