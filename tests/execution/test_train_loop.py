@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import socket
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from tests.execution import toy_training
+from tests.gloo import run_on_gloo
 
 from wsss.execution.train_loop import (
     LoopEvents,
@@ -29,15 +28,7 @@ def train(task: dict[str, Any] | None = None, **settings: Any) -> tuple[dict[str
 
 
 def train_with_workers(world_size: int, micro_batch: int = 0, task: dict[str, Any] | None = None) -> Any:
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    queue = context.SimpleQueue()
-    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        toy_training.worker, args=(world_size, port, micro_batch, task or {}, queue), nprocs=world_size
-    )
-    return queue.get()
+    return run_on_gloo(toy_training.worker, world_size, micro_batch, task or {})[0]
 
 
 def assert_same_run(one: Any, other: Any) -> None:

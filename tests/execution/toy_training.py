@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -81,18 +80,12 @@ def events(saved: list[Any] | None = None, candidates: list[int] | None = None) 
     )
 
 
-def worker(rank: int, world_size: int, port: int, micro_batch: int, settings: dict[str, Any], out: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def worker(rank: int, world_size: int, micro_batch: int, settings: dict[str, Any]) -> Any:
+    """One of several workers: history and numbers of the network."""
     made = task(**settings)
     synchronize_batch_norm(made.module)
-    history = run_training(
-        made, 3, LoopSettings(rank=rank, world_size=world_size, micro_batch=micro_batch), events(), None
-    )
-    if rank == 0:
-        out.put((history, numbers(made)))
-    torch.distributed.destroy_process_group()
+    loop = LoopSettings(rank=rank, world_size=world_size, micro_batch=micro_batch)
+    return run_training(made, 3, loop, events(), None), numbers(made)
 
 
 def numbers(made: TrainTask) -> list[float]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
+from tests.gloo import run_on_gloo
 
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
@@ -49,22 +46,11 @@ def trained(job: StageJob, rank: int = 0, world_size: int = 1) -> dict[str, Any]
     return {"history": history, "weights": task.trained_weights()["network"]}
 
 
-def worker(rank: int, world_size: int, port: int, jobs: Mapping[Any, StageJob], out: str) -> None:
-    """One of several workers on gloo; rank 0 writes the results."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    results = {group: trained(job, rank, world_size) for group, job in jobs.items()}
-    if rank == 0:
-        torch.save(results, out)
-    torch.distributed.destroy_process_group()
-
-
-def in_two_workers(jobs: Mapping[Any, StageJob], folder: Path) -> dict[Any, Any]:
+def in_two_workers(jobs: Mapping[Any, StageJob]) -> dict[Any, Any]:
     """`trained` of every job by two workers, one job after the other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        worker, args=(2, port, jobs, str(folder / "two.pt")), nprocs=2
-    )
-    return torch.load(folder / "two.pt", weights_only=True)
+    return run_on_gloo(worker, 2, jobs)[0]
+
+
+def worker(rank: int, world_size: int, jobs: Mapping[Any, StageJob]) -> dict[Any, Any]:
+    """What one of several workers on gloo has trained."""
+    return {group: trained(job, rank, world_size) for group, job in jobs.items()}

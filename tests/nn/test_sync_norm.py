@@ -1,14 +1,12 @@
 """Batch norm over two gloo processes equals batch norm of the whole batch in one."""
 
-import tempfile
-from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from tests.gloo import run_on_gloo
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.nn.sync_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
@@ -34,26 +32,18 @@ def _step(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return out.detach(), x.grad
 
 
-def _worker(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.set_num_threads(1)
+def _worker(rank: int, world_size: int) -> dict[str, Any]:
     network = synchronize_batch_norm(_network())
     out, gradient = _step(network, _batch()[SPLIT[rank] : SPLIT[rank + 1]])
     gradients = []
     for parameter in network.parameters():
         dist.all_reduce(parameter.grad)
         gradients.append(parameter.grad)
-    result = {"out": out, "gradient": gradient, "parameters": gradients, "state": network.state_dict()}
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"out": out, "gradient": gradient, "parameters": gradients, "state": network.state_dict()}
 
 
 def test_two_processes_equal_one():
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, args=(folder,), nprocs=2)
-        parts = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    parts = run_on_gloo(_worker, 2)
     network = _network()
     out, gradient = _step(network, _batch())
     torch.testing.assert_close(torch.cat([part["out"] for part in parts]), out, rtol=1e-4, atol=1e-5)

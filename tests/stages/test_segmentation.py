@@ -143,7 +143,7 @@ def test_one_and_two_workers_agree(case: Case, tmp_path: Path) -> None:
         inputs={"label": case.run.artifacts["pseudo_label"]},
         store=open_store(str(tmp_path / "store")),
     )
-    together = in_two_workers({0: job}, tmp_path)[0]
+    together = in_two_workers({0: job})[0]
     alone = trained(job)
     assert together["history"].keys() == alone["history"].keys()
     for name, values in alone["history"].items():

@@ -107,6 +107,7 @@ def _facts(artifact: Artifact) -> list[str]:
     facts = [
         f"computed {created} by run {provenance.get('run_id', '?')} in {duration(provenance.get('seconds'))}, "
         f"{provenance.get('workers', '?')} x {provenance.get('device', '?')}"
+        + (f", mode {provenance['mode']}" if "mode" in provenance else "")
         + (f", seed {seed}" if seed is not None else ""),
         f"commit {_commit(code)} on {_machine(code)}",
     ]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from tests.gloo import run_on_gloo
 from tests.methods.in_process import InProcessRun, run_pipeline
 
 from wsss.data.dataset import Dataset, load_dataset
@@ -70,11 +66,8 @@ class DoubleSamples:
         return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
-def train(rank: int, world_size: int, port: int, job: StageJob, out: Any) -> None:
-    """One worker of a training stage on gloo, in float64."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+def train(rank: int, world_size: int, job: StageJob) -> dict[str, list[float]]:
+    """History of one worker of a training stage on gloo, in float64."""
     stage = job.stage
     assert isinstance(stage, TrainStage)
     torch.manual_seed(stage.seed)
@@ -86,21 +79,7 @@ def train(rank: int, world_size: int, port: int, job: StageJob, out: Any) -> Non
     if world_size > 1:
         synchronize_batch_norm(task.module)
     silent = LoopEvents(save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None)
-    history = run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
-    if rank == 0:
-        out.put(history)
-    torch.distributed.destroy_process_group()
-
-
-def history_with(world_size: int, job: StageJob) -> dict[str, list[float]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        train, args=(world_size, port, job, queue), nprocs=world_size
-    )
-    return queue.get()
+    return run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -116,7 +95,7 @@ def test_two_workers_give_the_losses_of_one(
         inputs={role: run.artifacts[upstream] for role, upstream in stage.inputs.items()},
         store=store,
     )
-    one, two = history_with(1, job), history_with(2, job)
+    one, two = (run_on_gloo(train, workers, job)[0] for workers in (1, 2))
     assert one.keys() == two.keys()
     assert len(one["loss"]) >= 6 and np.ptp(one["loss"]) > 0
     for series in one:

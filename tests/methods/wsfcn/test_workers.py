@@ -46,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], A
     """(norm_group, workers) -> history and weights."""
     folder = tmp_path_factory.mktemp("home")
     jobs = {group: job_of(folder, group) for group in (0, 4)}
-    two = in_two_workers(jobs, folder)
+    two = in_two_workers(jobs)
     return {
         **{(group, 1): trained(job) for group, job in jobs.items()},
         **{(group, 2): two[group] for group in jobs},
