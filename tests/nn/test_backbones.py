@@ -9,7 +9,7 @@ from wsss.nn.checkpoint import load_weights, read_checkpoint
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.nn.resnet import ResNet, ResNetStructure, resnet_structure
 from wsss.nn.suppression import DiscriminativeRegionSuppression
-from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision
+from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision, vgg_features
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,20 @@ def test_vgg_slices_are_torchvisions():
         for level, end in zip(levels, (2, 7, 12, 21, 30), strict=True):
             torch.testing.assert_close(level, reference.features[:end](x), rtol=1e-4, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_vgg16_is_torchvisions_and_at_stride_8_has_its_weights():
+    reference = import_torchvision().models.vgg16().eval().features
+    plain, fine = vgg_features(16), vgg_features(16, output_stride=8)
+    plain.load_state_dict(reference.state_dict())
+    fine.load_state_dict(reference.state_dict())
+    x = torch.randn(1, 3, 67, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), reference(x), rtol=1e-4, atol=1e-5)
+        assert fine(x).shape == (1, 512, 8, 10)
+        # Up to the fourth pooling they are one network; behind it each position of the fine one sees as far.
+        assert torch.equal(fine[:23](x), plain[:23](x))
+    assert [fine[index].dilation for index in (24, 26, 28)] == [(2, 2)] * 3 and len(fine) == 30
 
 
 @pytest.mark.parametrize("dilated", [False, True])

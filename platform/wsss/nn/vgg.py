@@ -1,19 +1,49 @@
-"""VGG-19 as a fixed loss network in five slices (Simonyan and Zisserman, 2015)."""
+"""VGG convolutions by torchvision's names, and VGG-19 as a fixed loss network (Simonyan and Zisserman, 2015)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 
 from wsss.nn.backbone import scaled_channels
 
-# Convolution channels up to relu5_1 and poolings ("M"), by torchvision's index in `features`.
-_LAYERS: dict[int, int | str] = {
-    0: 64, 2: 64, 4: "M", 5: 128, 7: 128, 9: "M", 10: 256, 12: 256, 14: 256, 16: 256, 18: "M",
-    19: 512, 21: 512, 23: 512, 25: 512, 27: "M", 28: 512,
-}  # fmt: skip
+# Convolutions of the five blocks; a ReLU follows each, a pooling each block.
+_CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_CHANNELS = (64, 128, 256, 512, 512)
 _SLICES = ((0, 2), (2, 7), (7, 12), (12, 21), (21, 30))
+
+
+def vgg_features(
+    depth: Literal[16, 19], width: float = 1.0, output_stride: Literal[8, 32] = 32, end: int | None = None
+) -> nn.Sequential:
+    """torchvision's `features` by index: (N, 3, H, W) -> (N, 512 * width, H', W'), sides divided by the stride and
+    rounded down at every pooling.
+
+    Args:
+        output_stride: at 8 the fourth pooling is 3x3 with stride 1, the last block has dilation 2, and the last pooling
+            is left out.
+        end: leave out the layers from this index on.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for block, (count, full) in enumerate(zip(_CONVOLUTIONS[depth], _CHANNELS, strict=True), 1):
+        dilation = 2 if output_stride == 8 and block == 5 else 1
+        for _ in range(count):
+            if end is not None and len(layers) >= end:
+                break
+            out_channels = scaled_channels(full, width)
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=dilation, dilation=dilation),
+                nn.ReLU(inplace=True),
+            ]
+            channels = out_channels
+        if output_stride == 32 or block < 4:
+            layers.append(nn.MaxPool2d(2, 2))
+        elif block == 4:
+            layers.append(nn.MaxPool2d(3, 1, padding=1))
+    return nn.Sequential(*layers[:end])
 
 
 class Vgg19Slices(nn.Module):
@@ -24,20 +54,9 @@ class Vgg19Slices(nn.Module):
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        channels = 3
+        features = vgg_features(19, width, end=_SLICES[-1][1])
         for number, (start, end) in enumerate(_SLICES, 1):
-            part = nn.Sequential()
-            for index in range(start, end):
-                layer = _LAYERS.get(index)
-                if layer is None:
-                    part.add_module(str(index), nn.ReLU(inplace=True))
-                elif isinstance(layer, str):
-                    part.add_module(str(index), nn.MaxPool2d(2, 2))
-                else:
-                    out_channels = scaled_channels(layer, width)
-                    part.add_module(str(index), nn.Conv2d(channels, out_channels, 3, padding=1))
-                    channels = out_channels
-            self.add_module(f"slice{number}", part)
+            self.add_module(f"slice{number}", features[start:end])
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
