@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from wsss.data.augment.rescaled_crop import affinity_training_sample
 from wsss.pipeline import StageContext
 from wsss.stages.affinity_irn import build_affinity_training
 from wsss.train_task import Batch, TrainTask
@@ -130,7 +128,7 @@ def build_stage(
     recipe = SscRecipe()
     builders: dict[str, tuple[Callable[[StageContext], TrainTask], Any, tuple[str, ...]]] = {
         "cam": (build_cam_training, recipe.cam, ("superpixels",)),
-        "affinity": (partial(build_affinity_training, crop=affinity_training_sample), recipe.affinity, ("ir_label",)),
+        "affinity": (build_affinity_training, recipe.affinity, ("ir_label",)),
         "segmentation": (build_segmentation_training, recipe.segmentation, ("pseudo_label", "confidence_mask")),
     }
     build, config, inputs = builders[stage]

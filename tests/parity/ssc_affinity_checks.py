@@ -33,9 +33,9 @@ from wsss.ops.affinity import (
 from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
 from wsss.ops.random_walk import dense_transition, grid_affinity, padded_pair_affinity, random_walk
+from wsss.schedules import polynomial_decay
 from wsss.stages.affinity_irn import IrLabelConfig, affinity_optimizer, ir_label, padded_affinity_forward
 from wsss.stages.pseudo_label import pseudo_label_of_walk
-from wsss_methods.ssc.optimizers import polynomial_schedule
 
 
 def _affinity_network(fixture: Fixture) -> AffinityNetwork:
@@ -148,7 +148,7 @@ def check_irn_loss(fixture: Fixture) -> None:
     optimizer = affinity_optimizer(
         network, settings["lr"], settings["dp_lr_mult"], settings["sgd_momentum"], settings["weight_decay"]
     )
-    set_rates(optimizer, polynomial_schedule(settings["poly_power"])(settings["step"], settings["total_steps"]))
+    set_rates(optimizer, polynomial_decay(settings["step"], settings["total_steps"], power=settings["poly_power"]))
     logits, field = network(fixture.tensor("x"))
     losses = affinity_losses(logits, field, targets, index)
     total = torch.stack([LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from wsss.nn.checkpoint import official_state_dict
 from wsss.nn.suppression import DiscriminativeRegionSuppression
 from wsss.nn.vgg import Vgg19Slices
 from wsss.ops.cam import merged_cam, merged_high_res, strided_size, strided_up_size, thresholded_argmax
+from wsss.schedules import polynomial_decay
 from wsss_methods.ssc.losses import (
     alignment_loss,
     alignment_terms,
@@ -38,11 +40,7 @@ from wsss_methods.ssc.networks import (
     SampleNorm,
     class_scores,
 )
-from wsss_methods.ssc.optimizers import (
-    cam_optimizer,
-    decoder_optimizer,
-    polynomial_schedule,
-)
+from wsss_methods.ssc.training import cam_optimizer, decoder_optimizer
 
 
 def _drs_delta(fixture: Fixture) -> float:
@@ -166,7 +164,7 @@ def check_cam_train_steps(fixture: Fixture) -> None:
         settings["weight_decay"],
     )
     decoder_adam = decoder_optimizer(decoder, adam["lr"], *adam["betas"])
-    schedule = polynomial_schedule(settings["poly_power"])
+    schedule = partial(polynomial_decay, power=settings["poly_power"])
     before = {name: value.clone() for name, value in _trained(network, decoder).items()}
     weights = settings["loss_weights"]
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsss.nn.checkpoint import load_weights, read_checkpoint
 from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.nn.mobilenet import MobileNetV2
+from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision
 from wsss.ops.superpixel_mean import superpixel_mean
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -93,6 +96,33 @@ class MobileNetFeatures(nn.Module):
 def pixel_pyramid(x: Tensor) -> list[Tensor]:
     """Five levels without weights: the image averaged over squares of 1, 2, 4, 8 and 16 pixels."""
     return [x, *(functional.avg_pool2d(x, size) for size in (2, 4, 8, 16))]
+
+
+def build_perceptual_features(kind: str, weights: Path | None, device: str) -> Features:
+    """Frozen features in which a reconstruction is compared with its image.
+
+    Normalized images (N, 3, H, W) -> five maps, fine to coarse. Published is VGG-19; the other two are for machines
+    without its weights.
+
+    Args:
+        kind: "vgg19", "mobilenet_v2" or "pixel_pyramid".
+        weights: torchvision's ImageNet file; None leaves random weights. Not used by "pixel_pyramid".
+
+    Raises CheckpointError when the file does not fit.
+    """
+    if kind == "pixel_pyramid":
+        return pixel_pyramid
+    network: nn.Module
+    if kind == "vgg19":
+        network = Vgg19Slices()
+        if weights is not None:
+            load_weights(network, slices_from_torchvision(read_checkpoint(weights)), where=str(weights))
+    else:
+        network = MobileNetFeatures()
+        if weights is not None:
+            content = read_checkpoint(weights)
+            load_weights(network.network, content, ignore=(r"classifier\..*",), where=str(weights))
+    return network.to(device).eval()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from wsss.data.augment.rescaled_crop import affinity_training_sample, cam_inputs
 from wsss.data.dataset import Dataset
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
@@ -67,7 +66,6 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
             image_list=training_list,
             files={"backbone": files["affinity"]} if "affinity" in files else {},
             seed=recipe.seed,
-            crop=affinity_training_sample,
         ),
         random_walk_stage(walk, training_list),
         *pseudo_label_stages(recipe.pseudo_label, training_list),
@@ -152,7 +150,7 @@ def _cam_stages(
         epochs=recipe.cam.num_epochs,
     )
     inference = recipe.cam_inference
-    build = partial(build_cam, build_network=build_cam_network, inputs=cam_inputs)
+    build = partial(build_cam, build_network=build_cam_network)
     return cam_stages(train, inference.scales, inference.cam_eval_thres, build)
 
 

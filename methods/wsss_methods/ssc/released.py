@@ -8,10 +8,10 @@ from pathlib import Path
 from wsss.data.dataset import Dataset
 from wsss.nn.checkpoint import load_weights
 from wsss.pipeline import GridColumn, Pipeline, SampleGrid
+from wsss_methods.ssc.networks import build_segmentation_network
 from wsss_methods.ssc.pipeline import best_prediction, inference_protocol, segmentation_stages
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.seg_checkpoint import read_cotraining_checkpoint
-from wsss_methods.ssc.segmentation_networks import build_segmentation_network
 from wsss_methods.ssc.segmentation_stages import crf_variants
 
 

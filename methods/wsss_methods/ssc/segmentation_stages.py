@@ -25,9 +25,9 @@ from wsss_methods.ssc.cotraining import (
     CoTrainingSettings,
     cotraining_denominators,
 )
+from wsss_methods.ssc.networks import build_segmentation_network, load_imagenet_weights
 from wsss_methods.ssc.recipe import CrfSettings, SegmentationSettings
 from wsss_methods.ssc.seg_checkpoint import NETWORKS
-from wsss_methods.ssc.segmentation_networks import build_segmentation_network, load_imagenet_weights
 
 # Mean colour (R, G, B) on the 8-bit scale that the official program subtracts before the CRF.
 CRF_IMAGE_MEAN = (122.675, 116.669, 104.008)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,18 +15,18 @@ from wsss.data.augment.rescaled_crop import cam_training_sample
 from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
+from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.losses import (
     AlignmentSettings,
     Features,
     alignment_count,
     alignment_loss,
+    build_perceptual_features,
     classification_loss,
     perceptual_loss,
 )
 from wsss_methods.ssc.networks import CamNetwork, ReconstructionDecoder, class_scores
-from wsss_methods.ssc.optimizers import cam_optimizer, decoder_optimizer, polynomial_schedule
-from wsss_methods.ssc.perceptual import build_perceptual_features
 from wsss_methods.ssc.recipe import CamSettings
 
 
@@ -172,13 +173,14 @@ def build_cam_training(context: StageContext) -> TrainTask:
     network = build_cam_network(config, context.data.num_classes)
     if "backbone" in context.files:
         load_imagenet_body(cast(nn.Module, network.body), context.files["backbone"])
+    schedule = partial(polynomial_decay, power=config.lr_power)
     plans = [
         OptimizerPlan(
             "classifier",
             cam_optimizer(
                 network, config.learning_rate, config.classifier_lr_mult, config.momentum, config.weight_decay
             ),
-            polynomial_schedule(config.lr_power),
+            schedule,
         )
     ]
     decoder, features = None, cast(Features, None)
@@ -186,7 +188,7 @@ def build_cam_training(context: StageContext) -> TrainTask:
         decoder = ReconstructionDecoder(network.num_classes, config.decoder_width)
         features = build_perceptual_features(config.perceptual_network, context.files.get("perceptual"), context.device)
         optimizer = decoder_optimizer(decoder, config.rec_learning_rate, config.rec_adam_beta1)
-        plans.append(OptimizerPlan("decoder", optimizer, polynomial_schedule(config.lr_power)))
+        plans.append(OptimizerPlan("decoder", optimizer, schedule))
     module = CamTraining(network, decoder, features, config)
 
     def trained_weights() -> dict[str, dict[str, Tensor]]:
@@ -208,3 +210,32 @@ def build_cam_training(context: StageContext) -> TrainTask:
         trained_weights=trained_weights,
         precision=cast(Any, config.precision),
     )
+
+
+def cam_optimizer(
+    network: CamNetwork,
+    learning_rate: float = 0.1,
+    classifier_lr_mult: float = 10.0,
+    momentum: float = 1e-4,
+    weight_decay: float = 1e-4,
+) -> torch.optim.SGD:
+    """SGD with two groups: backbone at the base rate, classifier at `classifier_lr_mult` times it.
+
+    The published momentum is 1e-4, not 0.9: `misc/torchutils.py` hands its optimizer the weight decay in its place.
+    """
+    return torch.optim.SGD(
+        [
+            {"params": network.backbone_parameters(), "lr": learning_rate},
+            {"params": network.classifier_parameters(), "lr": learning_rate * classifier_lr_mult},
+        ],
+        lr=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+
+
+def decoder_optimizer(
+    decoder: nn.Module, learning_rate: float = 5e-4, beta1: float = 0.5, beta2: float = 0.999
+) -> torch.optim.Adam:
+    """Adam of the reconstruction decoder, without weight decay."""
+    return torch.optim.Adam(decoder.parameters(), lr=learning_rate, betas=(beta1, beta2))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsss.data.augment.rescaled_crop import UNSURE, affinity_training_sample
 from wsss.data.transforms import channels_first, normalize
 from wsss.nn.backbones import BACKBONES
 from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
@@ -32,7 +33,6 @@ from wsss.stages.cam import read_high_res
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 
 PAIR_KINDS = ("background", "foreground", "negative")
-UNSURE = 255
 STRIDE = 4
 _PADDING_MULTIPLE = 16
 
@@ -181,8 +181,7 @@ def ir_label(image: Array, high_res: Array, keys: Array, config: IrLabelConfig) 
 class AffinitySamples:
     """Augmented training crops with their quartered labels."""
 
-    def __init__(self, context: StageContext, crop: Callable[..., Any]) -> None:
-        self.crop = crop
+    def __init__(self, context: StageContext) -> None:
         self.data = context.data
         self.labels = context.inputs["ir_label"]
         self.config: AffinityConfig = context.config
@@ -193,7 +192,7 @@ class AffinitySamples:
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
         """image float32 (3, S, S), label int16 (S/4, S/4), pairs float32 (3,): how many of each of PAIR_KINDS."""
         name = self.data.names[index]
-        crop = self.crop(
+        crop = affinity_training_sample(
             self.data.image(name),
             self.labels.arrays(name)["label"],
             rng,
@@ -241,8 +240,8 @@ def affinity_denominators(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def build_affinity_training(context: StageContext, crop: Callable[..., Any]) -> TrainTask:
-    """Edge and displacement heads on a frozen ImageNet backbone of their own; crop: augmentation of a sample."""
+def build_affinity_training(context: StageContext) -> TrainTask:
+    """Edge and displacement heads on a frozen ImageNet backbone of their own."""
     config: AffinityConfig = context.config
     network = _affinity_network(AffinityNetworkConfig.of(config))
     if "backbone" in context.files:
@@ -255,7 +254,7 @@ def build_affinity_training(context: StageContext, crop: Callable[..., Any]) -> 
         denominators=affinity_denominators,
         loss_weights=LOSS_WEIGHTS,
         optimizers=(OptimizerPlan("affinity", optimizer, partial(polynomial_decay, power=config.lr_power)),),
-        samples=AffinitySamples(context, crop),
+        samples=AffinitySamples(context),
         epochs=config.num_epochs,
         global_batch=config.batch_size,
         trained_weights=lambda: {"affinity_network": network.state_dict()},
@@ -370,7 +369,6 @@ def affinity_stages(
     image_list: str,
     files: Mapping[str, Path],
     seed: int,
-    crop: Callable[..., Any],
 ) -> list[Stage]:
     """From the maps of the stage "cam" to the edge maps of the stage "edge".
 
@@ -378,7 +376,6 @@ def affinity_stages(
         input_size: side of the square that a picture is padded to for its edge map.
         image_list: list of the training and of the maps.
         files: "backbone" -> ImageNet weights; none starts from random weights.
-        crop: augmentation of a training sample.
     """
     images: frozenset[Reads] = frozenset({"images"})
     network = AffinityNetworkConfig.of(affinity)
@@ -402,7 +399,7 @@ def affinity_stages(
             image_list=image_list,
             files=files,
             uses_gpu=True,
-            build=partial(build_affinity_training, crop=crop),
+            build=build_affinity_training,
             seed=seed,
             epochs=affinity.num_epochs,
         ),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsss.data.augment.rescaled_crop import cam_inputs
 from wsss.nn.checkpoint import Aliases, load_weights, read_checkpoint
 from wsss.ops.cam import Merge, merged_cam, merged_high_res
 from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext, TrainStage
@@ -69,7 +70,7 @@ def build_cam(
     context: StageContext,
     *,
     build_network: Callable[[Any, int], CamNetwork],
-    inputs: Inputs,
+    inputs: Inputs = cam_inputs,
     keep: Kept = raw_scales,
     weights: str = "cam_network.pt",
 ) -> Callable[[str], Arrays]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wsss.nn.checkpoint import CheckpointError
+from wsss_methods.ssc.networks import build_segmentation_network, load_imagenet_weights
 from wsss_methods.ssc.recipe import SEGMENTATION_ARCHITECTURES, SegmentationSettings
-from wsss_methods.ssc.segmentation_networks import build_segmentation_network, load_imagenet_weights
 
 
 def settings(architecture: str, width: float) -> SegmentationSettings:
