@@ -38,7 +38,7 @@ from wsss.ops.random_walk import DirectionAffinity
 from wsss.pipeline import Arrays, MapStage, Reads, Stage, StageContext, TrainStage
 from wsss.recipe import setting
 from wsss.schedules import polynomial_decay
-from wsss.stages.score import maps_at_size
+from wsss.stages.cam import read_high_res
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 
 WEIGHTS = "affinity_network"
@@ -104,7 +104,7 @@ def build_power_crf(context: StageContext) -> Callable[[str], Arrays]:
 
     def refined(name: str) -> Arrays:
         arrays, image = context.inputs["cam"].arrays(name), context.data.image(name)
-        scores = power_background_scores(maps_at_size(arrays["cam"], *image.shape[:2]), config.alpha)
+        scores = power_background_scores(read_high_res(arrays), config.alpha)
         if len(scores) > 1:  # one label leaves nothing to decide
             scores = DenseCrf(image, len(scores), config.crf).marginals(unary_from_probabilities(scores))
         return {"crf": scores.astype(np.float16), "keys": arrays["keys"]}
@@ -223,8 +223,7 @@ def build_walk(context: StageContext) -> Callable[[str], Arrays]:
     def walk(name: str) -> Arrays:
         arrays, pairs = context.inputs["cam"].arrays(name), context.inputs["affinity"].arrays(name)
         affinity = DirectionAffinity(0, pairs["directions"], torch.from_numpy(pairs["affinity"]))
-        cam = maps_at_size(arrays["cam"], *context.data.image_size(name)).astype(np.float32)
-        walked = walk_with_background(cam, affinity, config.alpha, config.beta, config.exp_times)
+        walked = walk_with_background(read_high_res(arrays), affinity, config.alpha, config.beta, config.exp_times)
         return {"walk": walked.astype(np.float16), "keys": arrays["keys"]}
 
     return walk
@@ -251,7 +250,7 @@ def feature_affinity_stages(
 ) -> list[Stage]:
     """Stages crf_low, crf_high, affinity_train, affinity, random_walk, pseudo_label ("label") of one list.
 
-    cam_stage: class maps "cam" (K, h, w) in [0, 1] and "keys" (K,). files: "backbone": an ImageNet file.
+    cam_stage: a stage as of `wsss.stages.cam`, its full-resolution maps in [0, 1]. files: "backbone": an ImageNet file.
     """
     crf = DenseCrfSettings(settings.crf_iterations, 3, 3, 80, 13, 10)
 
