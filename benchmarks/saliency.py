@@ -2,8 +2,9 @@
 
     python benchmarks/saliency.py FOLDER [--images 40] [--segments 250]
 
-FOLDER holds JPEGImages and SegmentationClassAug. Beside it stands a centered Gaussian, which knows nothing of the picture. The F-measure weighs precision with beta^2 = 0.3 (Achanta et al., 2009), at the best of 256
-thresholds over all images; the images are the first of the folder by name that have a mask.
+FOLDER holds JPEGImages and SegmentationClassAug. Beside it stands a centered Gaussian, which knows nothing of the
+picture. The F-measure weighs precision with beta^2 = 0.3 (Achanta et al., 2009), at the best of 256 thresholds over all
+images; the images are the first of the folder by name that have a mask.
 """
 
 from __future__ import annotations
@@ -48,9 +49,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--segments", type=int, default=SaliencySettings.segments)
     given = parser.parse_args()
-    masks = next(
-        path for name in ("SegmentationClassAug", "SegmentationClass") if (path := given.folder / name).is_dir()
-    )
     settings = SaliencySettings(segments=given.segments)
     counts = {name: np.zeros((2, 256), dtype=np.int64) for name in ("saliency", "Gaussian")}
     errors: dict[str, list[float]] = {name: [] for name in counts}

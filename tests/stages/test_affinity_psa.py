@@ -12,10 +12,10 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from tests.methods.in_process import InProcessRun, run_pipeline
 
+from wsss.data.augment.rescaled_crop import CanvasCrop
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
-from wsss.data.transforms import CropBox
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.pipeline import MapStage, Pipeline, StageContext
 from wsss.stages.affinity_psa import (
@@ -103,7 +103,7 @@ def test_a_crop_and_its_cells_are_mirrored_and_padded_together() -> None:
     image = rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)
     low = np.zeros((3, 24, 40), dtype=np.float32)
     low[0], low[1, :8, :8], low[2, 16:, 32:] = 0.1, 0.9, 0.9
-    box = CropBox(32, 40, 0, 24, 0, 40, 0, 24, 0, 40)
+    box = CanvasCrop(32, 40, 0, 0)
     pixels, label = training_pair(image, low, low, box, mirrored=False)
     mirrored = training_pair(image, low, low, box, mirrored=True)
     assert label.tolist() == [[1, 0, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 2], [255] * 5]
