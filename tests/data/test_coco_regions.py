@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -103,3 +105,9 @@ def test_what_cannot_be_decoded_is_refused(segmentation, problem):
     with pytest.raises(DataError, match=problem):
         region_mask(segmentation, 3, 4)
     assert region_problem({"size": [3, 4], "counts": [12]}, 3, 4) == ""
+
+
+def test_without_pycocotools_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(DataError, match=r"pip install 'wsss\[coco\]'"):
+        region_mask([[1, 1, 4, 1, 4, 3]], 5, 6)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wsss.data.coco_categories import CLASS_OF_CATEGORY, COCO_CATEGORIES
-from wsss.data.coco_regions import region_columns, region_problem
+from wsss.data.coco_regions import region_mask, region_problem
 from wsss.data.errors import DataError, Problem
 from wsss.data.file_facts import sha256_of_file
 
@@ -144,15 +144,14 @@ def semantic_mask(annotations: Sequence[Mapping[str, Any]], height: int, width: 
     """Annotations of one picture as a label map, (height, width) uint8, by the rule at the top of this file.
 
     Raises:
-        DataError: a region cannot be decoded, or its category is none of the 80.
+        DataError: a region cannot be decoded, its category is none of the 80, or pycocotools is not installed.
     """
-    columns = np.zeros((width, height), dtype=np.uint8)
+    labels = np.zeros((height, width), dtype=np.uint8)
     for entry in sorted(annotations, key=lambda one: (not one.get("iscrowd", 0), -float(one["area"]))):
         if entry["category_id"] not in CLASS_OF_CATEGORY:
             raise DataError(f"unknown category id {entry['category_id']}", f"annotation {entry.get('id')}", _REMEDY)
-        for first, inside in region_columns(entry["segmentation"], height, width):
-            columns[first : first + len(inside)][inside] = CLASS_OF_CATEGORY[entry["category_id"]]
-    return np.ascontiguousarray(columns.T)
+        labels[region_mask(entry["segmentation"], height, width)] = CLASS_OF_CATEGORY[entry["category_id"]]
+    return labels
 
 
 def _check_categories(entries: Sequence[Any], findings: _Findings) -> None:
