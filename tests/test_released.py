@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from wsss.data.dataset import Dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.method import Exporter, Method, ReleasedCheckpoint
 from wsss.pipeline import ImportStage, MapStage, Pipeline, PipelineError, ReduceStage, Reduction, TrainStage, stage_keys
 from wsss.released import ReleasedModelError, check_checkpoint, pipeline_of
+from wsss.weights import file_digest
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import yaml
 from wsss.claims import load_claims
 from wsss.commands.methods import find_method, method_names, recipe_names
 from wsss.data.dataset import Dataset, load_dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.method import ExecutionSettings, Method
 from wsss.metric_name import MetricName
@@ -25,6 +24,7 @@ from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, st
 from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settings_of
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.search.space.pipelines import metrics_of
+from wsss.weights import file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("demo", "mini", "paper")

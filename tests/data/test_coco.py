@@ -13,7 +13,6 @@ from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError, LabelFirewallError
 from wsss.data.firewall import forbid_mask_reading
-from wsss.data.manifest import data_manifest
 from wsss.data.palette import write_palette_mask
 from wsss.recipe import RecipeError, load_recipe
 
@@ -49,7 +48,7 @@ def test_lists_and_labels_come_from_the_instances(load):
         assert view.image(name).shape == (24, 32, 3)  # one of them is grey
         present = set(np.unique(view.mask(name)).tolist()) - {0}
         assert present == set(view.present_classes(name))
-    assert set(data_manifest(dataset)["lists"]) == {"train", "val"}
+    assert set(dataset.lists) == {"train", "val"}
 
 
 def test_list_files_and_all_images(load, coco_root, tmp_path):

@@ -14,11 +14,11 @@ import torch
 
 from wsss.data.dataset import Dataset
 from wsss.data.firewall import forbid_mask_reading
-from wsss.data.manifest import file_digest
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, TrainStage, stage_keys
 from wsss.store import Artifact, Store
+from wsss.weights import file_digest
 
 
 @dataclass

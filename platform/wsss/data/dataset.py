@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsss.data.coco import COCO_COUNTS, read_coco
 from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem, raise_problems
+from wsss.data.file_facts import file_facts, sha256_of_file
 from wsss.data.layout import Layout, Progress, existing_path
-from wsss.data.manifest import list_digest
 from wsss.data.shapes import generate_shapes, shape_classes
 from wsss.data.view import DataView
 from wsss.data.voc import VOC_CLASSES, VOC_COUNTS, VocLayout, read_voc
 
 IGNORE_INDEX = 255
+_NEEDS = ("images", "image_labels", "masks")
 
 # Images that a list has in the published protocols, by data set.
 OFFICIAL_COUNTS: Mapping[str, Mapping[str, int]] = {"voc2012": VOC_COUNTS, "coco2014": COCO_COUNTS}
@@ -95,8 +99,47 @@ class Dataset:
         self.files.prepare_masks(self.names(list_name), progress)
 
     def digest(self, image_list: str | None, reads: Iterable[str]) -> str:
-        """Digest of the content of what is read of a list; see `wsss.data.manifest.list_digest`."""
-        return list_digest(self, image_list, reads)
+        """Digest (32 hex digits) of the names of a list and of the content of what is read of it, wherever it lies.
+
+        Args:
+            image_list: a list; None stands for the images of all lists.
+            reads: any of "images", "image_labels", "masks".
+
+        Raises:
+            DataError: the list does not exist, or files or labels that are read are missing (all named).
+        """
+        needs = set(reads)
+        if unknown := needs.difference(_NEEDS):
+            raise ValueError(f"a stage can read {', '.join(_NEEDS)}; not {', '.join(sorted(unknown))}")
+        content = {
+            "classes": self.classes,
+            "ignore_index": self.ignore_index,
+            "names": self.names(image_list),
+            **{need: self._digest_of(need, image_list) for need in _NEEDS if need in needs},
+        }
+        return _digest(content)
+
+    def _digest_of(self, need: str, image_list: str | None) -> str:
+        names = self.names(image_list)
+        if need == "image_labels":
+            missing = [name for name in names if name not in self.image_labels]
+            raise_problems(
+                [
+                    Problem(f"image {name} has no image-level label", f"list {image_list}", "add it to the label file")
+                    for name in missing
+                ],
+                f"data set {self.name}",
+            )
+            labels = [[name, [self.classes[label] for label in self.image_labels[name]]] for name in names]
+            return _digest([self.label_source, labels])
+        if need == "masks":
+            self.prepare_masks(image_list)
+        paths = {
+            name: self.image_path(name) if need == "images" else self.mask_path(name, image_list) for name in names
+        }
+        hashes = file_facts(paths.values(), "sha256", sha256_of_file, self.cache)
+        raise_problems([Problem.of(error) for error in hashes.errors.values()], f"data set {self.name}")
+        return _digest([[name, hashes.facts[path]] for name, path in paths.items()])
 
     def view(self, reads: Iterable[str], list_name: str | None) -> DataView:
         """The list, limited to what is declared ("images", "image_labels", "masks")."""
@@ -165,3 +208,8 @@ def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None,
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -8,11 +8,9 @@ from wsss.data.augment.rescaled_crop import (
     affinity_training_sample,
     cam_inputs,
     cam_training_sample,
-    padded_superpixel_ids,
     quartered_label,
     sample_canvas_crop,
 )
-from wsss.data.superpixels import ids_to_rgb
 from wsss.data.transforms import normalize
 
 
@@ -89,11 +87,6 @@ def test_inputs_of_every_scale_come_with_their_mirror(image):
     for pair in pairs:
         assert pair.dtype == np.float32 and np.array_equal(pair[1], pair[0, ..., ::-1])
     assert np.array_equal(pairs[0][0], normalize(image).transpose(2, 0, 1))
-
-
-def test_padded_ids_leave_zero_free():
-    ids = np.array([[0, 300], [70000, 5]])
-    assert np.array_equal(padded_superpixel_ids(ids_to_rgb(ids)), ids + 1)
 
 
 def test_sizes_must_agree(image):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from wsss.data.dataset import Dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.pipeline import Pipeline, stage_keys
 from wsss.recipe import load_recipe
+from wsss.weights import file_digest
 from wsss_methods.ssc import METHOD
 from wsss_methods.ssc.recipe import SscRecipe
 

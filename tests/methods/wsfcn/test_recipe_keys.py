@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from wsss.data.dataset import Dataset
-from wsss.data.manifest import file_digest
 from wsss.errors import WsssError
 from wsss.pipeline import Pipeline, stage_keys
 from wsss.recipe import load_recipe, settings_of
+from wsss.weights import file_digest
 from wsss_methods.wsfcn import METHOD
 from wsss_methods.wsfcn.recipe import WsFcnRecipe
 

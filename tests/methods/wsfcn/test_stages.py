@@ -199,8 +199,8 @@ def test_an_official_checkpoint_is_taken_in_and_evaluated(case: Case, tmp_path: 
     assert list(state) == list(official_state_dict(case.network(tmp_path / "model_enc_last.pth")))
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "model_enc_e018Xs0.905.pth")
     store = open_store(str(tmp_path / "store"))
-    from wsss.data.manifest import file_digest
     from wsss.pipeline import stage_keys
+    from wsss.weights import file_digest
 
     keys = stage_keys(case.pipeline, case.dataset, file_digest)
     writer = store.writer("segmentation_train", keys["segmentation_train"])

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from wsss.data.superpixels import rgb_to_ids
 from wsss.data.transforms import channels_first, mirror, normalize, rescale, resize
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,11 +69,6 @@ class AffinitySample:
 
     image: Array
     label: Array
-
-
-def padded_superpixel_ids(rgb: Array) -> Array:
-    """Ids of a superpixel picture plus 1, so that 0 is free for padding: uint8 (H, W, 3) -> int32 (H, W)."""
-    return rgb_to_ids(rgb) + np.int32(1)
 
 
 def cam_training_sample(

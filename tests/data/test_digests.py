@@ -10,8 +10,8 @@ import pytest
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.file_facts import file_facts, sha256_of_file
-from wsss.data.manifest import data_manifest, file_digest, list_digest
 from wsss.data.palette import read_palette_mask, write_palette_mask
+from wsss.weights import file_digest
 
 EVERYTHING = frozenset({"images", "image_labels", "masks"})
 
@@ -72,14 +72,14 @@ def test_missing_files_are_all_named(voc_config, voc_root, tmp_path):
     assert all(f"{name}.jpg" in str(caught.value) for name in names[:2])
     assert "2 problems" in str(caught.value)
     with pytest.raises(DataError, match="no list 'test'"):
-        list_digest(dataset, "test", {"images"})
+        dataset.digest("test", {"images"})
 
 
 def test_the_second_digest_reads_no_file(voc_config, voc_root, tmp_path, monkeypatch):
     _age(voc_root)
     dataset = load_dataset(voc_config, tmp_path / "home")
     before = dataset.digest("train_aug", EVERYTHING)
-    monkeypatch.setattr("wsss.data.manifest.sha256_of_file", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("wsss.data.dataset.sha256_of_file", lambda path: pytest.fail(f"{path} was read again"))
     assert dataset.digest("train_aug", EVERYTHING) == before
 
 
@@ -136,17 +136,8 @@ def test_file_digest(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_digest(tmp_path / "a") == sha256_of_file(tmp_path / "a") == known
-    with pytest.raises(DataError, match=r"cannot be read[\s\S]*missing\.pth"):
+    with pytest.raises(DataError, match=r"is missing[\s\S]*missing\.pth"):
         file_digest(tmp_path / "missing.pth")
-
-
-def test_the_manifest_records_counts_and_digests(shapes: Dataset):
-    manifest = data_manifest(shapes)
-    assert manifest["lists"]["train_aug"]["images"] == 7
-    assert set(manifest["lists"]["val"]["digests"]) == EVERYTHING
-    assert manifest["label_provenance"] == "generated: image_labels.txt"
-    assert manifest["digest"] != data_manifest(shapes, ["val"])["digest"]
-    assert manifest == data_manifest(dataclasses.replace(shapes, home=None))
 
 
 def _age_file(path: Path, seconds: int) -> None:
