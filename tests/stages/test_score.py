@@ -112,6 +112,7 @@ def test_curve_from_maps_to_numbers(tmp_path):
     assert sum(row["oracle"] for row in rows) == 1
     assert [row["class"] for row in result.tables["per_class"]] == list(CLASSES)
     assert result.arrays["image_counts"].shape == (8, 3, 4)
+    assert result.tables["miou"] == [{"metric": "cam/miou_train", "mean_over": "defined"}]
     np.testing.assert_array_equal(result.arrays["confusion"], curve[1])
     assert result.arrays["images"].tolist() == sorted(maps)
 

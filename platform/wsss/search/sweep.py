@@ -199,7 +199,7 @@ def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRe
         ]
         if found[0] is None:
             return None
-        return read_counts(request.metric, trial.metrics[request.metric], found[0], found[1])
+        return read_counts(request.metric, found[0], found[1])
 
     return counts
 

@@ -211,7 +211,8 @@ def summarize_curve(context: StageContext) -> Reduction:
                                      pooled, at most the oracle: what a choice by masks is worth on other images,
         miou_<split>_all_background  of a predictor that says background everywhere,
         pixel_accuracy_<split>       at the default threshold.
-    Tables: "curve" (threshold, miou, default, oracle), "per_class" (class, iou, pixels).
+    Tables: "curve" (threshold, miou, default, oracle), "per_class" (class, iou, pixels), "miou" (metric, mean_over:
+    how its mean over classes is formed; a table and the arrays of one metric have the same ending, "_crf" or none).
     Arrays: "confusion" int64 (C, C) at the default, "curve_confusion" (T, C, C), "thresholds" (T,),
     "image_counts" int64 (N, 3, C) and "images" (N,) at the default, for paired comparisons.
     Raises EvaluationError when there is no image or the default threshold was not scored.
@@ -307,8 +308,9 @@ def _scores_of(
         {"class": label, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
         for i, (label, value) in enumerate(class_iou(confusion, classes).items())
     ]
+    means = [{"metric": str(name), "mean_over": config.mean_over}]
     arrays = {"confusion": confusion, "image_counts": counts, "images": np.array(names)}
-    return {str(each): value for each, value in found.items()}, {"per_class": per_class}, arrays
+    return {str(each): value for each, value in found.items()}, {"per_class": per_class, "miou": means}, arrays
 
 
 def _named(arrays: Mapping[str, Array], array: str, image: str, stage: str) -> Array:

@@ -30,7 +30,7 @@ def confusions() -> np.ndarray:
     return result
 
 
-def stored(folder: Path, default: int = 0, suffix: str = "") -> tuple[Artifact, Artifact]:
+def stored(folder: Path, default: int = 0, suffix: str = "", mean_over: str = "defined") -> tuple[Artifact, Artifact]:
     """An evaluation and its scorer, as the stages of `wsss.stages.score` leave them."""
     store = open_store(str(folder))
     per_image = confusions()
@@ -41,7 +41,9 @@ def stored(folder: Path, default: int = 0, suffix: str = "") -> tuple[Artifact, 
     evaluation = store.writer("evaluation", "k")
     evaluation.add_file("metrics.json", json.dumps({f"x/miou_val{suffix}": value}).encode())
     curve = [{"threshold": t, "default": i == default} for i, t in enumerate(THRESHOLDS.tolist())]
-    evaluation.add_file("tables.json", json.dumps({f"curve{suffix}": curve}).encode())
+    means = [{"metric": f"x/miou_val{suffix}", "mean_over": mean_over}]
+    tables = {f"curve{suffix}": curve, f"miou{suffix}": means}
+    evaluation.add_file("tables.json", json.dumps(tables).encode())
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {f"image_counts{suffix}": counts, f"images{suffix}": np.array(NAMES)}
     np.savez(buffer, allow_pickle=False, **arrays, **{f"thresholds{suffix}": THRESHOLDS})
@@ -91,7 +93,7 @@ def test_thresholds_outside_the_searched_range_are_not_chosen(tmp_path: Path) ->
 
 def test_variants_and_evaluations_without_a_curve(tmp_path: Path) -> None:
     evaluation, _ = stored(tmp_path, default=1, suffix="_crf")
-    counts = read_counts("x/miou_val_crf", value_at(np.ones(12, dtype=bool), 1), evaluation, None)
+    counts = read_counts("x/miou_val_crf", evaluation, None)
     assert counts is not None and counts.images.shape == (12, 1, 3, 2)
     score = score_of("x/miou_val_crf", "held_out", evaluation, None, None)
     assert score.threshold is None and score.curve == ()
@@ -107,9 +109,13 @@ def test_an_evaluation_without_counts_has_its_metric_alone(tmp_path: Path) -> No
     )
 
 
-def test_counts_that_do_not_give_the_reported_number_are_not_used(tmp_path: Path) -> None:
-    evaluation, scorer = stored(tmp_path)
-    assert read_counts("x/miou_val", 0.123, evaluation, scorer) is None
+@pytest.mark.parametrize("mean_over", ["defined", "truth"])
+def test_the_evaluation_says_how_its_mean_is_formed(tmp_path: Path, mean_over: str) -> None:
+    """Both ways give one number where every class occurs, and other numbers on half of the images."""
+    evaluation, scorer = stored(tmp_path, mean_over=mean_over)
+    counts = read_counts("x/miou_val", evaluation, scorer)
+    assert counts is not None and counts.mean_over == mean_over
+    assert read_counts("x/miou_train", evaluation, scorer) is None
 
 
 def test_the_best_threshold_ignores_undefined_scores() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def score_of(
         criterion: without masks, at some of the thresholds; the rule label_free needs it.
     """
     value = float(evaluation.json("metrics.json")[metric])
-    counts = read_counts(metric, value, evaluation, scorer)
+    counts = read_counts(metric, evaluation, scorer)
     if counts is None:
         seen = best_point(criterion).value if select == "label_free" else value
         free = value if criterion else None
@@ -200,36 +200,36 @@ def is_choosing(name: str) -> bool:
     return half_of(name) == _CHOOSING
 
 
-def read_counts(metric: str, value: float, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
+def read_counts(metric: str, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
     """Counts of each image behind a metric; None when the evaluation keeps none, or only one half has images."""
-    tables = evaluation.json("tables.json") if scorer is not None else {}
-    counts = counts_of(metric, value, _arrays(evaluation), tables, None if scorer is None else scorer.arrays)
+    if "arrays.npz" not in evaluation.files:
+        return None
+    with np.load(io.BytesIO(evaluation.path("arrays.npz").read_bytes()), allow_pickle=False) as arrays:
+        scored = None if scorer is None else scorer.arrays
+        counts = counts_of(metric, arrays, evaluation.json("tables.json"), scored)
     return None if counts is None or counts.choosing.all() or not counts.choosing.any() else counts
 
 
 def counts_of(
     metric: str,
-    value: float,
     arrays: Mapping[str, Array],
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
     scored: Callable[[str], Mapping[str, Array]] | None,
 ) -> Counts | None:
-    """Counts of each image from what an evaluation returned.
+    """Counts of each image from what an evaluation returned (see `wsss.stages.score.summarize_curve`).
 
     Args:
-        value: of the metric, which tells how it forms its mean.
         scored: image name -> arrays of the scorer before it, which hold the curve of each image; None: no curve.
 
-    Returns None when the evaluation keeps no counts per image.
+    Returns None when the evaluation does not say how the metric forms its mean, and so keeps no counts per image.
     """
-    suffix = _variant(metric, arrays)
-    if suffix is None:
+    means = ((name, row) for name, rows in tables.items() if name.startswith("miou") for row in rows)
+    table, mean_over = next(((name, row["mean_over"]) for name, row in means if row["metric"] == metric), (None, None))
+    if table is None:
         return None
+    suffix = table.removeprefix("miou")
     per_image = arrays[f"image_counts{suffix}"].astype(np.int64)
     names = tuple(str(name) for name in arrays[f"images{suffix}"])
-    mean_over = _mean_over(per_image, value)
-    if mean_over is None:
-        return None
     thresholds = arrays.get(f"thresholds{suffix}")
     if thresholds is None or scored is None:
         return Counts(per_image[:, None], np.zeros(0), names, mean_over, 0)
@@ -241,27 +241,3 @@ def counts_of(
 def _image_curve(confusion: Array) -> Array:
     """(T, C, C) -> (T, 3, C)."""
     return np.stack(intersections_and_totals(confusion), axis=-2)
-
-
-def _arrays(evaluation: Artifact) -> Mapping[str, Array]:
-    if "arrays.npz" not in evaluation.files:
-        return {}
-    with np.load(io.BytesIO(evaluation.path("arrays.npz").read_bytes()), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def _variant(metric: str, arrays: Mapping[str, Array]) -> str | None:
-    """Ending of the array names that belong to the metric: "" or "_crf"."""
-    endings = [name.removeprefix("image_counts") for name in arrays if name.startswith("image_counts")]
-    fitting = [ending for ending in endings if metric.endswith(ending)]
-    return max(fitting, key=len, default=None)
-
-
-def _mean_over(per_image: Array, value: float) -> MeanOver | None:
-    """The mean that gives the reported number, so that halves are scored like the whole."""
-    total = per_image.sum(axis=0)
-    for mean_over in ("defined", "truth"):
-        score = miou_from_counts(total[0], total[1], total[2], cast(MeanOver, mean_over))
-        if abs(float(score) - value) < 1e-9:
-            return cast(MeanOver, mean_over)
-    return None

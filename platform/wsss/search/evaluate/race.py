@@ -233,7 +233,7 @@ def count_images(arguments: tuple[Entrant, dict[str, Arrays], str]) -> Counts:
     with numeric_mode(entrant.evaluation.mode):
         reduction = stage.compute(with_memory(entrant.evaluation, {scored.stage: scored}).context("cpu"))
     arrays_of = scored.arrays if CONFUSIONS in stage.inputs else None
-    counts = counts_of(metric, reduction.metrics[metric], reduction.arrays, reduction.tables, arrays_of)
+    counts = counts_of(metric, reduction.arrays, reduction.tables, arrays_of)
     if counts is None:
         raise ValueError(f"stage {stage.name} keeps no counts of its images")
     return counts

@@ -143,7 +143,7 @@ def _leader(evaluator: BatchEvaluator, best: Mapping[str, Any] | None) -> Leader
     ]
     if found[0] is None or found[1] is None:
         return None
-    counts = read_counts(evaluator.metric, best["metric"], found[0], found[1])
+    counts = read_counts(evaluator.metric, found[0], found[1])
     if counts is None:
         return None
     return Leader(best["number"], counts.names, counts.at(best["threshold"]), counts.mean_over)
