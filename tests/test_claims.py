@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from wsss.claims import Claim, ClaimError, OurNumber, OurProtocol, load_claims, verdict, verdicts
 
@@ -15,6 +17,7 @@ CLAIM = Claim(
     citation="abstract",
     tolerance=1.0,
 )
+RECIPES = ("demo", "mini", "paper")
 PAPER = OurProtocol(dataset="voc2012", recipe="paper")
 
 TEXT = """\
@@ -42,14 +45,14 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_claims_are_read(tmp_path):
-    assert load_claims(write(tmp_path, TEXT)) == (CLAIM,)
+    assert load_claims(write(tmp_path, TEXT), RECIPES) == (CLAIM,)
 
 
 def test_every_problem_is_named_at_once(tmp_path):
     text = TEXT.replace("tolerance: 1", "tolerence: 1").replace("value: 72.7", "value: 727")
     text = text.replace("source: paper", "source: rumour").replace("split: val", "split: test")
     with pytest.raises(ClaimError) as error:
-        load_claims(write(tmp_path, text))
+        load_claims(write(tmp_path, text), RECIPES)
     message = str(error.value)
     assert "unknown key 'tolerence', did you mean 'tolerance'?" in message
     assert "tolerance is missing" in message
@@ -60,14 +63,14 @@ def test_every_problem_is_named_at_once(tmp_path):
 
 def test_files_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ClaimError, match="no claims file"):
-        load_claims(tmp_path / "claims.yaml")
+        load_claims(tmp_path / "claims.yaml", RECIPES)
     for text in ("- a\n", "claims: 3\n", "claims: []\nextra: 1\n"):
         with pytest.raises(ClaimError, match="one key 'claims'"):
-            load_claims(write(tmp_path, text))
+            load_claims(write(tmp_path, text), RECIPES)
     with pytest.raises(ClaimError, match="used 2 times"):
-        load_claims(write(tmp_path, TEXT + TEXT.removeprefix("claims:\n")))
+        load_claims(write(tmp_path, TEXT + TEXT.removeprefix("claims:\n")), RECIPES)
     with pytest.raises(ClaimError, match="not valid YAML"):
-        load_claims(write(tmp_path, "claims: [\n"))
+        load_claims(write(tmp_path, "claims: [\n"), RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,63 @@ def test_another_protocol_is_not_comparable(protocol, reason):
     result = verdict(CLAIM, ours(72.7), protocol)
     assert result.outcome == "not comparable"
     assert reason in result.reason
-    assert result.difference == pytest.approx(0)
+    assert result.difference is None, "what is not comparable has no difference"
+
+
+def test_settings_that_a_claim_leaves_open_may_differ():
+    claim = Claim(**{**CLAIM.__dict__, "may_differ": ("train.norm_group",)})
+    open_key = OurProtocol(dataset="voc2012", recipe="paper", changed_settings=("train.norm_group",))
+    assert verdict(claim, ours(72.7), open_key).outcome == "reproduced"
+    assert verdict(CLAIM, ours(72.7), open_key).outcome == "not comparable"
+    both = OurProtocol(dataset="voc2012", recipe="paper", changed_settings=("train.norm_group", "train.lr"))
+    result = verdict(claim, ours(72.7), both)
+    assert result.outcome == "not comparable" and "train.lr" in result.reason and "norm_group" not in result.reason
+
+
+def test_context_is_shown_and_never_compared():
+    claim = Claim(**{**CLAIM.__dict__, "context": True})
+    result = verdict(claim, ours(72.7), PAPER)
+    assert (result.outcome, result.ours, result.difference) == ("context", None, None)
+    assert "another method" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("id", "3", "id is 3, not a text"),
+        ("value", "'72.7'", "value is '72.7', not a number in [0, 100] (percent)"),
+        ("value", "true", "value is True, not a number"),
+        ("metric", "segmentation/epoch_val", "metric 'segmentation/epoch_val' is no score of a split"),
+        ("metric", "miou_val", "metric 'miou_val' is no score of a split"),
+        ("metric", "segmentation/miou_test_crf", "does not name the split 'val'"),
+        ("dataset", "voc", "dataset is 'voc', not one of voc2012, coco2014, shapes"),
+        ("split", "[val]", "split is ['val'], not a text"),
+        ("protocol", "''", "protocol is '', not a text"),
+        ("source", "rumour", "source is 'rumour', not one of paper, readme"),
+        ("citation", "null", "citation is None, not a text"),
+        ("tolerance", "-1", "tolerance is -1, not a number in [0, 100]"),
+        ("recipe", "beco", "recipe is 'beco', not one of demo, mini, paper; another method's number is context"),
+        ("may_differ", "train.lr", "may_differ is 'train.lr', not a list of dotted recipe keys"),
+        ("chosen_by_masks", "sometimes", "chosen_by_masks is 'sometimes', not true or false"),
+        ("released", "1", "released is 1, not true or false"),
+        ("context", "1", "context is 1, not true or false"),
+    ],
+)
+def test_every_field_of_a_claim_is_checked(tmp_path: Path, field: str, value: str, problem: str) -> None:
+    content: dict[str, Any] = yaml.safe_load(TEXT)
+    content["claims"][0][field] = yaml.safe_load(value)
+    with pytest.raises(ClaimError) as error:
+        load_claims(write(tmp_path, yaml.safe_dump(content)), RECIPES)
+    assert problem in str(error.value)
+
+
+def test_context_names_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ClaimError, match="leave out recipe"):
+        load_claims(write(tmp_path, TEXT + "    recipe: paper\n    context: true\n"), RECIPES)
+    (claim,) = load_claims(write(tmp_path, TEXT + "    context: true\n"), RECIPES)
+    assert claim.context
+    (claim,) = load_claims(write(tmp_path, TEXT + "    may_differ: [train.lr]\n"), RECIPES)
+    assert claim.may_differ == ("train.lr",)
 
 
 def test_all_obstacles_are_named():
@@ -163,10 +222,12 @@ def test_released_models_are_held_against_claims_of_released_models_alone():
 def test_released_is_a_switch_that_released_weights_need(tmp_path):
     text = TEXT.replace("source: paper", "source: released_weights")
     with pytest.raises(ClaimError, match="needs released: true"):
-        load_claims(write(tmp_path, text))
+        load_claims(write(tmp_path, text), RECIPES)
     with pytest.raises(ClaimError, match="released is 'yes please', not true or false"):
-        load_claims(write(tmp_path, TEXT + "    released: yes please\n"))
-    (claim,) = load_claims(write(tmp_path, text + "    released: true\n"))
+        load_claims(write(tmp_path, TEXT + "    released: yes please\n"), RECIPES)
+    (claim,) = load_claims(write(tmp_path, text + "    released: true\n"), RECIPES)
     assert claim.released
-    (claim,) = load_claims(write(tmp_path, TEXT.replace("source: paper", "source: readme") + "    released: true\n"))
+    (claim,) = load_claims(
+        write(tmp_path, TEXT.replace("source: paper", "source: readme") + "    released: true\n"), RECIPES
+    )
     assert claim.released and claim.source == "readme"

@@ -18,11 +18,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from wsss.data.config import DATASETS
 from wsss.errors import WsssError
 from wsss.metric_name import MetricName
 
 Source = Literal["paper", "readme", "released_weights", "unverified"]
-Outcome = Literal["reproduced", "above", "below", "not comparable"]
+Outcome = Literal["reproduced", "above", "below", "not comparable", "context"]
 
 
 class ClaimError(WsssError):
@@ -43,10 +44,13 @@ class Claim:
         source: where the number stands; "unverified" when it could not be checked.
         citation: paper, README or file, with the place in it.
         tolerance: percent points within which our number counts as reproduced.
-        recipe: name of our recipe that follows the claim's protocol.
-        chosen_by_masks: the claim's own protocol lets masks choose (a best epoch or threshold).
+        recipe: name of our recipe that follows the claim's protocol; context has none, whatever stands here.
+        may_differ: dotted recipe keys whose value may be another one than the recipe's: what was published leaves
+            them open, or had a value that the recipe shortens.
+        chosen_by_masks: the claim's own protocol lets masks choose (a best epoch, threshold or constant).
         released: the number is that of the model that the authors released, as measured from its file; a training
             of ours is not held against it, and a run from the released file is held against no other claim.
+        context: another method's number, for orientation; no number of ours is ever held against it.
     """
 
     id: str
@@ -59,8 +63,10 @@ class Claim:
     citation: str
     tolerance: float
     recipe: str = "paper"
+    may_differ: tuple[str, ...] = ()
     chosen_by_masks: bool = False
     released: bool = False
+    context: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,8 @@ class Verdict:
     """Our number against one claim.
 
     Attributes:
-        ours: None when the run has no such number.
-        difference: ours minus the claim, percent points; None without a number. It is stated for people
-            even where the numbers are not comparable.
+        ours: None when the run has no such number, and beside context.
+        difference: ours minus the claim, percent points; None unless the two are comparable.
         reason: why the outcome is what it is, in one sentence.
     """
 
@@ -125,12 +130,15 @@ class Verdict:
     reason: str
 
 
-def load_claims(path: Path) -> tuple[Claim, ...]:
+def load_claims(path: Path, recipes: Sequence[str]) -> tuple[Claim, ...]:
     """Read a `claims.yaml`: a mapping with one key, `claims`, a list of claims.
 
+    Args:
+        recipes: names of the recipes that the method ships; a claim that is not context names one of them.
+
     Raises:
-        ClaimError: with every problem of the file: unknown keys (and the nearest valid one), missing keys,
-            wrong types, values out of range, ids used twice.
+        ClaimError: with every problem of the file: unknown keys (and the nearest valid one), missing keys, wrong
+            types, values out of range, unknown data sets, metrics and recipes, ids used twice.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -145,11 +153,11 @@ def load_claims(path: Path) -> tuple[Claim, ...]:
     problems: list[str] = []
     claims: list[Claim] = []
     for index, entry in enumerate(content["claims"]):
-        found = _problems(entry, index)
+        found = _problems(entry, index, recipes)
         problems.extend(found)
         if not found:
             values: dict[str, Any] = {key: float(value) if key in _NUMBERS else value for key, value in entry.items()}
-            claims.append(Claim(**values))
+            claims.append(Claim(**{**values, "may_differ": tuple(entry.get("may_differ", ()))}))
     ids = [claim.id for claim in claims]
     problems.extend(f"id {name!r} is used {ids.count(name)} times" for name in sorted(set(ids)) if ids.count(name) > 1)
     if problems:
@@ -159,13 +167,13 @@ def load_claims(path: Path) -> tuple[Claim, ...]:
 
 def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verdict:
     """Hold our number against a claim. All obstacles to a comparison are named, not only the first."""
-    difference = None if ours is None else 100 * ours.mean - claim.value
+    if claim.context:
+        return Verdict(claim, None, None, "context", "another method's number: nothing is held against it")
     obstacles: list[str] = []
     if ours is None:
         obstacles.append(f"this run has no {claim.metric}")
     elif not math.isfinite(ours.mean):
         obstacles.append("our number is not finite")
-        difference = None
     if protocol.dataset != claim.dataset:
         obstacles.append(f"ours is on {protocol.dataset}, the claim on {claim.dataset}")
     if protocol.recipe != claim.recipe:
@@ -174,16 +182,18 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
         obstacles.append("ours is the released model, the claim is not about its file")
     if claim.released and not protocol.released:
         obstacles.append("ours is trained here, the claim is of the released model (--from-checkpoint)")
-    if protocol.changed_settings:
-        obstacles.append(f"changed settings: {_some(protocol.changed_settings)}")
+    changed = [key for key in protocol.changed_settings if key not in claim.may_differ]
+    if changed:
+        obstacles.append(f"changed settings: {_some(changed)}")
     obstacles.extend(protocol.deviations)
     choosers = protocol.chosen_by_masks.get(claim.metric, ())
     if choosers and not claim.chosen_by_masks:
         obstacles.append(f"masks chose something in {_some(choosers)}")
     if MetricName.parse(claim.metric).ending == "oracle" and not claim.chosen_by_masks:
         obstacles.append("an oracle number: masks chose the threshold")
-    if obstacles or difference is None:
-        return Verdict(claim, ours, difference, "not comparable", "; ".join(obstacles))
+    if obstacles or ours is None:
+        return Verdict(claim, ours, None, "not comparable", "; ".join(obstacles))
+    difference = 100 * ours.mean - claim.value
     # A difference that is the tolerance itself must not fail by the last bit of 100 * fraction.
     within = abs(difference) <= claim.tolerance + 1e-9
     outcome: Outcome = "reproduced" if within else ("above" if difference > 0 else "below")
@@ -206,11 +216,10 @@ def verdicts(
 
 
 _NUMBERS = ("value", "tolerance")
-_SWITCHES = ("chosen_by_masks", "released")
-_RANGES = {"value": (0.0, 100.0), "tolerance": (0.0, 100.0)}
+_SWITCHES = ("chosen_by_masks", "released", "context")
 
 
-def _problems(entry: Any, index: int) -> list[str]:
+def _problems(entry: Any, index: int, recipes: Sequence[str]) -> list[str]:
     where = f"claim {index + 1}"
     if not isinstance(entry, Mapping):
         return [f"{where} is not a mapping"]
@@ -220,29 +229,49 @@ def _problems(entry: Any, index: int) -> list[str]:
     for key in entry:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            problems.append(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            problems.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    right: dict[str, Any] = {}
     for name, field in fields.items():
-        if name not in entry:
-            if field.default is dataclasses.MISSING:
-                problems.append(f"{where}: {name} is missing")
-            continue
-        value = entry[name]
-        if name in _NUMBERS:
-            low, high = _RANGES[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not low <= value <= high:
-                problems.append(f"{where}: {name} is {value!r}, not a number in [{low:g}, {high:g}] (percent)")
-        elif name in _SWITCHES:
-            if not isinstance(value, bool):
-                problems.append(f"{where}: {name} is {value!r}, not true or false")
-        elif not isinstance(value, str) or not value.strip():
-            problems.append(f"{where}: {name} is {value!r}, not a text")
-        elif name == "metric" and MetricName.parse(value).split != entry.get("split"):
-            problems.append(f"{where}: metric {value!r} does not name the split {entry.get('split')!r}")
-        elif name == "source" and value not in get_args(Source):
-            problems.append(f"{where}: source is {value!r}, not one of {', '.join(get_args(Source))}")
-    if entry.get("source") == "released_weights" and entry.get("released") is not True:
-        problems.append(f"{where}: source is released_weights, which needs released: true")
+        if name in entry:
+            wrong = _wrong_type(name, entry[name])
+            problems.extend([f"{name} is {entry[name]!r}, not {wrong}"] if wrong else [])
+            right.update({} if wrong else {name: entry[name]})
+        elif field.default is dataclasses.MISSING:
+            problems.append(f"{name} is missing")
+    return [f"{where}: {problem}" for problem in (*problems, *_wrong_values(right, recipes))]
+
+
+def _wrong_type(name: str, value: Any) -> str:
+    """What a field must be and is not; empty if it is right."""
+    if name in _NUMBERS:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if number and 0 <= value <= 100 else "a number in [0, 100] (percent)"
+    if name in _SWITCHES:
+        return "" if isinstance(value, bool) else "true or false"
+    if name == "may_differ":
+        keys = isinstance(value, list) and all(isinstance(key, str) and "." in key for key in value)
+        return "" if keys else "a list of dotted recipe keys"
+    return "" if isinstance(value, str) and value.strip() else "a text"
+
+
+def _wrong_values(entry: Mapping[str, Any], recipes: Sequence[str]) -> list[str]:
+    """What is wrong with fields that have the right types."""
+    problems = []
+    for name, known in (("source", get_args(Source)), ("dataset", DATASETS)):
+        if entry.get(name, known[0]) not in known:
+            problems.append(f"{name} is {entry[name]!r}, not one of {', '.join(known)}")
+    metric = MetricName.parse(entry.get("metric", ""))
+    if "metric" in entry and not (metric.scored and metric.is_fraction and metric.split):
+        problems.append(f"metric {str(metric)!r} is no score of a split such as segmentation/miou_val")
+    elif metric.split != entry.get("split", metric.split):
+        problems.append(f"metric {str(metric)!r} does not name the split {entry['split']!r}")
+    recipe, context = entry.get("recipe", Claim.recipe), entry.get("context", False)
+    if context and not {"recipe", "may_differ"}.isdisjoint(entry):
+        problems.append("context is compared with no recipe: leave out recipe and may_differ")
+    elif not context and recipe not in recipes:
+        problems.append(f"recipe is {recipe!r}, not one of {', '.join(recipes)}; another method's number is context")
+    if entry.get("source") == "released_weights" and not entry.get("released"):
+        problems.append("source is released_weights, which needs released: true")
     return problems
 
 

@@ -274,9 +274,13 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
                 assert changed in (base, None) or (changed and "refused" in changed), f"{key} changes keys"
 
 
-def test_claims_load(method: Method) -> None:
-    claims = load_claims(method.claims_path)
-    assert {claim.recipe for claim in claims} & set(recipe_names(method)), "no claim belongs to a shipped recipe"
+def test_claims_load_and_their_recipes_are_of_their_data_set(method: Method) -> None:
+    claims = [claim for claim in load_claims(method.claims_path, recipe_names(method)) if not claim.context]
+    assert claims, "no claim belongs to a shipped recipe"
+    for claim in claims:
+        recipe = load_recipe(method.recipe_type, method.recipe_path(claim.recipe), ())
+        assert recipe.dataset.name == claim.dataset, claim.id
+        assert set(claim.may_differ) <= set(settings_of(method.recipe_type)), claim.id
 
 
 def test_method_card_has_every_heading(method: Method) -> None:

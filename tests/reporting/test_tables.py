@@ -1,10 +1,12 @@
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from wsss.claims import Claim, OurProtocol, verdicts
+from wsss.commands.conclusion import short_verdicts
 from wsss.reporting.run_report import RunReport, StageReport
 from wsss.reporting.tables import (
     class_iou_series,
@@ -151,6 +153,21 @@ def test_stages_say_what_was_executed():
 def test_every_other_number_is_shown_once():
     table = other_metrics_table(report((0, 0.0)))
     assert [row for row in table.rows] == [("cam/pixel_accuracy_train", "90.00")]
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_no_difference_is_shown_where_nothing_is_comparable(context: bool) -> None:
+    """On the screen, in the page and in Markdown: 85.23 on other data stands 12.53 above no claim."""
+    claim = replace(CLAIM, context=context)
+    (found,) = verdicts([claim], {0: {CLAIM.metric: 0.8523}}, OurProtocol("shapes", "demo"))
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(to_rich(short_verdicts([found])))
+    table = verdict_table([found])
+    assert cell(table, 0, "difference") == "-" and cell(table, 0, "claim") == "72.70"
+    for text in (screen.getvalue(), to_html(table), to_markdown(table)):
+        assert "12.53" not in text
+        assert ("context" if context else "not comparable") in text
+        assert ("85.23" in text) == (not context)
 
 
 def test_class_iou_is_the_mean_over_seeds():

@@ -231,11 +231,19 @@ def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) ->
         "affinity network": f"{recipe.affinity.backbone} from {starts['affinity']}",
         "segmentation networks": f"two {segmentation.architecture} from {starts['segmentation']}",
         "CAM and pseudo label score": "thresholds fixed in the recipe; oracle and cross-fitted thresholds beside them",
-        "checkpoint": "epoch with the best mIoU on the masks of val"
-        if segmentation.selection == "best_val"
-        else "last epoch",
+        "checkpoint": _choice_in_words(recipe),
         **inference_protocol(recipe),
     }
+
+
+def _choice_in_words(recipe: SscRecipe) -> str:
+    segmentation = recipe.segmentation
+    if segmentation.selection == "last":
+        return "last epoch"
+    every, epochs = segmentation.candidate_every, segmentation.num_epochs
+    looked_at = sum(epoch % every == 0 or epoch == epochs for epoch in range(1, epochs + 1))
+    official = "" if every == 1 else ", where the official program takes the best of all"
+    return f"epoch with the best mIoU on the masks of val, of {looked_at} of {epochs}{official}"
 
 
 def inference_protocol(recipe: SscRecipe) -> dict[str, str]:

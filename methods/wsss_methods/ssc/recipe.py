@@ -182,7 +182,10 @@ class SegmentationSettings:
         "best_val", choices=("best_val", "last"), help="best_val: epoch chosen by val masks, as published"
     )
     candidate_every: int = setting(
-        1, minimum=1, maximum=100, help="epochs between the weights that best_val chooses from"
+        1,
+        minimum=1,
+        maximum=100,
+        help="epochs between the weights that best_val chooses from; 1: as published, the best of all epochs",
     )
     # The official script trains S7 in mixed precision.
     precision: str = setting("amp", choices=("float32", "amp"), help="amp: mixed precision on a GPU")

@@ -66,7 +66,7 @@ class TrainSettings:
         0,
         minimum=0,
         maximum=512,
-        help="images whose batch statistics belong together; 0: the whole batch; 8: two GPUs of nn.DataParallel",
+        help="images normalized together; 0: the whole batch; 8: two GPUs of nn.DataParallel; 16: one GPU",
     )
     num_epochs: int = setting(31, minimum=1, maximum=500, help="epochs; the official NUM_EPOCHS = 30 runs 31")
     pretrain_epochs: int = setting(7, minimum=0, maximum=100, help="epochs with the classification loss alone")

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsss.claims import OurProtocol, load_claims, verdicts
 from wsss.commands.artifacts import selection_of, store_at
-from wsss.commands.methods import UsageError
+from wsss.commands.methods import UsageError, recipe_names
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.stage_job import HISTORY_FILE, TABLES_FILE
 from wsss.method import Method
@@ -59,7 +59,9 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
         classes=dataset.classes,
         stages=tuple(_stage(record, stage, store) for record in records for stage in record.stages),
         verdicts=verdicts(
-            load_claims(method.claims_path), {record.seed: record.metrics for record in records}, protocol
+            load_claims(method.claims_path, recipe_names(method)),
+            {record.seed: record.metrics for record in records},
+            protocol,
         ),
         headline=pipeline.headline,
         grids=tuple(_grid(grid, dataset, first, store) for grid in pipeline.grids),

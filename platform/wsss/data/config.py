@@ -8,6 +8,8 @@ from pathlib import Path
 from wsss.data.shapes import ShapesConfig
 from wsss.recipe import setting
 
+DATASETS = ("voc2012", "coco2014", "shapes")
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -15,7 +17,7 @@ class DatasetConfig:
 
     name: str = setting(
         "shapes",
-        choices=("voc2012", "coco2014", "shapes"),
+        choices=DATASETS,
         help="data set; shapes is generated, for demonstrations",
     )
     root: Path | None = setting(

@@ -19,7 +19,13 @@ from wsss.formatting import duration, interval, mean_and_spread, percent
 from wsss.metric_name import ENDINGS, MetricName
 from wsss.reporting.run_report import RunReport
 
-_OUTCOME_STYLE = {"reproduced": "bold green", "above": "bold blue", "below": "bold red", "not comparable": "dim"}
+_OUTCOME_STYLE = {
+    "reproduced": "bold green",
+    "above": "bold blue",
+    "below": "bold red",
+    "not comparable": "dim",
+    "context": "dim",
+}
 
 
 @dataclass(frozen=True)

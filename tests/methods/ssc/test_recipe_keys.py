@@ -69,12 +69,12 @@ def keys_of(root: Path, recipe_name: str, *overrides: str) -> dict[str, str]:
 
 
 def shipped_overrides(root: Path, recipe_name: str) -> list[str]:
-    if recipe_name != "paper":
+    if not recipe_name.startswith("paper"):
         return []
     return [f"weights.{name}={root.parent / 'weights' / name}.pth" for name in WEIGHTS[:3]]
 
 
-@pytest.mark.parametrize("recipe_name", ["demo", "mini", "paper"])
+@pytest.mark.parametrize("recipe_name", ["demo", "mini", "paper", "paper_coco"])
 def test_keys_of_the_shipped_recipes_are_pinned(root: Path, recipe_name: str) -> None:
     """A change here means that stored results are computed again: raise a version or change a recipe on purpose.
 
@@ -84,6 +84,16 @@ def test_keys_of_the_shipped_recipes_are_pinned(root: Path, recipe_name: str) ->
     pinned = json.loads(PINNED.read_text())[recipe_name]
     changed = sorted(name for name in {*keys, *pinned} if keys.get(name) != pinned.get(name))
     assert changed == [], json.dumps({recipe_name: keys}, indent=1)
+
+
+def test_the_protocol_says_among_how_many_epochs_masks_chose(root: Path) -> None:
+    weights = shipped_overrides(root, "paper")
+    told = [
+        build(root, "paper", *weights, *override).protocol["checkpoint"]
+        for override in ([], ["segmentation.candidate_every=1"], ["segmentation.selection=last"])
+    ]
+    assert "of 20 of 100, where the official program takes the best of all" in told[0]
+    assert told[1].endswith("of 100 of 100") and told[2] == "last epoch"
 
 
 # Setting -> the first stages that it changes; what follows them in the graph changes too, and nothing else.
