@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
+from rich.progress import Task
 
-from wsss.commands.progress import LineObserver, StageProgress, TreeObserver
+from wsss.commands.progress import LineObserver, StageTasks, TreeObserver, position, rate, timing
 from wsss.pipeline import ReduceStage, Reduction, StageContext
 from wsss.plan import PlannedStage
 
@@ -25,17 +26,43 @@ def planned(name: str, needed: bool = True) -> PlannedStage:
     return PlannedStage(stage=stage, key="0" * 32, artifact=None, needed=needed, images=8, expected_seconds=None)
 
 
+def running(tasks: StageTasks, name: str, now: list[float]) -> Task:
+    task = tasks.stage(name)
+    task._get_time = tasks.get_time = lambda: now[0]
+    return task
+
+
 def test_time_left_counts_only_what_this_process_did() -> None:
-    progress = StageProgress("cam")
-    progress.begin(100, "images", now=10.0)
-    assert progress.remaining(12.0) is None
-    progress.advance(40, "")  # found finished from before
-    assert progress.remaining(20.0) is None
-    progress.advance(60, "")
-    assert progress.remaining(20.0) == pytest.approx(20.0)
-    progress.begin(100, "images", now=99.0)  # told again: the clock goes on
-    assert progress.remaining(20.0) == pytest.approx(20.0)
-    assert progress.position() == "60/100 images"
+    now = [10.0]
+    tasks = StageTasks("", (planned("cam"),))
+    task = running(tasks, "cam", now)
+    assert tasks.begin("cam", 100, "images")
+    now[0] = 12.0
+    assert (position(task), rate(task), timing(task)) == ("0/100 images", "", "2.0 s")
+    tasks.advance_to("cam", 40, "")  # found finished from before
+    now[0] = 17.0
+    assert (rate(task), timing(task)) == ("", "7.0 s")
+    tasks.advance_to("cam", 50, "")
+    assert (position(task), rate(task), timing(task)) == ("50/100 images", "2.0/s", "25.0 s left")
+    assert not tasks.begin("cam", 100, "images")  # told again: the clock goes on
+    assert timing(task) == "25.0 s left"
+    now[0] = 17.0 + 4 * 60
+    tasks.advance_to("cam", 51, "")
+    assert rate(task) == "22.3 s each"
+
+
+def test_a_long_stage_prints_fewer_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = LineObserver((planned("cam_train"),))
+    now = [1000.0]
+    running(observer._tasks, "cam_train", now)
+    monkeypatch.setattr("wsss.commands.progress.time.monotonic", lambda: now[0])
+    observer.start("cam_train", 36_000, "steps")
+    for step in range(1, 36_000, 5):  # ten hours, a step a second
+        now[0] = 1000.0 + step
+        observer.update("cam_train", step, "loss 0.5")
+    lines = capsys.readouterr().out.splitlines()
+    assert 60 < len(lines) < 90
+    assert "cam_train: 16/36000 steps, 1.0/s, 10 h 00 min left, loss 0.5" in lines[1]
 
 
 def test_lines_come_at_the_ends_and_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,11 +86,13 @@ def test_tree_shows_state_time_and_numbers() -> None:
     observer.finish("cam", 5.0, "cam/miou_train 41.00 %")
     observer.start("walk", 8, "images")
     observer.update("walk", 3, "loss 0.1")
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(observer._draw())
+    observer.update("walk", 4, "loss 0.1")
+    console = Console(width=140, record=True, file=io.StringIO())
+    for part in observer.tasks.get_renderables():
+        console.print(part)
     text = console.export_text()
-    assert "toy, recipe demo" in text
+    assert "toy, recipe demo  1 of 2 stages, 0.0 s, cam/miou_train 41.00 %" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith(("├─", "└─"))}
     assert "done" in lines["cam"] and "5.0 s" in lines["cam"] and "cam/miou_train 41.00 %" in lines["cam"]
-    assert "3/8 images" in lines["walk"] and "loss 0.1" in lines["walk"]
+    assert "4/8 images" in lines["walk"] and "loss 0.1" in lines["walk"]
     assert "not needed" in lines["mask"] and lines["mask"].startswith("└─")

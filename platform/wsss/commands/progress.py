@@ -4,161 +4,177 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column
 from rich.text import Text
 
 from wsss.commands.screen import console
-from wsss.execution.observer import RunObserver
 from wsss.formatting import duration
 from wsss.plan import PlannedStage
 
 LINE_SECONDS = 15.0
+_RATE_SECONDS = 600.0  # a rate is the mean over at most so long: shards of slow stages are minutes apart
+_STYLES = {"running": "bold", "done": "green"}
 
 
-@dataclass
-class StageProgress:
-    """How far one stage is. `resumed` is where it stood when this process first heard of it."""
+class StageTasks(Progress):
+    """The stages of a run as tasks of `rich.progress`, which measures their rates and draws them as a tree.
 
-    name: str
-    unit: str = ""
-    total: int = 0
-    done: int = 0
-    resumed: int | None = None
-    note: str = ""
-    state: str = "waiting"
-    seconds: float = 0.0
-    began: float = 0.0
-    summary: str = ""
+    A task's fields: `state` ("waiting", "cached", "not needed", "running" or "done"), `unit`, `note`, and `took`, the
+    seconds of a stage that is done.
+    """
 
-    def begin(self, total: int, unit: str, now: float) -> None:
-        """(Re)state what there is to do; the clock starts at the first call."""
-        if self.state != "running":
-            self.state, self.began = "running", now
-        self.total, self.unit = total, unit
+    def __init__(self, title: str, planned: tuple[PlannedStage, ...]) -> None:
+        self._title, self._began, self._newest = title, time.monotonic(), ""
+        columns = (
+            _TextColumn(self._branch),
+            _BarColumn(bar_width=24),
+            _TextColumn(position),
+            _TextColumn(rate),
+            _TextColumn(timing),
+            _TextColumn(lambda task: task.fields["note"], Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        )
+        # Standard error stays untouched, so that an error message is not torn by the live display.
+        super().__init__(
+            *columns, console=console(), refresh_per_second=4, speed_estimate_period=_RATE_SECONDS, expand=True
+        )
+        self._ids: dict[str, TaskID] = {}
+        for stage in planned:
+            state = "cached" if stage.cached else "waiting" if stage.needed else "not needed"
+            self._ids[stage.stage.name] = self.add_task(
+                stage.stage.name, start=False, total=None, state=state, unit="", note="", took=0.0
+            )
 
-    def advance(self, done: int, note: str) -> None:
-        """So much is done in all."""
-        if self.resumed is None:
-            self.resumed = done
-        self.done, self.note = done, note
+    def stage(self, name: str) -> Task:
+        """The task of a stage."""
+        return self._tasks[self._ids[name]]
 
-    def remaining(self, now: float) -> float | None:
-        """Seconds left at the pace of this process; None until there is a pace."""
-        fresh = self.done - (self.resumed or 0)
-        if self.state != "running" or fresh <= 0 or self.total <= 0:
-            return None
-        return (now - self.began) / fresh * max(self.total - self.done, 0)
+    def begin(self, stage: str, total: int, unit: str) -> bool:
+        """(Re)state what there is to do; returns whether the stage begins now. The clock starts at the first call."""
+        task, task_id = self.stage(stage), self._ids[stage]
+        begins = task.fields["state"] != "running"
+        if begins:
+            self.start_task(task_id)
+        self.update(task_id, total=total or None, state="running", unit=unit)
+        return begins
 
-    def position(self) -> str:
-        """`120/438 images`, as far as it is known."""
-        if not self.total:
-            return ""
-        return f"{self.done}/{self.total} {self.unit}"
+    def advance_to(self, stage: str, done: int, note: str) -> None:
+        """So much is done in all. What the first call names may be older than this process: it counts for no rate."""
+        self.update(self._ids[stage], completed=done, note=note)
+
+    def end(self, stage: str, seconds: float, summary: str) -> None:
+        """A stage is in the store."""
+        self.stop_task(self._ids[stage])
+        self.update(self._ids[stage], state="done", took=seconds, note=summary)
+        self._newest = summary if "/miou" in summary else self._newest
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The run's line with its newest score, and a line for each stage."""
+        needed = [task for task in self.tasks if task.fields["state"] not in ("cached", "not needed")]
+        done = sum(task.fields["state"] == "done" for task in needed)
+        facts = (f"{done} of {len(needed)} stages", duration(time.monotonic() - self._began), self._newest)
+        yield Text.assemble((self._title, "bold"), "  ", ", ".join(fact for fact in facts if fact))
+        yield self.make_tasks_table(self.tasks)
+
+    def _branch(self, task: Task) -> Text:
+        branch = "└─ " if task.id == self.task_ids[-1] else "├─ "
+        return Text.assemble(branch, (task.description, _STYLES.get(task.fields["state"], "dim")))
 
 
 class LineObserver:
-    """One line when a stage begins and ends, and every few seconds between: for files and job logs."""
+    """One line when a stage begins and ends, and now and then between: for files and job logs.
+
+    Args:
+        every: least seconds between two lines of a stage; a long stage prints one after each further tenth of its time.
+    """
 
     def __init__(self, planned: tuple[PlannedStage, ...], every: float = LINE_SECONDS) -> None:
-        self._stages = {stage.stage.name: StageProgress(stage.stage.name) for stage in planned}
+        self._tasks = StageTasks("", planned)
         self._every = every
         self._last = 0.0
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins, or learns how much it has to do."""
-        progress, now = self._stages[stage], time.monotonic()
-        if progress.state != "running":
-            self._print(f"{stage}: started" + (f", {total} {unit}" if total > 1 else ""))
-            self._last = now
-        progress.begin(total, unit, now)
+        if self._tasks.begin(stage, total, unit):
+            self.message(f"{stage}: started" + (f", {total} {unit}" if total > 1 else ""))
+            self._last = time.monotonic()
 
     def update(self, stage: str, done: int, note: str = "") -> None:
         """A stage has done so much."""
-        progress, now = self._stages[stage], time.monotonic()
-        progress.advance(done, note)
-        if now - self._last >= self._every:
+        self._tasks.advance_to(stage, done, note)
+        task, now = self._tasks.stage(stage), time.monotonic()
+        if now - self._last >= max(self._every, (task.elapsed or 0.0) / 10):
             self._last = now
-            left = progress.remaining(now)
-            parts = [progress.position(), f"{duration(left)} left" if left is not None else "", note]
-            self._print(f"{stage}: " + ", ".join(part for part in parts if part))
+            self.message(
+                f"{stage}: " + ", ".join(part for part in (position(task), rate(task), timing(task), note) if part)
+            )
 
     def finish(self, stage: str, seconds: float, summary: str) -> None:
         """A stage is in the store."""
-        self._stages[stage].state = "done"
-        self._print(f"{stage}: done in {duration(seconds)}" + (f", {summary}" if summary else ""))
+        self._tasks.end(stage, seconds, summary)
+        self.message(f"{stage}: done in {duration(seconds)}" + (f", {summary}" if summary else ""))
 
     def message(self, text: str) -> None:
         """Something worth a line."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 class TreeObserver:
-    """All stages with their state, bar, time left and numbers, redrawn in place. A context manager."""
+    """All stages with their state, bar, rate, time left and numbers, redrawn in place. A context manager."""
 
     def __init__(self, title: str, planned: tuple[PlannedStage, ...]) -> None:
-        self._title = title
-        self._stages = {stage.stage.name: StageProgress(stage.stage.name) for stage in planned}
-        for stage in planned:
-            if stage.cached:
-                self._stages[stage.stage.name].state = "cached"
-            elif not stage.needed:
-                self._stages[stage.stage.name].state = "not needed"
-        # Standard error stays untouched, so that an error message is not torn by the live display.
-        self._live = Live(get_renderable=self._draw, console=console(), refresh_per_second=4, transient=False)
+        self.tasks = StageTasks(title, planned)
 
     def __enter__(self) -> TreeObserver:
-        self._live.__enter__()
+        self.tasks.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._live.refresh()
-        self._live.stop()
+        self.tasks.stop()
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins, or learns how much it has to do."""
-        self._stages[stage].begin(total, unit, time.monotonic())
+        self.tasks.begin(stage, total, unit)
 
     def update(self, stage: str, done: int, note: str = "") -> None:
         """A stage has done so much."""
-        self._stages[stage].advance(done, note)
+        self.tasks.advance_to(stage, done, note)
 
     def finish(self, stage: str, seconds: float, summary: str) -> None:
         """A stage is in the store."""
-        progress = self._stages[stage]
-        progress.state, progress.seconds, progress.summary = "done", seconds, summary
+        self.tasks.end(stage, seconds, summary)
 
     def message(self, text: str) -> None:
         """Something worth a line; it stays above the tree."""
-        self._live.console.print(text)
+        self.tasks.console.print(text)
 
-    def _draw(self) -> Group:
-        now = time.monotonic()
-        grid = Table.grid(padding=(0, 1))
-        last = len(self._stages) - 1
-        for index, progress in enumerate(self._stages.values()):
-            branch = "└─" if index == last else "├─"
-            style = {"running": "bold", "done": "green"}.get(progress.state, "dim")
-            grid.add_row(branch, Text(progress.name, style=style), *self._cells(progress, now))
-        return Group(Text(self._title, style="bold"), grid)
 
-    def _cells(self, progress: StageProgress, now: float) -> tuple[RenderableType, Text, Text]:
-        if progress.state == "running":
-            left = progress.remaining(now)
-            bar = ProgressBar(total=progress.total or None, completed=progress.done, pulse=not progress.total, width=24)
-            timing = f"{duration(left)} left" if left is not None else duration(now - progress.began)
-            words = [progress.position(), progress.note]
-            return bar, Text(timing), Text("  ".join(word for word in words if word))
-        if progress.state == "done":
-            return Text("done", style="green"), Text(duration(progress.seconds)), Text(progress.summary)
-        return Text(progress.state, style="dim"), Text(""), Text("")
+def position(task: Task) -> str:
+    """`120/438 images` of a running stage, as far as it is known."""
+    if task.fields["state"] != "running" or not task.total:
+        return ""
+    return f"{task.completed:.0f}/{task.total:.0f} {task.fields['unit']}"
+
+
+def rate(task: Task) -> str:
+    """`3.2/s`, or `4.1 s each` of a slow stage."""
+    if task.fields["state"] != "running" or not task.speed:
+        return ""
+    return f"{task.speed:.1f}/s" if task.speed >= 1 else f"{duration(1 / task.speed)} each"
+
+
+def timing(task: Task) -> str:
+    """The time left of a running stage, or the time so far while no rate is known; what a finished stage took."""
+    if task.fields["state"] == "done":
+        return duration(task.fields["took"])
+    if task.fields["state"] != "running":
+        return ""
+    if task.speed and task.remaining is not None:
+        return f"{duration(task.remaining / task.speed)} left"
+    return duration(task.elapsed or 0.0)
 
 
 def wants_tree() -> bool:
@@ -166,6 +182,21 @@ def wants_tree() -> bool:
     return sys.stdout.isatty() and not console().is_dumb_terminal
 
 
-def as_observer(observer: LineObserver | TreeObserver) -> RunObserver:
-    """Checked by the type checker: both kinds satisfy the protocol of the execution layer."""
-    return observer
+class _TextColumn(ProgressColumn):
+    """A column whose text a function makes of the task."""
+
+    def __init__(self, text: Callable[[Task], str | Text], column: Column | None = None) -> None:
+        super().__init__(column or Column(no_wrap=True))
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        text = self._text(task)
+        return Text(text) if isinstance(text, str) else text
+
+
+class _BarColumn(BarColumn):
+    """A bar while a stage runs, its state in words before and after."""
+
+    def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # rich's own says ProgressBar
+        state = task.fields["state"]
+        return super().render(task) if state == "running" else Text(state, style=_STYLES.get(state, "dim"))
