@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from wsss.store import Store, open_store
+from wsss.store import Artifact, Store, open_store
+from wsss.store.backend import sha256_of
 
 STAGE, KEY = "cam", "0123abcd"
 SHARDS = 3
@@ -34,10 +35,18 @@ def records(index: int) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+def check_content(artifact: Artifact) -> None:
+    """Every file has the size and the sha256 that the manifest says."""
+    artifact.check_sizes()
+    for file, entry in artifact.files.items():
+        stored = artifact.backend.read(f"{artifact.folder}/{file}")
+        assert stored is not None and sha256_of(stored)[0] == entry["sha256"], f"{file} has another content"
+
+
 def compute(store: Store) -> None:
     """Everything that is still missing, then publication."""
     writer = store.writer(STAGE, KEY)
-    finished = writer.finished_shards()
+    finished = set(writer.finished_images())
     for index in range(SHARDS):
         if index not in finished:
             writer.add_shard(index, records(index))

@@ -51,14 +51,14 @@ def moto_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 
 @pytest.fixture(scope="session")
-def swift_environment(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[dict[str, str]]:
+def swift_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables for a real Swift with an empty bucket; skips where it can not be had."""
     folder = tmp_path_factory.mktemp("swift")
     try:
         os.setxattr(folder, "user.probe", b"1")
     except OSError as error:
         pytest.skip(f"Swift needs extended attributes, which {folder} lacks: {error.strerror}")
-    launcher = [sys.executable, str(repository / "cluster" / "object_store.py"), "start", "--port", "0"]
+    launcher = [sys.executable, str(Path(__file__).with_name("object_store.py")), "start", "--port", "0"]
     with (folder / "output").open("wb") as output:
         server = subprocess.Popen(
             [*launcher, "--folder", str(folder / "store"), "--bucket", BUCKET], stdout=output, stderr=subprocess.STDOUT

@@ -90,7 +90,7 @@ def test_a_full_disk_keeps_what_was_finished(store: Store, monkeypatch: pytest.M
                 attempt()
             assert store.url in caught.value.where
     assert store.find(STAGE, KEY) is None
-    assert writer.finished_shards() == {0}
+    assert set(writer.finished_images()) == {0}
     assert not list(Path(store.url).rglob(".writing-*"))
     compute(store)
     assert store.find(STAGE, KEY) is not None

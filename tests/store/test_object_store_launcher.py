@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.store.children import KEY, STAGE, compute
+from tests.store.children import KEY, STAGE, check_content, compute
 from tests.store.conftest import NO_INSTALL, use
 
 from wsss.store import open_store
 
 
 @pytest.fixture
-def launcher(repository: Path) -> list[str]:
-    return [sys.executable, str(repository / "cluster" / "object_store.py"), "start"]
+def launcher() -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("object_store.py")), "start"]
 
 
 def _fails(command: list[str], **environment: str) -> tuple[int, str]:
@@ -101,7 +101,7 @@ def test_objects_survive_a_restart_and_no_server_outlives_it(
         use(environment, monkeypatch)
         found = open_store("s3://kept/x", tmp_path / "cache").find(STAGE, KEY)
         assert found is not None
-        found.verify()
+        check_content(found)
     secret = folder / "etc" / "secret"
     assert secret.stat().st_mode & 0o077 == 0
     assert environment["AWS_SECRET_ACCESS_KEY"] == secret.read_text()

@@ -119,17 +119,6 @@ class Artifact:
         """Content of a JSON file of the artifact."""
         return json.loads(self.path(file).read_text(encoding="utf-8"))
 
-    def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest. Raises StoreError naming all that differ."""
-        self.check_sizes()
-        bad = [
-            file
-            for file, entry in self.files.items()
-            if self.backend.sha256(f"{self.folder}/{file}") != entry["sha256"]
-        ]
-        if bad:
-            raise self._damaged([f"{file} (checksum differs)" for file in bad])
-
     def check_sizes(self) -> None:
         """Raises StoreError naming the files that are missing or have another size than the manifest says."""
         listed = self.backend.sizes(self.folder)
@@ -235,20 +224,6 @@ class ArtifactWriter:
             raise StoreError(f"the file name {name!r} is taken by the store itself", remedy="choose another name")
         self._add(name, content, None)
 
-    def add_copy(self, file: str, content: Path, sha256: str, images: list[str] | None) -> None:
-        """Store a file of another artifact; `images` are those of a shard, None for other files.
-
-        Raises:
-            StoreError: the content does not have this sha256, or the store can not be written.
-        """
-        if sha256_of(content)[0] != sha256:
-            raise StoreError(
-                f"{file} is damaged: its checksum is not the one in the manifest",
-                str(content),
-                f"remove the artifact with `wsss rm {self.stage}/{self.key}`, then run the stage again",
-            )
-        self._add(file, content, images)
-
     def finished_images(self) -> dict[int, tuple[str, ...]]:
         """Shard index -> its images, for the shards finished so far, by this or by a dead process."""
         found = {}
@@ -256,10 +231,6 @@ class ArtifactWriter:
             if match := _SHARD.fullmatch(file):
                 found[int(match[1])] = tuple(note["images"])
         return dict(sorted(found.items()))
-
-    def finished_shards(self) -> set[int]:
-        """Indices of the shards finished so far, by this or by a dead process."""
-        return set(self.finished_images())
 
     def discard_shard(self, index: int) -> None:
         """Forget a finished shard, for a run that cuts the images otherwise. No error when it is absent."""

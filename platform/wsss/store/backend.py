@@ -66,10 +66,6 @@ class Backend(Protocol):
         """A local file with the content of `path`, whose size is checked; StoreError when it differs."""
         ...
 
-    def sha256(self, path: str) -> str:
-        """Hex digest of what is stored at `path` now (never of a cached copy)."""
-        ...
-
     def check_writable(self) -> None:
         """Write, read back and remove a few bytes; StoreError says what is wrong when that fails."""
         ...

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.files import locked, remove_unfinished, write_file
-from wsss.store.backend import OnWait, StoreError, sha256_of
+from wsss.store.backend import OnWait, StoreError
 
 _REMOVED = ".removed-"
 
@@ -93,10 +93,6 @@ class LocalFiles:
                 f"remove the artifact (`wsss rm {artifact}`, or delete its folder), run the stage again",
             )
         return self.root / path
-
-    def sha256(self, path: str) -> str:
-        with explained(self.root / path):
-            return sha256_of(self.root / path)[0]
 
     def check_writable(self) -> None:
         probe = f".probe-{uuid.uuid4().hex[:8]}"

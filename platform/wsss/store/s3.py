@@ -180,13 +180,6 @@ class S3Files:
                 self._download(path, size, sha256, self.cache / kept)
         return self.cache / kept
 
-    def sha256(self, path: str) -> str:
-        digest = hashlib.sha256()
-        with self._explained(path):
-            for block in self._blocks(path):
-                digest.update(block)
-        return digest.hexdigest()
-
     def check_writable(self) -> None:
         probe = self._key(f".probe-{uuid.uuid4().hex[:8]}")
         client = _client(os.getpid(), "preflight")

@@ -84,10 +84,6 @@ class Store:
             if published or include_unfinished:
                 yield ArtifactRef(stage, key, sum(size for _, size in files), published)
 
-    def total_bytes(self) -> int:
-        """Bytes of all artifacts, published or not."""
-        return sum(ref.size for ref in self.list(include_unfinished=True))
-
     def delete(self, stage: str, key: str) -> bool:
         """Remove an artifact, published or not. Returns whether there was one."""
         check_name(stage, "stage")
@@ -98,20 +94,6 @@ class Store:
         self.backend.remove(f"{folder}/{MANIFEST}")  # readers first: from here on they see nothing
         self.backend.remove_folder(folder)
         return True
-
-    def copy(self, artifact: Artifact, other: Store) -> Artifact:
-        """Copy an artifact into another store, with its checksums verified and its manifest unchanged.
-
-        Raises:
-            StoreError: a file is damaged here, or the other store can not be written.
-        """
-        if (present := other.find(artifact.stage, artifact.key)) is not None:
-            return present
-        writer = other.writer(artifact.stage, artifact.key)
-        shards = artifact.manifest["shards"]
-        for file, entry in artifact.files.items():
-            writer.add_copy(file, artifact.path(file), entry["sha256"], shards.get(file))
-        return writer.publish(artifact.provenance)
 
     def check_writable(self) -> None:
         """Call before hours are spent. Raises StoreError when artifacts could not be written here."""

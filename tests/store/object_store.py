@@ -1,6 +1,6 @@
 """Run a real S3-compatible object store here: OpenStack Swift with its s3api, in its own virtual environment.
 
-    python cluster/object_store.py start --folder ~/wsss-objects --bucket wsss
+    python tests/store/object_store.py start --folder ~/wsss-objects --bucket wsss
 
 The first start installs Swift from the package index (about 15 s), later ones take a few seconds. It serves on
 127.0.0.1 until Ctrl-C or SIGTERM; objects stay in the folder. The lines it prints (also in FOLDER/environment.sh)
