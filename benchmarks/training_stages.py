@@ -18,8 +18,7 @@ from wsss.pipeline import StageContext
 from wsss.stages.affinity_irn import build_affinity_training
 from wsss.train_task import Batch, TrainTask
 from wsss_methods.ssc.recipe import SscRecipe
-from wsss_methods.ssc.segmentation_stages import build_segmentation_training
-from wsss_methods.ssc.training import build_cam_training
+from wsss_methods.ssc.training import build_cam_training, build_segmentation_training
 
 STAGES = {
     "cam": "S1 CAM: ResNet-50, decoder, VGG-19",

@@ -31,7 +31,7 @@ from wsss_methods.ssc.cotraining import (
     boundary_map,
     cotraining_denominators,
 )
-from wsss_methods.ssc.segmentation_stages import base_scores, mean_subtracted
+from wsss_methods.ssc.segmentation import base_scores, mean_subtracted
 
 
 class FixedLogits(nn.Module):

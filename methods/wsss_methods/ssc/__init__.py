@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsss.method import Method, ReleasedCheckpoint
-from wsss_methods.ssc.official_layout import exporters
+from wsss_methods.ssc.official import build_released_pipeline, check_released_networks, exporters
 from wsss_methods.ssc.pipeline import build_pipeline
 from wsss_methods.ssc.recipe import SscRecipe
-from wsss_methods.ssc.released import build_released_pipeline, check_released_networks
 
 METHOD = Method(
     name="ssc",

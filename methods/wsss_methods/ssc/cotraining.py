@@ -1,4 +1,4 @@
-"""Co-training of two segmentation networks on masked pseudo labels (SSC, sections 5.5 and 6.3).
+"""Co-training of two segmentation networks on masked pseudo labels (BECO: Rong et al., CVPR 2023; `main.py`).
 
 One training step: labels (offline in the warm-up, on-line from both networks later), class mixing within
 pairs, photometric augmentation, and four losses.  Losses are sums over the local part of the batch; every
@@ -181,7 +181,7 @@ def cotraining_losses(
     boundary_weight_supervised: tuple[float, float] = (0.2, 0.2),
     boundary_weight_cotrain: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Tensor]:
-    """The four losses of a step as sums over pixels (SSC, section 5.5).
+    """The four losses of a step as sums over pixels.
 
     logits: (N, C, H, W) of the two networks on one batch.  supervised_k: cross entropy with the given label
     on trusted pixels; cotrain_k: cross entropy with the other network's label (a constant) on the rest.

@@ -1,6 +1,6 @@
 """Losses of the CAM stage as (sum, count) pairs, so that the parts of a split batch combine exactly.
 
-SSC, sections 5.1 to 5.3. The loss of a batch is the sum over its parts divided by the count over its parts.
+The loss of a batch is the sum over its parts divided by the count over its parts.
 """
 
 from __future__ import annotations

@@ -230,6 +230,9 @@ class ReconstructionDecoder(nn.Module):
         return torch.tanh(self.upsample_4(self.upsample_3(x)))
 
 
+# The two co-trained networks, by their names in the official checkpoint.
+NETWORKS = ("network1", "network2")
+
 _DEEPLABV2 = {
     "deeplabv2_r101": "resnet101",
     "deeplabv2_r18": "resnet18",

@@ -1,4 +1,4 @@
-"""SSC as a graph of stages: superpixels, CAM, affinity, random walk, pseudo labels, segmentation (SSC, section 2)."""
+"""SSC as a graph of stages: superpixels, CAM, affinity, random walk, pseudo labels, segmentation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ from wsss.stages.refine import ScoresConfig, named, refinement_stages
 from wsss.stages.superpixels import build_superpixels
 from wsss.weights import WeightUse, required_weights, resolve_path
 from wsss_methods.ssc.recipe import CamSettings, SscRecipe
-from wsss_methods.ssc.segmentation_stages import (
+from wsss_methods.ssc.segmentation import (
     build_candidate_scorer,
     build_predictions,
     build_scores,
-    build_segmentation_training,
     crf_variants,
     prediction_config,
 )
-from wsss_methods.ssc.training import active_cam_settings, build_cam_network, build_cam_training, plain_cam_settings
+from wsss_methods.ssc.training import (
+    active_cam_settings,
+    build_cam_network,
+    build_cam_training,
+    build_segmentation_training,
+    plain_cam_settings,
+)
 
 # The ImageNet weights that each architecture is published with.
 SEGMENTATION_WEIGHTS = {
@@ -155,7 +160,7 @@ def _cam_stages(
 
 
 def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
-    """S7 to S9: co-training, choice of the epoch, scores, CRF, numbers. files: role -> weights, as of `weights`."""
+    """Co-training, choice of the epoch, scores, CRF, numbers. files: role -> weights, as of `weights`."""
     settings, inference = recipe.segmentation, recipe.segmentation_inference
     by_masks = settings.selection == "best_val"
     train_settings = settings if by_masks else replace(settings, candidate_every=1)
@@ -247,7 +252,7 @@ def _choice_in_words(recipe: SscRecipe) -> str:
 
 
 def inference_protocol(recipe: SscRecipe) -> dict[str, str]:
-    """What belongs to the numbers of S8 and S9, in words."""
+    """What belongs to the numbers of the segmentation, in words."""
     inference = recipe.segmentation_inference
     scales = ", ".join(f"{scale:g}" for scale in inference.scales) if inference.multi_scale else "1"
     return {

@@ -1,8 +1,7 @@
 """The typed recipe of SSC: every setting with its range. Defaults are the published configuration.
 
-Names follow the specification's hyperparameter table (SSC, section 11) with the stage's prefix turned into
-a section. A stage's configuration is built from whole sections, so that a setting enters the keys of the
-stages that use it and of nothing else.
+Names follow the official options, with the stage's prefix turned into a section. A stage's configuration is built from
+whole sections, so that a setting enters the keys of the stages that use it and of nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class WeightSettings:
 
 @dataclass(frozen=True)
 class CamSettings:
-    """S1, CAM training: network, augmentation, the two constraints, optimization (SSC, sections 3.1, 4.1, 5, 7)."""
+    """CAM training (first step of the official `run_sample.py`): network, augmentation, constraints, optimization."""
 
     backbone: str = setting("resnet50", choices=BACKBONES, help="ImageNet classifier that gives the maps")
     width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes ImageNet weights")
@@ -135,7 +134,7 @@ class CamInferenceSettings:
 
 @dataclass(frozen=True)
 class RandomWalkSettings:
-    """S5: random walk of the CAM on the learned affinities (SSC, section 6.2)."""
+    """Random walk of the CAM on the learned affinities (IRN's `step/make_sem_seg_labels.py`)."""
 
     input_size: int = setting(
         512, minimum=64, maximum=2048, multiple_of=16, help="the image is zero-padded to this square"
@@ -147,7 +146,7 @@ class RandomWalkSettings:
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """S7: co-training of two segmentation networks (SSC, sections 3.3, 4.5 to 4.7, 5.5, 6.3, 7)."""
+    """Co-training of two segmentation networks (BECO's `main.py`)."""
 
     architecture: str = setting(
         "deeplabv2_r101", choices=SEGMENTATION_ARCHITECTURES, help="of both networks; default: published"

@@ -1,4 +1,4 @@
-"""Training of the classifier whose maps are the CAM, and of its reconstruction decoder."""
+"""What is trained: the classifier whose maps are the CAM with its decoder, and two segmentation networks together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss.data.augment.photometric import PhotometricSettings
 from wsss.data.augment.rescaled_crop import cam_training_sample
+from wsss.data.augment.resized_crop import draw_training_sample
 from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
+from wsss_methods.ssc.cotraining import LOSS_WEIGHTS, CoTraining, CoTrainingSettings, cotraining_denominators
 from wsss_methods.ssc.losses import (
     AlignmentSettings,
     Features,
@@ -26,8 +29,15 @@ from wsss_methods.ssc.losses import (
     classification_loss,
     perceptual_loss,
 )
-from wsss_methods.ssc.networks import CamNetwork, ReconstructionDecoder, class_scores
-from wsss_methods.ssc.recipe import CamSettings
+from wsss_methods.ssc.networks import (
+    NETWORKS,
+    CamNetwork,
+    ReconstructionDecoder,
+    build_segmentation_network,
+    class_scores,
+    load_imagenet_weights,
+)
+from wsss_methods.ssc.recipe import CamSettings, SegmentationSettings
 
 
 def active_cam_settings(settings: CamSettings) -> CamSettings:
@@ -239,3 +249,95 @@ def decoder_optimizer(
 ) -> torch.optim.Adam:
     """Adam of the reconstruction decoder, without weight decay."""
     return torch.optim.Adam(decoder.parameters(), lr=learning_rate, betas=(beta1, beta2))
+
+
+class SegmentationSamples:
+    """Pseudo-labeled training samples; consecutive ones are mixed with each other."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.data = context.data
+        self.labels = context.inputs["pseudo_label"]
+        self.masks = context.inputs["confidence_mask"]
+        self.config: SegmentationSettings = context.config
+
+    def __len__(self) -> int:
+        return len(self.data.names)
+
+    def sample(self, index: int, rng: np.random.Generator) -> Batch:
+        """image float32 (3, H, W), label uint8 (H, W), mask uint8 (H, W), two seeds int64 ()."""
+        name = self.data.names[index]
+        crop = draw_training_sample(
+            self.data.image(name),
+            self.labels.arrays(name)["label"],
+            self.masks.arrays(name)["mask"],
+            rng,
+            size=(self.config.crop_size, self.config.crop_size),
+            area=(self.config.crop_area_min, self.config.crop_area_max),
+        )
+        return {
+            "image": torch.from_numpy(crop.image),
+            "label": torch.from_numpy(crop.label),
+            "mask": torch.from_numpy(crop.mask),
+            "pair_seed": torch.tensor(int(rng.integers(2**31))),
+            "photometric_seed": torch.tensor(int(rng.integers(2**31))),
+        }
+
+
+def build_segmentation_training(context: StageContext) -> TrainTask:
+    """Two networks of one architecture and one ImageNet start that teach each other."""
+    config: SegmentationSettings = context.config
+    networks = [build_segmentation_network(config, context.data.num_classes) for _ in NETWORKS]
+    if "backbone" in context.files:
+        for network in networks:
+            load_imagenet_weights(network, config.architecture, context.files["backbone"])
+    module = CoTraining(networks[0], networks[1], cotraining_settings(config))
+    groups = [
+        {"params": list(_parameters(networks, head=False)), "lr": config.learning_rate},
+        {"params": list(_parameters(networks, head=True)), "lr": config.learning_rate * config.head_lr_mult},
+    ]
+    optimizer = torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    schedule = partial(polynomial_decay, power=config.lr_power, floor=config.min_lr / config.learning_rate)
+    return TrainTask(
+        module=module,
+        denominators=cotraining_denominators,
+        loss_weights=LOSS_WEIGHTS,
+        optimizers=(OptimizerPlan("segmentation", optimizer, schedule),),
+        samples=SegmentationSamples(context),
+        epochs=config.num_epochs,
+        global_batch=config.batch_size,
+        group_size=2,
+        trained_weights=lambda: {name: network.state_dict() for name, network in zip(NETWORKS, networks, strict=True)},
+        candidate_every=config.candidate_every if config.selection == "best_val" else 0,
+        precision=cast(Any, config.precision),
+    )
+
+
+def cotraining_settings(config: SegmentationSettings) -> CoTrainingSettings:
+    """The part of the recipe's section that the training step reads."""
+    probabilities = (config.photometric_prob, config.grey_prob, config.blur_prob)
+    return CoTrainingSettings(
+        warmup_epochs=config.warmup_epochs,
+        mix_probability=config.mix_prob,
+        mix_ignore_background=config.mix_ignore_bg,
+        online_confidence=config.online_conf_thres,
+        boundary_size=config.bdry_size,
+        boundary_weight_supervised=_pair(config.bdry_weight_sup),
+        boundary_weight_cotrain=_pair(config.bdry_weight_cotrain),
+        photometric=PhotometricSettings(*probabilities) if any(probabilities) else None,
+    )
+
+
+def _parameters(networks: list[nn.Module], head: bool) -> list[nn.Parameter]:
+    """Parameters in the backbones, or in what stands on them."""
+    return [
+        parameter
+        for network in networks
+        for name, parameter in network.named_parameters()
+        if name.startswith("backbone.") != head
+    ]
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    return values[0], values[1]

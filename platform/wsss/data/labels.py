@@ -99,7 +99,7 @@ def _class_ids(words: Iterable[str], classes: Sequence[str], where: str, problem
 def labels_from_annotations(
     folder: Path, names: Iterable[str], classes: Sequence[str], cache: Path | None
 ) -> tuple[ImageLabels, list[Problem]]:
-    """Classes named by the objects of `<folder>/<name>.xml`, difficult ones included (SSC, section Data)."""
+    """Classes named by the objects of `<folder>/<name>.xml`, difficult ones included."""
     paths = {name: folder / f"{name}.xml" for name in names}
     read = file_facts(paths.values(), "annotation-classes", _annotation_classes, cache)
     problems = [Problem.of(error) for error in read.errors.values()]

@@ -9,8 +9,6 @@ from skimage.segmentation import slic
 def slic_superpixels(image: np.ndarray, segments: int = 300, compactness: float = 10.0) -> np.ndarray:
     """Connected superpixels of an RGB image by k-means in CIELAB colour and place.
 
-    The defaults stand for the superpixel archive that SSC only links to (SSC, section Data).
-
     Args:
         image: (H, W, 3) uint8.
         segments: about how many superpixels; what comes out may be some fewer or more.

@@ -36,7 +36,7 @@ def confusion_matrix(
     truth, prediction: integer arrays of one shape. Positions whose truth is `ignore_index`, negative, or
     at least `num_classes` are left out (VOC borders are 255; some readers write -1).
     prediction_ignore_to: class that a predicted `ignore_index` counts as (pseudo labels with unsure pixels
-    are scored as background, SSC section 8: 0). Without it such a prediction is an error.
+    are scored as background: 0). Without it such a prediction is an error.
 
     Returns int64 (num_classes, num_classes), rows truth, columns prediction.
     Raises EvaluationError on differing shapes, non-integer arrays, or a prediction outside
@@ -96,8 +96,8 @@ def miou(confusion: Array, mean_over: MeanOver = "defined") -> Any:
     """Mean IoU in 0..1: float64 (...), a float for one matrix; NaN when no class takes part.
 
     mean_over "defined": the classes that have a value (in the truth or predicted), as the CAM and
-    pseudo-label scores do. "truth": the classes present in the truth, as the segmentation scores do
-    (SSC section 8): a class predicted but absent from the truth then costs only the classes it covers.
+    pseudo-label scores do. "truth": the classes present in the truth, as the segmentation scores do:
+    a class predicted but absent from the truth then costs only the classes it covers.
     """
     return miou_from_counts(*intersections_and_totals(confusion), mean_over=mean_over)
 

@@ -1,7 +1,7 @@
 """Scores of a segmentation network from one confusion matrix over a whole list of images.
 
 `selection_metrics` is the score by which co-training keeps its best epoch, `final_metrics` the final one
-(SSC, section 8).  Both average over the classes that are present in the ground truth.
+(BECO's `main.py` and `test.py`).  Both average over the classes that are present in the ground truth.
 """
 
 from __future__ import annotations

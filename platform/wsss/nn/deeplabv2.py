@@ -1,7 +1,7 @@
 """DeepLabV2: a dilated backbone at output stride 8 and a sum of four dilated classifiers.
 
 Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
-Connected CRFs", 2017; the variant of SSC, section 4.5 (the published SSC configuration).
+Connected CRFs", 2017; the variant of BECO (Rong et al., 2023).
 """
 
 from __future__ import annotations

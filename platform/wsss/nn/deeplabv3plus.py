@@ -1,7 +1,7 @@
 """DeepLabV3+: separable atrous pyramid on an output-stride-16 backbone, refined by low-level features at stride 4.
 
 Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", 2018; the
-variant of SSC, section 4.6 (ResNet-101-D with multi-grid).
+variant of BECO (ResNet-101-D with multi-grid).
 """
 
 from __future__ import annotations

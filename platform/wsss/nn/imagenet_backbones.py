@@ -1,6 +1,6 @@
 """Starting the segmentation networks from ImageNet classification files.
 
-Each architecture has one published start (SSC, sections 4.5 to 4.7): DeepLabV2 torchvision's ResNet,
+Each architecture has one published start in BECO: DeepLabV2 torchvision's ResNet,
 DeepLabV3+ mmcls' `resnetv1d101`, SegFormer `mit_b2.pth`.  A file must cover the backbone exactly; only the
 classifier and batch-norm counters may be left over or missing.
 """

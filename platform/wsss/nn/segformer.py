@@ -207,7 +207,7 @@ class SegFormerHead(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """SegFormer MiT-B2 with a 256-channel fused head (SSC, section 4.7); `widths`, `depths` shrink it.
+    """SegFormer MiT-B2 with a 256-channel fused head of BECO; `widths`, `depths` shrink it.
 
     `forward(images)` takes (N, 3, H, W) float32 ImageNet-normalized images and returns `pre_logits`
     (N, num_classes, H/4, W/4) and `logits` (N, num_classes, H, W), the bilinear upsampling of the former.

@@ -10,7 +10,7 @@ def suppress_discriminative_regions(x: Tensor, delta: float) -> Tensor:
     """min(x, delta * m), m the spatial maximum of each image and channel.
 
     (N, C, H, W) -> the same shape. The gradient runs through x and through m; ties split it equally
-    (SSC, section 4.1, after Kim et al., "Discriminative Region Suppression for Weakly-Supervised Semantic
+    (Kim et al., "Discriminative Region Suppression for Weakly-Supervised Semantic
     Segmentation", 2021).
     """
     return torch.minimum(x, delta * x.amax(dim=(2, 3), keepdim=True))

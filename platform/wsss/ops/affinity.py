@@ -1,4 +1,4 @@
-"""Affinities and displacements of pairs of positions, their targets and losses (SSC, section 5.4)."""
+"""Affinities and displacements of pairs of positions, their targets and losses (IRN's `net/resnet50_irn.py`)."""
 
 from __future__ import annotations
 

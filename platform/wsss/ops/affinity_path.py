@@ -1,6 +1,6 @@
 """Search directions and paths between positions of a grid, for pairwise affinities.
 
-After IRN (Ahn, Cho, Kwak, 2019); definitions in SSC, section 5.4.
+After IRN (Ahn, Cho, Kwak, 2019), `misc/indexing.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random walk of class maps over pairwise affinities (SSC, section 6.2, S5).
+"""Random walk of class maps over pairwise affinities (IRN's `misc/indexing.py`).
 
 One step reaches the same few offsets from every position, so the transition matrix is kept as diagonals: one
 for each direction, no indices, contiguous reads.

@@ -39,7 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ScoreReader = Callable[[str], tuple[Array, Array]]
 LabelReader = Callable[[str], Array]
 
-# SSC section 8: the sweep 0.05 to 0.50 that the project reports beside the single official threshold.
+# The sweep 0.05 to 0.50 that the project reports beside the single official threshold.
 DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
 
 
@@ -56,9 +56,9 @@ class CurveScoreConfig:
         thresholds: background constants to score.
         maps, keys: names of the upstream arrays: (K, h, w) scores and (K,) class ids, 1-based.
         upsample: 0 resizes maps that are smaller than the mask bilinearly to the mask's size; a factor
-            n upsamples by n and crops to the mask (how a stride-n map is brought back, SSC section 6.2).
+            n upsamples by n and crops to the mask (how a stride-n map is brought back).
         normalize: "none"; "image_maximum" divides by the maximum over all classes after upsampling, when
-            it is positive (random-walk scores, SSC section 6.2).
+            it is positive (random-walk scores).
         ignore_index: truth value that is not scored.
     """
 

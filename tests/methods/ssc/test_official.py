@@ -11,7 +11,7 @@ from torch import Tensor
 from wsss.nn.checkpoint import CheckpointError
 from wsss.nn.deeplabv2 import DeepLabV2
 from wsss.nn.segmentation_backbone import SegmentationBackbone
-from wsss_methods.ssc.seg_checkpoint import read_cotraining_checkpoint, write_cotraining_checkpoint
+from wsss_methods.ssc.official import read_cotraining_checkpoint, write_cotraining_checkpoint
 
 
 def network(seed: int) -> DeepLabV2:

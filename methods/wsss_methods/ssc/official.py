@@ -1,10 +1,15 @@
-"""Files of the official code, written from our artifacts and taken in as artifacts (SSC, sections 2 and 10)."""
+"""Files of the official code, written from our artifacts and taken in as artifacts, and the released model.
+
+The released `best_ckpt.pth` holds `{"net_state_dict": {"network1": {...}, "network2": {...}}}` with the names of
+`DeepLabV2`; it is scored without training.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +23,23 @@ from wsss.data.palette import encode_palette_png, read_palette_mask
 from wsss.data.superpixels import ids_to_rgb, rgb_to_ids
 from wsss.errors import WsssError
 from wsss.method import Exporter
-from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
+from wsss.nn.checkpoint import (
+    Aliases,
+    CheckpointError,
+    canonical_state_dict,
+    load_weights,
+    read_checkpoint,
+    state_dict_of,
+)
 from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
+from wsss.pipeline import GridColumn, Pipeline, SampleGrid
 from wsss.stages.cam import read_high_res
 from wsss.stages.candidates import read_weights, selected_epoch
 from wsss.store import Artifact, ArtifactWriter
-from wsss_methods.ssc.networks import CAM_ALIASES
-from wsss_methods.ssc.seg_checkpoint import (
-    NETWORKS,
-    read_cotraining_checkpoint,
-    write_cotraining_checkpoint,
-)
+from wsss_methods.ssc.networks import CAM_ALIASES, NETWORKS, build_segmentation_network
+from wsss_methods.ssc.pipeline import best_prediction, inference_protocol, segmentation_stages
+from wsss_methods.ssc.recipe import SscRecipe
+from wsss_methods.ssc.segmentation import crf_variants
 
 AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
 _SHARD = 128
@@ -187,7 +198,7 @@ def _write_predictions(artifact: Artifact, dataset: Dataset, folder: Path) -> in
 
 def _write_cam_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    # The doubled suffix is that of the official program (SSC, section 9, item 8).
+    # The doubled suffix is that of the official program.
     torch.save(
         _official_names(read_checkpoint(artifact.path("cam_network.pt")), CAM_ALIASES), folder / "res50_cam.pth.pth"
     )
@@ -220,7 +231,7 @@ def _write_shifted_affinity_network(artifact: Artifact, dataset: Dataset, folder
     weights = _input_of(artifact, "weights")
     state = read_checkpoint(weights.path("affinity_network.pt"))
     names = [name for name in dataset.lists["train"] if name in set(artifact.images())]
-    # The official program goes through whole batches of 16 and leaves the rest out (SSC, section 5.4).
+    # The official program goes through whole batches of 16 and leaves the rest out.
     whole = len(names) // 16 * 16 or len(names)
     mean = np.mean([artifact.arrays(name)["displacement"] for name in names[:whole]], axis=0)
     state["mean_shift.running_mean"] = torch.from_numpy(mean.astype(np.float32))
@@ -359,3 +370,67 @@ def _input_of(artifact: Artifact, role: str) -> Artifact:
         )
     stage, _, key = place.partition("/")
     return Artifact(artifact.backend, stage, key)
+
+
+def read_cotraining_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
+    """State dicts of both networks of an official `best_ckpt.pth` by name, ready for `load_state_dict`.
+
+    Accepts the official layout, the same without the `net_state_dict` level, a `module.` prefix, the further entries
+    of a resume file, and missing batch-norm counters (they start at 0).  Raises CheckpointError for anything else.
+    """
+    content, where = read_checkpoint(path), str(path)
+    level = content.get("net_state_dict", content)
+    missing = [name for name in NETWORKS if not isinstance(level.get(name), Mapping)]
+    if missing:
+        found = ", ".join(map(str, list(level)[:5]))
+        raise CheckpointError(
+            f"the file has no weights of {' and '.join(missing)}; it holds {found}",
+            where,
+            "give best_ckpt.pth of a co-training run, with both networks",
+        )
+    return {name: _with_counters(state_dict_of(level[name], where=f"{where}, {name}")) for name in NETWORKS}
+
+
+def write_cotraining_checkpoint(path: Path, network1: Mapping[str, Tensor], network2: Mapping[str, Tensor]) -> None:
+    """Write two state dicts (names without prefix) as the official `best_ckpt.pth`."""
+    states = {
+        name: {key: value.detach().cpu() for key, value in state.items()}
+        for name, state in zip(NETWORKS, (network1, network2), strict=True)
+    }
+    torch.save({"net_state_dict": states}, path)
+
+
+def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Batch-norm layers get a counter where the file has none."""
+    complete = dict(state)
+    for name in state:
+        if name.endswith(".running_var"):
+            counter = name.removesuffix("running_var") + "num_batches_tracked"
+            complete.setdefault(counter, torch.zeros((), dtype=torch.long))
+    return complete
+
+
+def build_released_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
+    """The co-training and what follows it: the training only names the stage that the file stands for.
+
+    No ImageNet weights are asked for.
+    """
+    training, *behind = segmentation_stages(recipe, {}, "train_aug")
+    variants = crf_variants(recipe.crf)
+    return Pipeline(
+        stages=(replace(training, inputs={}), *behind),
+        headline=("segmentation/miou_val", *(f"segmentation/miou_val_{variant}" for variant in variants)),
+        grids=(SampleGrid("val", (GridColumn("prediction", "segmentation", best_prediction(recipe), "labels"),)),),
+        protocol={
+            "segmentation networks": f"two {recipe.segmentation.architecture}, released weights",
+            "checkpoint": "the authors' choice, by the masks of val",
+            **inference_protocol(recipe),
+        },
+    )
+
+
+def check_released_networks(path: Path, recipe: SscRecipe, dataset: Dataset) -> None:
+    """Raises CheckpointError where the file is in another layout or a network of it is not the recipe's."""
+    network = build_segmentation_network(recipe.segmentation, dataset.num_classes)
+    for name, state in read_cotraining_checkpoint(path).items():
+        load_weights(network, state, where=f"{path}, {name}")

@@ -1,0 +1,110 @@
+"""What the shared stages after the co-training need: both networks, their scores, the published image of the CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsss.data.augment.resized_crop import resized_image, resized_label
+from wsss.ops.crf import DenseCrfSettings
+from wsss.pipeline import Arrays, StageContext
+from wsss.stages import refine
+from wsss.stages.candidates import CandidateConfig, candidate_epochs, count_candidates, read_weights
+from wsss.stages.refine import PredictionConfig
+from wsss_methods.ssc.networks import NETWORKS, build_segmentation_network
+from wsss_methods.ssc.recipe import CrfSettings
+
+# Mean colour (R, G, B) on the 8-bit scale that the official program subtracts before the CRF.
+CRF_IMAGE_MEAN = (122.675, 116.669, 104.008)
+
+
+def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
+    """Confusion matrix of every stored epoch at the training size, no CRF, one scale.
+
+    All candidates are held in memory at once. Returns what `count_candidates` says.
+    """
+    config: CandidateConfig = context.config
+    epochs = candidate_epochs(context.inputs["weights"])
+    candidates = [load_networks(context, epoch) for epoch in epochs]
+    size = (config.network.crop_size, config.network.crop_size)
+
+    def predict(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        image = torch.from_numpy(resized_image(context.data.image(name), size))[None].to(context.device)
+        logits = [networks[0](image)[1] + networks[1](image)[1] for networks in candidates]
+        labels = [each[0].argmax(dim=0).cpu().numpy().astype(np.uint8) for each in logits]
+        return resized_label(context.data.mask(name), size), labels
+
+    return count_candidates(context, epochs, predict)
+
+
+def build_scores(context: StageContext) -> Callable[[str], Arrays]:
+    """Multi-scale scores of both networks before softmax, "scores" float32 (C, h, w)."""
+
+    def load(context: StageContext, epoch: int) -> refine.Network:
+        return partial(base_scores, load_networks(context, epoch))
+
+    return refine.build_scores(context, load, resized_image)
+
+
+def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
+    """Label maps of `refine.build_predictions`; the CRF of variant "crf" runs on the image as published."""
+    return refine.build_predictions(context, {"crf": mean_subtracted})
+
+
+def load_networks(context: StageContext, epoch: int) -> list[nn.Module]:
+    """Both networks of an epoch (0: the last one) in evaluation mode on the stage's device."""
+    networks = []
+    for name in NETWORKS:
+        network = build_segmentation_network(context.config.network, context.data.num_classes)
+        network.load_state_dict(read_weights(context.inputs["weights"], name, epoch))
+        networks.append(network.to(context.device).eval())
+    return networks
+
+
+@torch.no_grad()
+def base_scores(networks: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """Mean of the networks' `pre_logits`: images (N, 3, H, W) to float32 (N, C, H/s, W/s).
+
+    The networks must be in evaluation mode; each returns (pre_logits, logits).
+    """
+    total = networks[0](images)[0].float()
+    for network in networks[1:]:
+        total = total + network(images)[0].float()
+    return total / len(networks)
+
+
+def mean_subtracted(image: np.ndarray) -> np.ndarray:
+    """The uint8 (H, W, 3) image that the published CRF compares colours in, of the RGB image.
+
+    The mean colour is subtracted and negative values wrap around modulo 256, an accident of the official program that
+    the published number has gone through. The cast is spelled out, because casting a negative float to uint8 is not
+    defined.
+    """
+    shifted = np.trunc(image.astype(np.float64) - np.array(CRF_IMAGE_MEAN))
+    return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
+
+
+def prediction_config(settings: CrfSettings) -> PredictionConfig:
+    """From the recipe's section; one run of the CRF scores every number of steps up to the larger of its two."""
+    if not settings.enabled:
+        return PredictionConfig(None, ())
+    crf = DenseCrfSettings(
+        iterations=max(settings.iterations, settings.scored_iterations),
+        gaussian_sxy=settings.pos_xy_std,
+        gaussian_compat=settings.pos_w,
+        bilateral_sxy=settings.bi_xy_std,
+        bilateral_srgb=settings.bi_rgb_std,
+        bilateral_compat=settings.bi_w,
+    )
+    return PredictionConfig(crf, crf_variants(settings))
+
+
+def crf_variants(settings: CrfSettings) -> tuple[str, ...]:
+    """Endings of the CRF's metric names: "crf" (image as published) and "crf_raw" (the picture itself)."""
+    if not settings.enabled:
+        return ()
+    return {"wrapped": ("crf",), "raw": ("crf_raw",), "both": ("crf", "crf_raw")}[settings.image]
