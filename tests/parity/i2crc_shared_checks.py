@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import cv2
 import numpy as np
 import torch
 from tests.parity.check_parts import set_rates, shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
 
+from wsss.data.augment.color_jitter import adjusted_color
 from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, scale_crop
+from wsss.data.transforms import channels_first, normalize, resize
 from wsss.nn.deeplabv2 import DilatedClassifiers
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups, published_name
 from wsss.stages.segmentation import SegmentationTraining, cross_entropy_sums, shrunk_label, stepped_decay
@@ -140,7 +143,26 @@ def check_train_steps(fixture: OwnToleranceFixture) -> None:
     fixture.expect("num_batches_tracked", state["base.features.bn1.num_batches_tracked"])
 
 
+def check_classifier_input(fixture: OwnToleranceFixture) -> None:
+    size, factors = fixture.input("input_size"), fixture.input("factors")
+    image = resize(fixture.input("image"), (size, size), "bilinear")
+    fixture.expect("resized", image)
+    fixture.expect("normalised", channels_first(normalize(image)))
+    factors = {**factors, "hue": int(factors["hue"] * 255)}
+    for operation, amount in factors.items():
+        fixture.expect(operation, adjusted_color(image, operation, amount))
+    chain = "chain_saturation_brightness_contrast"
+    for operation in chain.removeprefix("chain_").split("_"):
+        image = adjusted_color(image, operation, factors[operation])
+    fixture.expect(chain, image)
+    side = fixture.arrays["sal_uint8_nearest"].shape
+    fixture.expect("sal_uint8_nearest", cv2.resize(fixture.input("sal"), side, interpolation=cv2.INTER_NEAREST))
+    present = [int(number) for number in fixture.input("list_line").split()[1:]]
+    fixture.expect("label", np.isin(np.arange(len(fixture.arrays["label"])), present).astype(np.float32))
+
+
 CHECKS = {
+    "cls_preprocess": check_classifier_input,
     "seg_loss": check_loss,
     "seg_lr": check_rate,
     "seg_preprocess": check_preprocess,

@@ -1,14 +1,17 @@
-"""MSA: its segmentation network, DeepLabV2 with multi-scale inputs."""
+"""MSA: its training samples, and its segmentation network, DeepLabV2 with multi-scale inputs."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import cv2
 import torch
 from tests.parity.check_parts import gradient_norms, shapes
 from tests.parity.shared_fixtures import CaseFixture
 
+from wsss.data.augment.rescaled_crop import CanvasCrop, cropped_image, cropped_map
+from wsss.data.transforms import channels_first, resize_long
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, published_name
 from wsss.stages.segmentation import cross_entropy_sums, shrunk_label
 
@@ -49,7 +52,25 @@ def _train(fixture: CaseFixture, case: dict[str, Any], network: DeepLabV2Msc) ->
             fixture.expect(case, output, norm[0])
 
 
-CHECKS = {"deeplab": check_deeplab}
+def check_augment(fixture: CaseFixture) -> None:
+    for case in fixture.cases:
+        drawn, arguments = case["drawn"], case["args"]
+        image, second = (fixture.tensor(case, name).numpy() for name in ("rgb", "mask"))
+        size, scaled = arguments["crop"], (drawn["resized_height"], drawn["resized_width"])
+        image = resize_long(image, drawn["size"], arguments["image_resample"])
+        second = resize_long(second, drawn["size"], arguments["mask_resample"])
+        assert image.shape[:2] == second.shape[:2] == scaled
+        offsets = (drawn["vertical_offset"], drawn["horizontal_offset"])
+        crop = CanvasCrop(size, size, *(-o if side > size else o for o, side in zip(offsets, scaled, strict=True)))
+        mean, std = tuple(case["mean"]), tuple(case["std"])
+        fixture.expect(case, "image", channels_first(cropped_image(image, drawn["flip"], crop, mean, std)))
+        second = cropped_map(second, drawn["flip"], crop, arguments["mask_fill"])
+        fixture.expect(case, "mask", second)
+        if "lab_uint8" in case["outputs"]:
+            fixture.expect(case, "lab_uint8", cv2.cvtColor(second, cv2.COLOR_RGB2LAB))
+
+
+CHECKS = {"augment": check_augment, "deeplab": check_deeplab}
 MANIFESTS = {
     name: lambda classes=classes: shapes(DeepLabV2Msc(DeepLabV2Structure(), classes).published_state_dict())
     for name, classes in CLASSES.items()

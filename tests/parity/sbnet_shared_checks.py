@@ -1,4 +1,4 @@
-"""SBNet: what the platform has of its last stages (AffinityNet, random walk, DeepLabV2 with multi-scale inputs)."""
+"""SBNet: what the platform has of its samples and of its last stages (AffinityNet, random walk, DeepLabV2)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.parity.check_parts import shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
 
 from wsss.data.augment.rescaled_crop import CanvasCrop
+from wsss.data.transforms import channels_first, normalize, resize, resize_spline
 from wsss.nn.affinity_net import AffinityNet
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, published_name
 from wsss.ops.affinity import affinity_loss_counts, affinity_targets, pair_loss_sums
@@ -19,6 +20,7 @@ from wsss.ops.affinity_psa import (
     feature_affinity,
     feature_pair_affinity,
     pair_index,
+    pooled,
     walk_with_background,
     walked_label,
 )
@@ -101,7 +103,21 @@ def check_walk(fixture: OwnToleranceFixture) -> None:
     fixture.expect("indices_in_radius", np.stack([sources.reshape(-1), index.destinations.reshape(-1)], axis=1))
 
 
+def check_data(fixture: OwnToleranceFixture) -> None:
+    image, boundary = fixture.input("image"), fixture.input("boundary").astype(np.float32)
+    size = tuple(fixture.input("target"))
+    fixture.expect("normalized", normalize(image))
+    fixture.expect("image_resized", resize(image, size, "bicubic"))
+    fixture.expect("boundary_resized", resize_spline(boundary, size))
+    first = boundary[: len(fixture.arrays["boundary_resized_u8"])]
+    fixture.expect("boundary_resized_u8", resize_spline(first / 255, size))
+    drawn = fixture.inputs["pool"]
+    maps = fixture.parity.uniform("pool", tuple(drawn["shape"]), drawn["salt"]).astype(np.float32)
+    fixture.expect("avgpool8", pooled(channels_first(maps)).transpose(1, 2, 0))
+
+
 CHECKS = {
+    "data": check_data,
     "deeplabv2": check_deeplabv2,
     "aff_net": check_affinity_net,
     "pair_indices": check_pairs,

@@ -5,10 +5,12 @@ Images are (H, W, 3), maps (labels, superpixel ids) (H, W). What is drawn is in 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,20 +22,25 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# Every value that a uint8 channel can take, in float64 before the one rounding to float32.
-_NORMALIZED = ((np.arange(256)[:, None] / 255.0 - np.asarray(IMAGENET_MEAN)) / np.asarray(IMAGENET_STD)).astype(
-    np.float32
-)
 
 
-def normalize(image: np.ndarray) -> np.ndarray:
-    """ImageNet normalization of a uint8 RGB image: (H, W, 3) uint8 -> (H, W, 3) float32."""
+def normalize(
+    image: np.ndarray, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> np.ndarray:
+    """Normalization of a uint8 RGB image, of values in [0, 1]: (H, W, 3) uint8 -> (H, W, 3) float32."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected a uint8 (H, W, 3) image, got {image.dtype} {image.shape}")
+    table = _normalized_levels(mean, std)
     result = np.empty(image.shape, dtype=np.float32)
     for channel in range(3):
-        np.take(_NORMALIZED[:, channel], image[..., channel], out=result[..., channel])
+        np.take(table[:, channel], image[..., channel], out=result[..., channel])
     return result
+
+
+@lru_cache
+def _normalized_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    # Every value that a uint8 channel can take, in float64 before the one rounding to float32.
+    return ((np.arange(256)[:, None] / 255.0 - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:
@@ -56,6 +63,16 @@ def resize(array: np.ndarray, size: tuple[int, int], resample: Resample) -> np.n
         raise ValueError(f"Pillow cannot resize an array of {array.dtype} {array.shape}")
     resized = Image.fromarray(array).resize((width, height), _FILTERS[resample])
     return np.array(resized, dtype=array.dtype)
+
+
+def resize_spline(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize float32 (C, H, W) maps to (C, height, width) by cubic splines, clipped to each map's range.
+
+    Equal to scikit-image's `resize` of order 3 with edge values beyond the border, channel by channel.
+    """
+    factors = [wanted / length for wanted, length in zip(size, maps.shape[1:], strict=True)]
+    resized = np.stack([ndimage.zoom(m, factors, order=3, mode="nearest", grid_mode=True) for m in maps])
+    return resized.clip(maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)).astype(np.float32)
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:

@@ -8,6 +8,11 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 _OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+_ENHANCE = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+}
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,28 @@ def random_color_jitter(image: np.ndarray, jitter: ColorJitter, rng: np.random.G
     """
     order = rng.permutation(len(_OPERATIONS))
     draws = rng.uniform(-1.0, 1.0, len(_OPERATIONS))
-    picture = Image.fromarray(image)
     for index in order:
         name = _OPERATIONS[index]
         reach = getattr(jitter, name)
         if reach == 0:
             continue
         if name == "hue":
-            picture = _shifted_hue(picture, reach * draws[index])
+            image = adjusted_color(image, name, round(reach * draws[index] * 255))
             continue
         low, high = max(0.0, 1.0 - reach), 1.0 + reach
         factor = low + (high - low) * (draws[index] + 1) / 2
-        enhance = {
-            "brightness": ImageEnhance.Brightness,
-            "contrast": ImageEnhance.Contrast,
-            "saturation": ImageEnhance.Color,
-        }[name]
-        picture = enhance(picture).enhance(factor)
-    return np.array(picture)
+        image = adjusted_color(image, name, factor)
+    return image
 
 
-def _shifted_hue(picture: Image.Image, turns: float) -> Image.Image:
+def adjusted_color(image: np.ndarray, operation: str, amount: float) -> np.ndarray:
+    """One operation of `ColorJitter` by Pillow: uint8 (H, W, 3) RGB in and out.
+
+    amount: factor of "brightness", "contrast" or "saturation"; of "hue" a whole number of 255ths of a turn.
+    """
+    picture = Image.fromarray(image)
+    if operation != "hue":
+        return np.array(_ENHANCE[operation](picture).enhance(amount))
     hue, saturation, value = picture.convert("HSV").split()
-    shifted = np.array(hue, dtype=np.uint8) + np.array(round(turns * 255) % 256, dtype=np.uint8)  # wraps around
-    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")
+    shifted = np.array(hue, dtype=np.uint8) + np.array(int(amount) % 256, dtype=np.uint8)  # wraps around
+    return np.array(Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB"))

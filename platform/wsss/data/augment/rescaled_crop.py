@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.data.transforms import channels_first, mirror, normalize, rescale, resize
+from wsss.data.transforms import IMAGENET_MEAN, IMAGENET_STD, channels_first, mirror, normalize, rescale, resize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -132,9 +132,15 @@ def quartered_label(label: Array) -> Array:
     return resize(label, (label.shape[0] // 4, label.shape[1] // 4), "nearest")
 
 
-def cropped_image(image: Array, mirrored: bool, crop: CanvasCrop) -> Array:
+def cropped_image(
+    image: Array,
+    mirrored: bool,
+    crop: CanvasCrop,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Array:
     """Normalize, mirror and cut: uint8 (H, W, 3) -> float32 (S, S, 3), padded with 0, the mean color."""
-    normalized = normalize(image)
+    normalized = normalize(image, mean, std)
     return crop.apply(mirror(normalized) if mirrored else normalized, 0)
 
 
