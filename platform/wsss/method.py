@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from wsss.pipeline import Pipeline
 from wsss.recipe import setting
 
 if TYPE_CHECKING:
-    from wsss.data.config import DatasetConfig
     from wsss.data.dataset import Dataset
     from wsss.store import Artifact, ArtifactWriter
 
@@ -41,7 +40,7 @@ class ExecutionSettings:
         "fast",
         choices=("fast", "parity"),
         in_key=False,
-        help="fast: channels_last, and TF32 on a GPU; parity: plain float32 and deterministic algorithms",
+        help="in every stage: fast: channels_last, TF32 on a GPU; parity: float32 and deterministic algorithms",
     )
     threads: int = setting(
         0,
@@ -72,19 +71,6 @@ class ExecutionSettings:
         help="optimizer steps between checkpoints inside an epoch",
     )
     max_failures: int = setting(3, minimum=0, maximum=100, in_key=False, help="lost workers that a stage survives")
-
-
-class MethodRecipe(Protocol):
-    """The sections that the platform itself reads in every method's recipe."""
-
-    @property
-    def dataset(self) -> DatasetConfig: ...
-
-    @property
-    def execution(self) -> ExecutionSettings: ...
-
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,6 @@ class Reduction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a stage asks of the cluster for each worker. Never part of a key."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory_gb: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a pipeline.
 

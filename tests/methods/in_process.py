@@ -41,10 +41,10 @@ def run_pipeline(
 ) -> InProcessRun:
     """Compute what the store lacks of the pipeline (or of the named stages and all before them)."""
     keys = stage_keys(pipeline, dataset, file_digest)
-    wanted = _with_upstream(pipeline, stages)
+    wanted = pipeline.stages if stages is None else pipeline.upstream(*stages)
     run = InProcessRun()
     for stage in pipeline:
-        if stage.name not in wanted:
+        if stage not in wanted:
             continue
         artifact = store.find(stage.name, keys[stage.name])
         if artifact is None:
@@ -121,16 +121,6 @@ def _encoded(values: dict[str, torch.Tensor]) -> bytes:
     buffer = io.BytesIO()
     torch.save({name: value.detach().cpu().contiguous() for name, value in values.items()}, buffer)
     return buffer.getvalue()
-
-
-def _with_upstream(pipeline: Pipeline, stages: Sequence[str] | None) -> set[str]:
-    if stages is None:
-        return {stage.name for stage in pipeline}
-    wanted = set(stages)
-    for stage in reversed(pipeline.stages):
-        if stage.name in wanted:
-            wanted.update(stage.inputs.values())
-    return wanted
 
 
 def _thinned(values: Sequence[float]) -> str:

@@ -11,12 +11,12 @@ from wsss.execution.import_stage import run_import_stage
 from wsss.execution.map_stage import run_map_stage, run_reduce_stage
 from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
-from wsss.execution.scheduling import stage_resources
+from wsss.execution.scheduling import Resources, stage_resources
 from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage
 from wsss.execution.train_loop import LoopSettings
 from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
 from wsss.formatting import percent
-from wsss.pipeline import ImportStage, MapStage, ReduceStage, Resources, Stage, TrainStage
+from wsss.pipeline import ImportStage, MapStage, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, PlannedStage
 from wsss.store import Artifact
 from wsss.weights import fetch_missing
@@ -40,7 +40,6 @@ def compute_stage(
     Raises:
         WsssError: what the stage raised.
     """
-
     stage, execution = planned.stage, prepared.execution
     fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
     job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts, execution.mode)
@@ -79,7 +78,6 @@ def compute_stage(
 def _train(
     prepared: PreparedRun, job: StageJob, workers: int, resources: Resources, observer: RunObserver, tracked: StageLog
 ) -> dict[str, Any]:
-
     execution = prepared.execution
     gpu = resources.gpus > 0
     plan = TrainPlan(

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from wsss.errors import WsssError
 from wsss.method import ExecutionSettings
-from wsss.pipeline import MapStage, Resources, Stage, TrainStage
+from wsss.pipeline import MapStage, Stage, TrainStage
 from wsss.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker of a stage asks of the cluster."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
 
 
 class SchedulingError(WsssError):
@@ -13,7 +23,7 @@ class SchedulingError(WsssError):
 
 
 def stage_resources(stage: Stage, execution: ExecutionSettings, cpus: int, gpus: int) -> tuple[int, Resources]:
-    """Workers of a stage and what each asks, on a cluster with so many CPUs and GPUs."""
+    """Number of workers of a stage and the resources of each, on a cluster with `cpus` CPUs and `gpus` GPUs."""
     gpu = stage.uses_gpu and execution.device != "cpu" and (gpus > 0 or execution.device == "cuda")
     if isinstance(stage, TrainStage):
         workers = execution.train_workers or (gpus if gpu and gpus else 1)
@@ -28,7 +38,9 @@ def stage_resources(stage: Stage, execution: ExecutionSettings, cpus: int, gpus:
 def check_schedulable(
     plan: Plan, execution: ExecutionSettings, cpus: int, gpus: int, largest_node_cpus: int, grows: bool
 ) -> None:
-    """Refuse at once what the cluster can never hold; Ray itself would wait for ever.
+    """Refuse a plan at once when the cluster can never hold one of its stages; Ray itself would wait for ever.
+
+    A cluster that `grows` refuses nothing.
 
     Raises:
         SchedulingError: naming the stage, what it asks and what there is.
