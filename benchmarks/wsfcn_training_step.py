@@ -33,18 +33,16 @@ from torch.utils.data import default_collate  # noqa: E402
 
 from wsss.pipeline import StageContext  # noqa: E402
 from wsss.train_task import Batch  # noqa: E402
-from wsss_methods.wsfcn.backbones import PUBLISHED_BACKBONES  # noqa: E402
 from wsss_methods.wsfcn.losses import (  # noqa: E402
     FocalPenalty,
-    PseudoLabelRule,
     class_scores,
     classification_loss,
     denormalized,
     mask_loss,
     pseudo_label,
 )
-from wsss_methods.wsfcn.networks import Structure, WsFcn, parameter_groups  # noqa: E402
-from wsss_methods.wsfcn.recipe import TrainSettings  # noqa: E402
+from wsss_methods.wsfcn.networks import PUBLISHED_BACKBONES, Structure, WsFcn, parameter_groups  # noqa: E402
+from wsss_methods.wsfcn.recipe import PseudoLabelSettings, TrainSettings  # noqa: E402
 from wsss_methods.wsfcn.training import ImageSamples  # noqa: E402
 
 CROPS = {"resnet38": 321, "resnet50": 448, "resnet101": 448, "vgg16": 448}
@@ -105,7 +103,7 @@ class Step:
         logits = logits.float()
         times.append(self._now())
         masks = logits.softmax(dim=1)
-        pseudo = pseudo_label(denormalized(image), masks, labels, PseudoLabelRule())
+        pseudo = pseudo_label(denormalized(image), masks, labels, PseudoLabelSettings())
         times.append(self._now())
         classification = classification_loss(class_scores(logits, masks, FocalPenalty()), labels).mean()
         loss = classification + mask_loss(logits, pseudo.label, labels).mean()

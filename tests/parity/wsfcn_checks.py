@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from tests.parity.check_parts import gradient_norms, prose_number, shapes
 from tests.parity.fixtures import ParityError
+from tests.parity.wsfcn_baseline import CamBaseline, official_baseline_state_dict
 from tests.parity.wsfcn_fixtures import DescribedFixture
 from torch import Tensor, nn
 
 from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.ops.pamr import local_deviation, pamr, pamr_affinity
-from wsss_methods.wsfcn.backbones import PUBLISHED_BACKBONES
-from wsss_methods.wsfcn.context_aggregation import ContextAggregation
-from wsss_methods.wsfcn.feature_fusion import FeatureFusion, FlowAlignment, StochasticGate
 from wsss_methods.wsfcn.losses import (
     FocalPenalty,
-    PseudoLabelRule,
     class_scores,
     classification_loss,
     denormalized,
@@ -32,16 +29,20 @@ from wsss_methods.wsfcn.losses import (
     resized,
 )
 from wsss_methods.wsfcn.networks import (
-    CamBaseline,
+    PUBLISHED_BACKBONES,
+    ContextAggregation,
+    FeatureFusion,
+    FlowAlignment,
+    StochasticGate,
     Structure,
     WsFcn,
-    official_baseline_state_dict,
     official_name,
     official_state_dict,
     own_name,
     parameter_groups,
     with_background,
 )
+from wsss_methods.wsfcn.recipe import PseudoLabelSettings
 
 FIXTURE = DescribedFixture
 
@@ -57,15 +58,15 @@ def focal_of(fixture: DescribedFixture) -> FocalPenalty:
     )
 
 
-def rule_of(fixture: DescribedFixture) -> PseudoLabelRule:
+def rule_of(fixture: DescribedFixture) -> PseudoLabelSettings:
     """The settings of PAMR and of the pseudo labels, likewise."""
-    text, default = fixture.what, PseudoLabelRule()
-    background = prose_number(text, rf"{_NUMBER} \(background\)", default.background_ratio)
-    return PseudoLabelRule(
-        iterations=int(prose_number(text, r"(\d+) PAMR iterations", default.iterations)),
-        foreground_ratio=prose_number(text, rf"{_NUMBER} \(foreground\)", default.foreground_ratio),
-        background_ratio=prose_number(text, rf"background factor {_NUMBER}", background),
-        minimum=prose_number(text, rf"floor {_NUMBER}", default.minimum),
+    text, default = fixture.what, PseudoLabelSettings()
+    background = prose_number(text, rf"{_NUMBER} \(background\)", default.pseudo_bg_ratio)
+    return PseudoLabelSettings(
+        pamr_iters=int(prose_number(text, r"(\d+) PAMR iterations", default.pamr_iters)),
+        pseudo_fg_ratio=prose_number(text, rf"{_NUMBER} \(foreground\)", default.pseudo_fg_ratio),
+        pseudo_bg_ratio=prose_number(text, rf"background factor {_NUMBER}", background),
+        pseudo_min_score=prose_number(text, rf"floor {_NUMBER}", default.pseudo_min_score),
     )
 
 
@@ -200,11 +201,12 @@ def check_pseudo(fixture: DescribedFixture) -> None:
     other = re.search(rf"factor {_NUMBER} with floor {_NUMBER}", fixture.what)
     assert other is not None
     ratio, other_floor = float(other[1]), float(other[2])
-    label = label_map(mask, PseudoLabelRule())
+    label = label_map(mask, PseudoLabelSettings())
     fixture.expect("pseudo_map", label)
-    fixture.expect("pseudo_map_floor01", label_map(mask, PseudoLabelRule(minimum=floor)))
+    fixture.expect("pseudo_map_floor01", label_map(mask, PseudoLabelSettings(pseudo_min_score=floor)))
     # One factor for all foreground classes; the background keeps its own.
-    fixture.expect("pseudo_map_05_03", label_map(mask, PseudoLabelRule(foreground_ratio=ratio, minimum=other_floor)))
+    other = PseudoLabelSettings(pseudo_fg_ratio=ratio, pseudo_min_score=other_floor)
+    fixture.expect("pseudo_map_05_03", label_map(mask, other))
     logits = fixture.tensor("logits").requires_grad_()
     fixture.expect("loss", mask_loss(logits, label, fixture.tensor("gate_labels")))
     loss = mask_loss(logits, label, fixture.tensor("gate_labels_ok"))

@@ -13,12 +13,11 @@ from tests.parity.fixtures import ParityError
 from tests.parity.wsfcn_checks import focal_of, network_of
 from tests.parity.wsfcn_fixtures import DescribedFixture
 
+from wsss.data.augment.canvas import Placement, canvas_inputs, network_input
 from wsss.data.augment.resized_crop import CropBox, resized_crop
 from wsss.evaluation.confusion import confusion_matrix, iou, pixel_accuracy
 from wsss.ops.crf import DenseCrfSettings
 from wsss_methods.wsfcn.inference import (
-    PUBLISHED_ALPHA,
-    PUBLISHED_CRF,
     best_scores,
     content,
     label_after_crf,
@@ -27,9 +26,13 @@ from wsss_methods.wsfcn.inference import (
     soft_masks,
     with_power_background,
 )
-from wsss_methods.wsfcn.transforms import Placement, canvas_inputs, network_input
+from wsss_methods.wsfcn.pipeline import dense_crf
+from wsss_methods.wsfcn.recipe import CrfSettings
 
 FIXTURE = DescribedFixture
+
+PUBLISHED_ALPHA = CrfSettings().alpha
+PUBLISHED_CRF = dense_crf(CrfSettings())
 
 _NUMBER = r"([\d.]*\d)"
 
@@ -42,9 +45,8 @@ def check_crop(fixture: DescribedFixture) -> None:
 
 def check_loader(fixture: DescribedFixture) -> None:
     image, truth = fixture.input("image"), fixture.input("gt")
-    height, width = fixture.parameters["canvas"]
-    assert height == width and fixture.parameters["flip"]
-    inputs = canvas_inputs(image, fixture.parameters["scales"], height)
+    assert fixture.parameters["flip"]
+    inputs = canvas_inputs(image, fixture.parameters["scales"], _canvas(fixture))
     places = [each.placement for each in inputs]
     assert [place.mirrored for place in places] == [index % 2 == 1 for index in range(len(places))]
     fixture.expect("inputs", np.stack([each.image for each in inputs]))
@@ -53,6 +55,11 @@ def check_loader(fixture: DescribedFixture) -> None:
     labels = np.zeros(fixture.shape("labels"), dtype=np.float32)
     labels[[value - 1 for value in np.unique(truth) if 0 < value < 255]] = 1
     fixture.expect("labels", labels)
+
+
+def _canvas(fixture: DescribedFixture) -> tuple[int, int]:
+    height, width = fixture.parameters["canvas"]
+    return height, width
 
 
 def check_merge(fixture: DescribedFixture) -> None:
@@ -80,9 +87,8 @@ def check_chain(fixture: DescribedFixture) -> None:
         raise ParityError(f"{fixture.name}: the name tells no backbone")
     image = fixture.input("image")
     network = network_of(fixture, backbone[1])
-    height, width = settings["canvas"]
-    assert height == width and settings["flip"]
-    soft = soft_masks(network, image, settings["scales"], height, focal_of(fixture))
+    assert settings["flip"]
+    soft = soft_masks(network, image, settings["scales"], _canvas(fixture), focal_of(fixture))
     fixture.expect("cls", soft.scores)
     present = best_scores(soft.scores) > settings["fp_cut_score"]
     fixture.expect("labels", present.astype(np.uint8))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsss.method import Method, ReleasedCheckpoint
-from wsss_methods.wsfcn.official_layout import exporters
-from wsss_methods.wsfcn.pipeline import build_pipeline
+from wsss_methods.wsfcn.official import check_released_network, exporters
+from wsss_methods.wsfcn.pipeline import build_pipeline, build_released_pipeline
 from wsss_methods.wsfcn.recipe import WsFcnRecipe
-from wsss_methods.wsfcn.released import build_released_pipeline, check_released_network
 
 METHOD = Method(
     name="wsfcn",

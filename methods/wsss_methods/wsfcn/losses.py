@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from wsss.ops.pamr import DILATIONS, pamr_present
+from wsss.ops.pamr import pamr_present
+from wsss_methods.wsfcn.recipe import PseudoLabelSettings
 
 UNLABELED = 255
 
@@ -20,23 +21,6 @@ class FocalPenalty:
 
     power: float = 3.0
     floor: float = 0.01
-
-
-@dataclass(frozen=True)
-class PseudoLabelRule:
-    """How refined masks become labels, defaults of VOC (WS-FCN, sections 3.10 and 4).
-
-    Attributes:
-        iterations, dilations: of PAMR.
-        foreground_ratio, background_ratio: share of a class's highest value that a pixel must exceed.
-        minimum: and at least so much.
-    """
-
-    iterations: int = 10
-    dilations: tuple[int, ...] = DILATIONS
-    foreground_ratio: float = 0.6
-    background_ratio: float = 0.7
-    minimum: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ def resized(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def refine(image: Tensor, masks: Tensor, labels: Tensor, rule: PseudoLabelRule) -> Tensor:
+def refine(image: Tensor, masks: Tensor, labels: Tensor, rule: PseudoLabelSettings) -> Tensor:
     """Masks refined by PAMR on their own grid, at the image's size, zero for classes that are not in the image.
 
     image: RGB in [0, 1], (N, 3, H, W). masks: (N, C, h, w). labels: (N, C - 1). Returns float32 (N, C, H, W).
@@ -96,24 +80,24 @@ def refine(image: Tensor, masks: Tensor, labels: Tensor, rule: PseudoLabelRule) 
     small = resized(image.float(), masks.shape[2:])
     present = torch.cat([torch.ones_like(labels[:, :1]), labels], dim=1) > 0
     # Classes that are not in the image would be zeroed afterwards, so they are not refined at all.
-    return resized(pamr_present(small, masks, present, rule.iterations, rule.dilations), image.shape[2:])
+    return resized(pamr_present(small, masks, present, rule.pamr_iters, rule.pamr_dilations), image.shape[2:])
 
 
 @torch.no_grad()
-def label_map(refined: Tensor, rule: PseudoLabelRule) -> Tensor:
+def label_map(refined: Tensor, rule: PseudoLabelSettings) -> Tensor:
     """Refined masks (N, C, H, W) -> uint8 (N, H, W): the one class that exceeds its threshold, else `UNLABELED`.
 
     A class's threshold is its ratio times its highest value in the image, and at least the minimum.
     """
-    ratio = torch.full((refined.shape[1],), rule.foreground_ratio, dtype=refined.dtype, device=refined.device)
-    ratio[0] = rule.background_ratio
-    threshold = (refined.amax(dim=(2, 3)) * ratio).clamp(min=rule.minimum)
+    ratio = torch.full((refined.shape[1],), rule.pseudo_fg_ratio, dtype=refined.dtype, device=refined.device)
+    ratio[0] = rule.pseudo_bg_ratio
+    threshold = (refined.amax(dim=(2, 3)) * ratio).clamp(min=rule.pseudo_min_score)
     candidate = refined > threshold[:, :, None, None]
     label = candidate.to(torch.uint8).argmax(dim=1).to(torch.uint8)
     return torch.where(candidate.sum(dim=1) == 1, label, torch.full_like(label, UNLABELED))
 
 
-def pseudo_label(image: Tensor, masks: Tensor, labels: Tensor, rule: PseudoLabelRule) -> PseudoLabel:
+def pseudo_label(image: Tensor, masks: Tensor, labels: Tensor, rule: PseudoLabelSettings) -> PseudoLabel:
     """`refine` and `label_map`; arguments as in `refine`."""
     refined = refine(image, masks, labels, rule)
     return PseudoLabel(refined, label_map(refined, rule))

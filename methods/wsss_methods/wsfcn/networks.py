@@ -1,4 +1,8 @@
-"""WS-FCN: the single-stage network, its plain CAM baseline, and their published parameter names (WS-FCN, section 3)."""
+"""The single-stage network of WS-FCN and its published parameter names.
+
+Flexible context aggregation (FCA): large separable kernels of growing dilation, attention. Semantically consistent
+feature fusion (SF2): flow alignment, cross fusion. Between them and the decoder: the stochastic gate of 1-stage-wseg.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.nn.backbones import Normalization, Taps
+from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.nn.grouped_norm import GroupedBatchNorm2d
-from wsss_methods.wsfcn.backbones import Normalization, Taps
-from wsss_methods.wsfcn.context_aggregation import ContextAggregation
-from wsss_methods.wsfcn.feature_fusion import FeatureFusion, FlowAlignment, StochasticGate
 
+PUBLISHED_BACKBONES = ("resnet38", "resnet50", "resnet101", "vgg16")
 HEAD_WIDTH = 256
 _BODY = "backbone.body."
+# Kernel and dilation of the four branches.
+BRANCHES = ((1, 1), (3, 12), (5, 24), (7, 36))
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Structure:
 
     Attributes:
         num_classes: with the background.
-        backbone: one of `backbones.BACKBONES`.
+        backbone: one of `wsss.nn.backbones.TAP_BACKBONES`.
         backbone_width: factor on the body's channel counts.
         head_width: channels of everything behind the body, 256 as published.
         normalization: of the body, see `Taps`.
@@ -45,6 +51,189 @@ class Structure:
     fca_dropout: float = 0.5
     decoder_dropout1: float = 0.5
     decoder_dropout2: float = 0.1
+
+
+class LargeKernelBranch(nn.Module):
+    """A k x k kernel as the sum of two pairs of one-dimensional convolutions. (N, F, h, w) -> (N, width, h, w).
+
+    `bn` is never called. The official network owns it too, so checkpoints hold it; it gets no gradient.
+    """
+
+    def __init__(self, in_channels: int, width: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+
+        def conv(channels: int, tall: bool) -> nn.Conv2d:
+            return nn.Conv2d(
+                channels,
+                width,
+                (kernel, 1) if tall else (1, kernel),
+                padding=(padding, 0) if tall else (0, padding),
+                dilation=(dilation, 1) if tall else (1, dilation),
+                bias=False,
+            )
+
+        self.conv1_1 = conv(in_channels, tall=True)
+        self.conv1_2 = conv(width, tall=False)
+        self.bn = FrozenStatisticsBatchNorm2d(width)
+        self.conv2_1 = conv(in_channels, tall=False)
+        self.conv2_2 = conv(width, tall=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1_2(self.conv1_1(x)) + self.conv2_2(self.conv2_1(x))
+
+
+class ChannelAttention(nn.Module):
+    """(N, C, h, w) -> (N, C, 1, 1) in (0, 1), from the mean and the maximum over positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.sharedMLP = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False), nn.ReLU(), nn.Conv2d(channels, channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.sharedMLP(x.mean(dim=(2, 3), keepdim=True))
+        return torch.sigmoid(mean + self.sharedMLP(x.amax(dim=(2, 3), keepdim=True)))
+
+
+class SpatialAttention(nn.Module):
+    """(N, C, h, w) -> (N, 1, h, w) in (0, 1), from the mean and the maximum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)))
+
+
+class ContextAggregation(nn.Module):
+    """FCA: (N, in_channels, h, w) -> (N, width, h, w).
+
+    The two norms that are called keep their initial statistics 0 and 1 for ever; their weight and bias are trained.
+    At 321 pixels most taps of the far branches fall outside the map and see only zeros; they matter on the large
+    canvas of inference, so they are neither removed nor initialized otherwise (WS-FCN, section 12, trap 6).
+    """
+
+    def __init__(self, in_channels: int, width: int = 256, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.sa = SpatialAttention()
+        self.ca = ChannelAttention(width)
+        for number, (kernel, dilation) in enumerate(BRANCHES, 1):
+            self.add_module(f"fca{number}", LargeKernelBranch(in_channels, width, kernel, dilation))
+        self.global_avg_pool = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, width, 1, bias=False),
+            FrozenStatisticsBatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.conv1 = nn.Conv2d(width * (len(BRANCHES) + 1), width, 1, bias=False)
+        self.bn1 = FrozenStatisticsBatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def branches(self, x: Tensor) -> list[Tensor]:
+        """The four large-kernel branches before channel attention, each (N, width, h, w)."""
+        return [getattr(self, f"fca{number}")(x) for number in range(1, len(BRANCHES) + 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.ca(branch) * branch for branch in self.branches(x)]
+        parts.append(self.global_avg_pool(x).expand_as(parts[0]))
+        mixed = self.bn1(self.conv1(torch.cat(parts, dim=1)))
+        return self.dropout(self.sa(mixed) * mixed + mixed)
+
+
+class FlowAlignment(nn.Module):
+    """Warps a deep map to the grid of a shallow one along a learned flow.
+
+    Args:
+        low_channels, high_channels: of the shallow and the deep map.
+        width: channels in which the two are compared, 128 as published.
+    """
+
+    def __init__(self, low_channels: int, high_channels: int, width: int = 128) -> None:
+        super().__init__()
+        self.down_h = nn.Conv2d(high_channels, width, 1, bias=False)
+        self.down_l = nn.Conv2d(low_channels, width, 1, bias=False)
+        self.flow_make = nn.Conv2d(2 * width, 2, 3, padding=1, bias=False)
+
+    def flow(self, low: Tensor, high: Tensor) -> Tensor:
+        """(N, 2, H, W): offsets in x and y, before they are divided by the width and the height of the grid."""
+        # Half-pixel centers here, while the sampling below and all other resizing of the network align corners.
+        resized = F.interpolate(self.down_h(high), size=low.shape[2:], mode="bilinear", align_corners=False)
+        return self.flow_make(torch.cat([resized, self.down_l(low)], dim=1))
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low (N, L, H, W), high (N, C, h, w) -> high at (N, C, H, W), zero where the flow leaves the map."""
+        flow = self.flow(low, high)
+        flow = flow.to(torch.promote_types(flow.dtype, torch.float32))  # half precision would move the sampling points
+        height, width = low.shape[2:]
+        x = torch.linspace(-1.0, 1.0, width, dtype=flow.dtype, device=flow.device).expand(height, width)
+        y = torch.linspace(-1.0, 1.0, height, dtype=flow.dtype, device=flow.device)[:, None].expand(height, width)
+        grid = torch.stack([x + flow[:, 0] / width, y + flow[:, 1] / height], dim=-1)
+        return F.grid_sample(high.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+class FeatureFusion(nn.Module):
+    """SF2: shallow (N, L, H, W) and deep (N, C, H, W) -> shallow and deep outputs, both (N, width, H, W)."""
+
+    def __init__(
+        self,
+        left_channels: int,
+        down_channels: int,
+        width: int = 256,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        for side, first_channels in (("h", left_channels), ("v", down_channels)):
+            for number in range(1, 5):
+                channels = first_channels if number == 1 else width
+                self.add_module(f"conv{number}{side}", nn.Conv2d(channels, width, 3, padding=1))
+                self.add_module(f"bn{number}{side}", norm_layer(width))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+
+    def _step(self, name: str, x: Tensor) -> Tensor:
+        return F.relu(getattr(self, f"bn{name}")(getattr(self, f"conv{name}")(x)))
+
+    def forward(self, left: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        if down.shape[2:] != left.shape[2:]:
+            down = F.interpolate(down, size=left.shape[2:], mode="bilinear", align_corners=False)
+        shallow = self._step("1h", left)
+        deep = self._step("1v", down)
+        fused = self._step("2h", shallow) * self._step("2v", deep)
+        shallow = self._step("4h", self._step("3h", fused) + shallow)
+        deep = self._step("4v", self._step("3v", fused) + deep)
+        return shallow, deep
+
+
+class StochasticGate(nn.Module):
+    """Mixes a deep and a shallow map; in training each element comes from one of them.
+
+    Inference: (1 - psi) deep + psi shallow. Training: shallow with probability psi, else
+    (deep - psi shallow) / (1 - psi), whose expectation is the deep map, not the inference mixture: the published
+    behaviour (WS-FCN, section 3.7).
+    """
+
+    def __init__(self, psi: float = 0.3) -> None:
+        super().__init__()
+        if not 0 <= psi < 1:
+            raise ValueError(f"psi must lie in [0, 1), got {psi}")
+        self.psi = psi
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        if not self.training:
+            return (1 - self.psi) * deep + self.psi * shallow
+        return self.mix(deep, shallow, torch.rand_like(deep) >= self.psi)
+
+    def mix(self, deep: Tensor, shallow: Tensor, keep: Tensor) -> Tensor:
+        """The training output for a given mask, bool of the maps' shape: True takes the deep map."""
+        return torch.where(keep, (deep - self.psi * shallow) / max(1e-8, 1 - self.psi), shallow)
 
 
 class WsFcn(nn.Module):
@@ -102,34 +291,6 @@ class WsFcn(nn.Module):
         return with_background(self.last_conv(self.features(image)["gate"]))
 
 
-class CamBaseline(nn.Module):
-    """The plain CAM network that the official code calls "bsl" (WS-FCN, section 3.11).
-
-    Scores: channel dropout, global mean, 1x1 classifier. Masks: the classifier at every position, upsampled,
-    rectified, divided by each class's maximum, behind a constant background.
-    """
-
-    def __init__(self, backbone: str, num_classes: int, width: float = 1.0, background: float = 0.1) -> None:
-        super().__init__()
-        self.background = background
-        self.backbone = Taps(backbone, width)
-        self.dropout = nn.Dropout2d(0.5)
-        self.fc8 = nn.Conv2d(self.backbone.deep_channels, num_classes - 1, 1, bias=False)
-        nn.init.xavier_uniform_(self.fc8.weight)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) -> scores (N, K) and class maps (N, K, h, w) of the K foreground classes."""
-        deep = self.backbone(image)[1]
-        scores = self.fc8(self.dropout(deep).mean(dim=(2, 3), keepdim=True))[:, :, 0, 0]
-        return scores, self.fc8(deep)
-
-    def masks(self, class_maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class maps (N, K, h, w) -> masks (N, K + 1, *size) in [0, 1], background first."""
-        maps = F.interpolate(class_maps, size=size, mode="bilinear", align_corners=True).relu()
-        maps = maps / (1e-5 + maps.amax(dim=(2, 3), keepdim=True))
-        return torch.cat([torch.full_like(maps[:, :1], self.background), maps], dim=1)
-
-
 def with_background(foreground: Tensor) -> Tensor:
     """Logits (N, K, h, w) behind a background logit that is 1 everywhere: (N, K + 1, h, w)."""
     return torch.cat([torch.ones_like(foreground[:, :1]), foreground], dim=1)
@@ -167,14 +328,6 @@ def pamr_kernels() -> dict[str, Tensor]:
         difference[index, 0, position // 3, position % 3] = -1.0
     every = torch.eye(9).reshape(9, 1, 3, 3)
     return {"_aff.aff_x.kernel": difference, "_aff.aff_m.kernel": shift, "_aff.aff_std.kernel": every}
-
-
-def official_baseline_state_dict(network: CamBaseline) -> dict[str, Tensor]:
-    """The baseline's state dict: published names, the classifier under all three of its names."""
-    state = {official_name(name): value for name, value in network.state_dict().items()}
-    for alias in ("cls_branch.2.weight", "mask_branch.0.weight"):
-        state[alias] = state["fc8.weight"]
-    return state
 
 
 def parameter_groups(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
+from wsss.nn.backbones import TAP_BACKBONES
 from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages.candidates import selection_stages, weight_inputs
@@ -19,9 +20,7 @@ from wsss.stages.score import (
     thresholds_with,
 )
 from wsss.weights import WeightUse, required_weights
-from wsss_methods.wsfcn.backbones import BACKBONES
-from wsss_methods.wsfcn.recipe import TrainSettings, WsFcnRecipe
-from wsss_methods.wsfcn.stage_configs import (
+from wsss_methods.wsfcn.inference import (
     CandidateConfig,
     ChoiceConfig,
     CrfConfig,
@@ -29,9 +28,6 @@ from wsss_methods.wsfcn.stage_configs import (
     PredictionConfig,
     PresenceConfig,
     ScoresConfig,
-    TrainConfig,
-)
-from wsss_methods.wsfcn.stages import (
     build_candidate_losses,
     build_crf_predictions,
     build_curve,
@@ -39,10 +35,11 @@ from wsss_methods.wsfcn.stages import (
     build_scores,
     select_epoch,
 )
-from wsss_methods.wsfcn.training import build_training
+from wsss_methods.wsfcn.recipe import CrfSettings, TrainSettings, WeightSettings, WsFcnRecipe
+from wsss_methods.wsfcn.training import TrainConfig, build_training
 
 # Backbone -> the ImageNet weights that it is published with.
-WEIGHTS = {name: name for name in BACKBONES} | {"vgg16": "vgg16_20m"}
+WEIGHTS = {name: name for name in TAP_BACKBONES} | {"vgg16": "vgg16_20m"}
 # Where a data set has no such list, its train list is what is trained on.
 TRAINING_LIST = "train_aug"
 IMAGES: frozenset[Reads] = frozenset({"images"})
@@ -70,6 +67,20 @@ def build_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
         headline=_headline(recipe),
         grids=(SampleGrid("val", (GridColumn("prediction", final, "prediction", "labels"),)),),
         protocol=_protocol(recipe, dataset, files),
+    )
+
+
+def build_released_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
+    """For the released model `model_enc_e018Xs0.905.pth`: no ImageNet weights are asked for, no epoch is chosen."""
+    chosen = replace(recipe, weights=WeightSettings(), selection=replace(recipe.selection, rule="last"))
+    pipeline = build_pipeline(chosen, dataset)
+    return replace(
+        pipeline,
+        protocol={
+            **pipeline.protocol,
+            "network": f"{recipe.network.backbone}, released weights",
+            "checkpoint": "the authors' choice, by the losses on val, which look at its image labels",
+        },
     )
 
 
@@ -172,7 +183,7 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
             MapStage(
                 name=named("crf"),
                 version=1,
-                config=CrfConfig(presence, recipe.crf.alpha, _dense_crf(recipe)),
+                config=CrfConfig(presence, recipe.crf.alpha, dense_crf(recipe.crf)),
                 inputs={"scores": "segmentation_scores"},
                 reads=IMAGES | labels,
                 image_list="val",
@@ -203,8 +214,8 @@ def _active(train: TrainSettings) -> TrainSettings:
     return train if train.lr_schedule == "poly" else replace(train, lr_power=TrainSettings().lr_power)
 
 
-def _dense_crf(recipe: WsFcnRecipe) -> DenseCrfSettings:
-    crf = recipe.crf
+def dense_crf(crf: CrfSettings) -> DenseCrfSettings:
+    """The recipe's section without the background's exponent."""
     return DenseCrfSettings(
         iterations=crf.iters,
         gaussian_sxy=crf.gauss_sxy,
@@ -226,6 +237,7 @@ def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) 
     """What belongs to the numbers, in words."""
     train, inference, prediction, crf = recipe.train, recipe.inference, recipe.prediction, recipe.crf
     scales = ", ".join(f"{scale:g}" for scale in inference.infer_scales)
+    canvas = " x ".join(map(str, dict.fromkeys(inference.canvas)))
     group = f"groups of {train.norm_group} images" if train.norm_group else f"the batch of {train.batch_size}"
     return {
         "image labels": dataset.label_provenance,
@@ -234,7 +246,7 @@ def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) 
         "checkpoint": f"epoch with the lowest loss on val, by its image labels; every {recipe.selection.every} epochs"
         if recipe.selection.rule == "val_loss"
         else "last epoch",
-        "inference": f"canvas {inference.infer_canvas}, scales {scales}, each mirrored, mean",
+        "inference": f"canvas {canvas}, scales {scales}, each mirrored, mean",
         "presence": f"scores above {prediction.fp_cut_score:g}; numbers ending in {BY_LABELS}: classes of the label",
         "background": f"constant {prediction.bg_score:g}",
         "CRF": f"background (1 - largest class)^{crf.alpha:g}, {crf.iters} iterations, appearance kernel "

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
+from wsss.nn.backbones import TAP_BACKBONES
 from wsss.ops.pamr import DILATIONS
 from wsss.recipe import setting
 from wsss.weights import weight_setting
-from wsss_methods.wsfcn.backbones import BACKBONES
 
 # The curve over background constants is scored on this grid, so that choosing another constant costs nothing.
 BACKGROUND_STEP = 0.01
@@ -39,7 +39,7 @@ class WeightSettings:
 class NetworkSettings:
     """Network and class score (sections 3 and 3.9). Inference needs them as well as training."""
 
-    backbone: str = setting("resnet38", choices=BACKBONES, help="body of the network; the first four are published")
+    backbone: str = setting("resnet38", choices=TAP_BACKBONES, help="body of the network; the first four are published")
     backbone_width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the body; 1 takes ImageNet weights")
     head_width: int = setting(256, minimum=8, maximum=1024, multiple_of=2, help="channels of everything behind it")
     normalization: str = setting(
@@ -142,7 +142,9 @@ class InferenceSettings:
     infer_scales: tuple[float, ...] = setting(
         (1.0, 0.5, 1.5, 2.0), minimum=0.25, maximum=4, help="sizes of the image, each also mirrored"
     )
-    infer_canvas: int = setting(1024, minimum=32, maximum=4096, help="side of the square the image lies on (COCO 1304)")
+    infer_canvas: int | tuple[int, ...] = setting(
+        1024, minimum=32, maximum=4096, help="side of the square the image lies on, or [height, width] (COCO 1304)"
+    )
     keep_score: float = setting(
         0.01, minimum=0, maximum=0.5, help="classes below this score and below keep_mask are not stored"
     )
@@ -152,7 +154,16 @@ class InferenceSettings:
 
     def check(self) -> list[str]:
         """Relations between settings."""
-        return [] if self.infer_scales else ["infer_scales: must not be empty"]
+        problems = [] if self.infer_scales else ["infer_scales: must not be empty"]
+        if isinstance(self.infer_canvas, tuple) and (len(self.infer_canvas), len(set(self.infer_canvas))) != (2, 2):
+            problems.append("infer_canvas: [height, width] are two sides that differ; write a square as one number")
+        return problems
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        sides = self.infer_canvas if isinstance(self.infer_canvas, tuple) else (self.infer_canvas,)
+        return sides[0], sides[-1]
 
 
 @dataclass(frozen=True)

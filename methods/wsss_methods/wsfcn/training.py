@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -15,11 +16,10 @@ from wsss.data.augment.resized_crop import jittered_crop
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
-from wsss.train_task import Batch, OptimizerPlan, Schedule, TrainTask
+from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.wsfcn.losses import (
     UNLABELED,
     FocalPenalty,
-    PseudoLabelRule,
     class_counts,
     class_scores,
     classification_loss,
@@ -31,10 +31,19 @@ from wsss_methods.wsfcn.losses import (
 )
 from wsss_methods.wsfcn.networks import Structure, WsFcn, official_state_dict, parameter_groups
 from wsss_methods.wsfcn.recipe import NetworkSettings, PseudoLabelSettings, TrainSettings
-from wsss_methods.wsfcn.stage_configs import TrainConfig
 
 WEIGHTS = "network"
 STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_pixels", "foreground_share")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """S1. `candidate_every`: epochs between stored candidates, 0 for none."""
+
+    network: NetworkSettings
+    train: TrainSettings
+    pseudo_label: PseudoLabelSettings
+    candidate_every: int
 
 
 class ImageSamples:
@@ -66,7 +75,7 @@ class WsFcnTraining(nn.Module):
     "foreground_share", the mean mask of an image's classes.
     """
 
-    def __init__(self, network: WsFcn, focal: FocalPenalty, rule: PseudoLabelRule, pretrain_epochs: int) -> None:
+    def __init__(self, network: WsFcn, focal: FocalPenalty, rule: PseudoLabelSettings, pretrain_epochs: int) -> None:
         super().__init__()
         self.network = network
         self.focal = focal
@@ -133,17 +142,6 @@ def focal_of(network: NetworkSettings) -> FocalPenalty:
     return FocalPenalty(network.focal_p, network.focal_lambda)
 
 
-def rule_of(settings: PseudoLabelSettings) -> PseudoLabelRule:
-    """How masks become pseudo labels."""
-    return PseudoLabelRule(
-        iterations=settings.pamr_iters,
-        dilations=settings.pamr_dilations,
-        foreground_ratio=settings.pseudo_fg_ratio,
-        background_ratio=settings.pseudo_bg_ratio,
-        minimum=settings.pseudo_min_score,
-    )
-
-
 def build_training(context: StageContext) -> TrainTask:
     """S1: one network, SGD with four groups, classification alone at first, then with the mask loss."""
     config: TrainConfig = context.config
@@ -151,20 +149,22 @@ def build_training(context: StageContext) -> TrainTask:
     network = WsFcn(structure_of(config.network, context.data.num_classes, train))
     if "backbone" in context.files:
         load_imagenet_body(network.backbone.body, context.files["backbone"])
-    module = WsFcnTraining(network, focal_of(config.network), rule_of(config.pseudo_label), train.pretrain_epochs)
+    module = WsFcnTraining(network, focal_of(config.network), config.pseudo_label, train.pretrain_epochs)
     groups = parameter_groups(
         network,
         learning_rate=train.lr,
         weight_decay=train.weight_decay,
         multipliers=train.multipliers(config.network.backbone),
     )
+    # Power 0 is a constant rate, as the official program runs.
+    schedule = partial(polynomial_decay, power=train.lr_power if train.lr_schedule == "poly" else 0.0)
     optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
     return TrainTask(
         module=module,
         denominators=module.denominators,
         loss_weights={"classification": 1.0, "mask": train.mask_loss_weight},
         statistics=STATISTICS,
-        optimizers=(OptimizerPlan("network", optimizer, schedule_of(train)),),
+        optimizers=(OptimizerPlan("network", optimizer, schedule),),
         samples=ImageSamples(context, train),
         epochs=train.num_epochs,
         global_batch=train.batch_size,
@@ -176,15 +176,3 @@ def build_training(context: StageContext) -> TrainTask:
         # The norms inside FCA's branches are in the optimizer, as published, but nothing calls them.
         find_unused_parameters=True,
     )
-
-
-def schedule_of(train: TrainSettings) -> Schedule:
-    """Constant, as the official program ran, or polynomial."""
-    if train.lr_schedule == "constant":
-        return constant_rate
-    return partial(polynomial_decay, power=train.lr_power)
-
-
-def constant_rate(step: int, total_steps: int) -> float:
-    """The factor 1 at every step."""
-    return 1.0

@@ -1,10 +1,11 @@
-"""VGG convolutions by torchvision's names, and VGG-19 as a fixed loss network (Simonyan and Zisserman, 2015)."""
+"""VGG (Simonyan and Zisserman, 2015) by torchvision's names, as a loss network, and with a large field of view."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.nn.backbone import scaled_channels
@@ -12,6 +13,15 @@ from wsss.nn.backbone import scaled_channels
 # Convolutions of the five blocks; a ReLU follows each, a pooling each block.
 _CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
+# VGG-16 with a large field of view, layers behind the picture: name -> channels, stride, dilation; a pooling has no
+# channels. The stride of 2 in conv4_1 is WS-FCN's own; in 1-stage-wseg, which it descends from, it is 1.
+_VGG16: dict[str, tuple[int, int, int]] = {
+    "conv1_1": (64, 1, 1), "conv1_2": (64, 1, 1), "pool1": (0, 2, 1),
+    "conv2_1": (128, 1, 1), "conv2_2": (128, 1, 1), "pool2": (0, 2, 1),
+    "conv3_1": (256, 1, 1), "conv3_2": (256, 1, 1), "conv3_3": (256, 1, 1), "pool3": (0, 2, 1),
+    "conv4_1": (512, 2, 1), "conv4_2": (512, 1, 1), "conv4_3": (512, 1, 1), "pool4": (0, 1, 1),
+    "conv5_1": (512, 1, 2), "conv5_2": (512, 1, 2), "conv5_3": (512, 1, 2),
+}  # fmt: skip
 _SLICES = ((0, 2), (2, 7), (7, 12), (12, 21), (21, 30))
 
 
@@ -79,3 +89,44 @@ def slices_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if start <= index < end:
                 renamed[f"slice{number}.{name.removeprefix('features.')}"] = value
     return renamed
+
+
+class Vgg16(nn.Module):
+    """(N, 3, H, W) -> (`conv3_3` after ReLU, stride 4; `fc7` after ReLU, stride 16). No batch normalization.
+
+    Parameter names are those of the published file `vgg16_20M.pth`, where `fc6` and `fc7` are convolutions. `width`
+    scales every channel count; 1 fits the published weights.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        channels = 3
+        for name, (layer_channels, stride, dilation) in _VGG16.items():
+            if not layer_channels:
+                continue
+            out_channels = scaled_channels(layer_channels, width)
+            self.add_module(
+                name, nn.Conv2d(channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation)
+            )
+            channels = out_channels
+            if name == "conv3_3":
+                self.low_channels = channels
+        self.deep_channels = scaled_channels(1024, width)
+        self.fc6 = nn.Conv2d(channels, self.deep_channels, 3, padding=1)
+        self.dropout6 = nn.Dropout2d(0.5)
+        self.fc7 = nn.Conv2d(self.deep_channels, self.deep_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low = x
+        for name, (layer_channels, stride, _) in _VGG16.items():
+            if not layer_channels:
+                x = F.max_pool2d(x, 3, stride=stride, padding=1)
+            else:
+                x = F.relu(getattr(self, name)(x))
+            if name == "conv3_3":
+                low = x
+        x = self.dropout6(F.relu(self.fc6(x)))
+        return low, F.relu(self.fc7(x))

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wsss_methods.wsfcn.inference import best_scores, label_from_masks, with_power_background
+from wsss_methods.wsfcn.inference import best_scores, label_from_masks, mean_average_precision, with_power_background
 from wsss_methods.wsfcn.losses import (
     UNLABELED,
     FocalPenalty,
-    PseudoLabelRule,
     class_counts,
     class_scores,
     label_map,
@@ -18,9 +17,9 @@ from wsss_methods.wsfcn.losses import (
     presence_gate,
     pseudo_label,
 )
-from wsss_methods.wsfcn.stages import mean_average_precision
+from wsss_methods.wsfcn.recipe import PseudoLabelSettings
 
-RULE = PseudoLabelRule()
+RULE = PseudoLabelSettings()
 
 
 def masks_of(*values: list[float]) -> torch.Tensor:

@@ -8,15 +8,23 @@ import pytest
 import torch
 from torch import nn
 
+from wsss.nn.backbones import FROZEN_LAYERS, TAP_BACKBONES, Taps
 from wsss.nn.checkpoint import CheckpointError, load_imagenet_body
-from wsss_methods.wsfcn.backbones import BACKBONES, FROZEN_LAYERS, Taps
-from wsss_methods.wsfcn.feature_fusion import FeatureFusion, FlowAlignment, StochasticGate
-from wsss_methods.wsfcn.networks import Structure, WsFcn, official_name, own_name, parameter_groups
+from wsss_methods.wsfcn.networks import (
+    FeatureFusion,
+    FlowAlignment,
+    StochasticGate,
+    Structure,
+    WsFcn,
+    official_name,
+    own_name,
+    parameter_groups,
+)
 
 NARROW = 0.125
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", TAP_BACKBONES)
 def test_taps_have_the_stated_channels_and_strides(name: str) -> None:
     taps = Taps(name, NARROW).eval()
     with torch.no_grad():
@@ -26,7 +34,7 @@ def test_taps_have_the_stated_channels_and_strides(name: str) -> None:
     assert deep.shape[2:] == ((9, 11) if name == "resnet38" else (5, 6))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", TAP_BACKBONES)
 def test_a_frozen_body_does_not_move_in_training(name: str) -> None:
     taps = Taps(name, NARROW).train()
     buffers = {key: value.clone() for key, value in taps.named_buffers()}
@@ -42,7 +50,7 @@ def test_a_frozen_body_does_not_move_in_training(name: str) -> None:
     assert all(parameter.requires_grad for parameter in trained.parameters())
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", TAP_BACKBONES)
 def test_a_whole_network_trains(name: str) -> None:
     network = WsFcn(Structure(4, name, NARROW, head_width=8)).train()
     logits = network(torch.randn(2, 3, 65, 65))

@@ -222,8 +222,18 @@ def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None
         ("train.pretrain_epochs=24", "below num_epochs"),
         ("pseudo_label.pamr_dilations=[]", "must not be empty"),
         ("inference.infer_scales=[]", "must not be empty"),
+        ("inference.infer_canvas=[192]", "two sides that differ"),
+        ("inference.infer_canvas=[192, 192]", "write a square as one number"),
+        ("inference.infer_canvas=[192, 176, 160]", "two sides that differ"),
+        ("inference.infer_canvas=[192, 16]", "infer_canvas"),
     ],
 )
 def test_relations_between_settings(override: str, message: str) -> None:
     with pytest.raises(WsssError, match=message):
         load_recipe(WsFcnRecipe, METHOD.recipe_path("demo"), [override])
+
+
+@pytest.mark.parametrize(("text", "canvas"), [("192", (192, 192)), ("[160, 192]", (160, 192))])
+def test_a_canvas_has_one_side_or_two(text: str, canvas: tuple[int, int]) -> None:
+    recipe = load_recipe(WsFcnRecipe, METHOD.recipe_path("demo"), [f"inference.infer_canvas={text}"])
+    assert recipe.inference.canvas == canvas

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.methods.in_process import InProcessRun, run_pipeline
+from torch import nn
+from torch.nn import functional
 
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
@@ -21,8 +23,9 @@ from wsss.recipe import load_recipe
 from wsss.store import Artifact, Store, open_store
 from wsss_methods.wsfcn import METHOD
 from wsss_methods.wsfcn.inference import best_scores, label_from_masks, soft_masks
+from wsss_methods.wsfcn.losses import FocalPenalty
 from wsss_methods.wsfcn.networks import WsFcn, official_state_dict
-from wsss_methods.wsfcn.official_checkpoint import load_official
+from wsss_methods.wsfcn.official import load_official
 from wsss_methods.wsfcn.recipe import WsFcnRecipe
 from wsss_methods.wsfcn.training import focal_of, structure_of
 
@@ -130,7 +133,7 @@ def test_what_is_not_stored_changes_no_label(case: Case) -> None:
     inference, prediction = case.recipe.inference, case.recipe.prediction
     for name in view.names:
         soft = soft_masks(
-            network, view.image(name), inference.infer_scales, inference.infer_canvas, focal_of(case.recipe.network)
+            network, view.image(name), inference.infer_scales, inference.canvas, focal_of(case.recipe.network)
         )
         arrays = case.artifact("segmentation_scores").arrays(name)
         assert arrays["masks"].dtype == np.float16 and arrays["masks"].shape[1:] == view.image_size(name)
@@ -181,6 +184,37 @@ def test_without_a_choice_the_last_epoch_is_used(case: Case, home: Path) -> None
     before = torch.load(case.artifact("segmentation_train").path("network.pt"), weights_only=True)
     after = torch.load(last.artifact("segmentation_train").path("network.pt"), weights_only=True)
     assert all(torch.equal(before[name], after[name]) for name in before), "storing candidates must not change training"
+
+
+class _ColorNetwork(nn.Module):
+    """Logits are the colours at a quarter of the size, so that masks show where the image lies."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(image, 4)
+
+
+@pytest.mark.parametrize("canvas", [(96, 128), (128, 96)])
+def test_masks_lie_on_the_image_whatever_the_sides_of_the_canvas(canvas: tuple[int, int]) -> None:
+    ramp = np.linspace(0, 255, 48)
+    image = np.stack([np.tile(ramp, (40, 1)), np.tile(ramp[:40, None], (1, 48)), np.full((40, 48), 128)], axis=2)
+    network = cast(WsFcn, _ColorNetwork())
+    square, other = (
+        soft_masks(network, image.astype(np.uint8), (1.0, 2.0), sides, FocalPenalty()).masks
+        for sides in ((128, 128), canvas)
+    )
+    assert square.shape == other.shape == (2, 40, 48) and np.ptp(square) > 0.5
+    assert np.abs(square - other).max() < 0.05
+
+
+def test_a_canvas_of_two_sides_is_a_recipe(case: Case, home: Path) -> None:
+    """Training is shared with the square canvas; scores are of the same images, pooled over another canvas."""
+    wide = Case(home, ["inference.infer_canvas=[48, 64]"])
+    assert wide.run.executed[0] == "segmentation_scores", "training is that of the square canvas"
+    for name in wide.dataset.lists["val"]:
+        square, other = (each.artifact("segmentation_scores").arrays(name) for each in (case, wide))
+        assert other["masks"].shape[1:] == square["masks"].shape[1:]
+        assert not np.array_equal(other["score"], square["score"]), "the padding takes part in the scores"
+    assert wide.pipeline.protocol["inference"].startswith("canvas 48 x 64,")
 
 
 def test_an_image_that_is_larger_than_the_canvas_names_the_remedy(home: Path) -> None:
