@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tests.parity.check_parts import set_rates, shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
 
 from wsss.data.augment.color_jitter import adjusted_color
 from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, scale_crop
 from wsss.data.transforms import channels_first, normalize, resize
+from wsss.evaluation.confusion import confusion_matrix
+from wsss.evaluation.segmentation_metrics import final_metrics
 from wsss.nn.deeplabv2 import DilatedClassifiers
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups, published_name
+from wsss.ops.crf import DenseCrfSettings
+from wsss.stages.refine import class_probabilities, mean_subtracted, predicted_label, refined_steps
 from wsss.stages.segmentation import SegmentationTraining, cross_entropy_sums, shrunk_label, stepped_decay
 
 FIXTURE = OwnToleranceFixture
@@ -161,8 +167,76 @@ def check_classifier_input(fixture: OwnToleranceFixture) -> None:
     fixture.expect("label", np.isin(np.arange(len(fixture.arrays["label"])), present).astype(np.float32))
 
 
+def crf_of(values: dict[str, float]) -> DenseCrfSettings:
+    names = ("iter_max", "pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")
+    return DenseCrfSettings(*(values[name] for name in names))  # type: ignore[arg-type]
+
+
+def check_crf(fixture: OwnToleranceFixture) -> None:
+    image, logits = fixture.input("image"), fixture.tensor("logits")
+    size = tuple(logits.shape[1:])
+    coarse = F.interpolate(fixture.tensor("coarse"), size=size, mode="bilinear", align_corners=False)[0]
+    probabilities = (0.5 * logits + coarse).softmax(dim=0).numpy()
+    fixture.expect("probability", predicted_label(probabilities))
+    for name in fixture.inputs:
+        if name.endswith(".params"):
+            *_, last = refined_steps(probabilities, image, crf_of(fixture.input(name)))
+            case = name.removesuffix(".params")
+            fixture.expect(f"{case}.label", predicted_label(last))
+            fixture.expect(f"{case}.q_max", last.max(axis=0))
+
+
+def scores_of(confusion: np.ndarray) -> list[float]:
+    """In the order of the official table."""
+    found = final_metrics(confusion)
+    return [found.pixel_accuracy, found.mean_accuracy, found.frequency_weighted_iou, found.miou]
+
+
+@torch.no_grad()
+def check_test(fixture: OwnToleranceFixture) -> None:
+    network = network_of(fixture)
+    factor = re.search(r"base\.classifier\.\* multiplied by ([\d.]+)", fixture.meta["weights"]["then"])
+    assert factor is not None
+    for value in network.base.aspp.state_dict().values():
+        value.mul_(float(factor[1]))
+    published = crf_of({"iter_max": 10, "pos_xy_std": 1, "pos_w": 3, "bi_xy_std": 67, "bi_rgb_std": 3, "bi_w": 4})
+    confusions = {"scores": 0, "scores_crf": 0}
+    for case in (name.removeprefix("gt_") for name in fixture.inputs if name.startswith("gt_")):
+        image, truth = np.ascontiguousarray(fixture.input(f"image_bgr_{case}")[..., ::-1]), fixture.input(f"gt_{case}")
+        logits = network(torch.from_numpy(caffe_input(image))[None])[0]
+        fixture.expect(f"logit_{case}", logits)
+        probabilities = class_probabilities(logits.numpy(), truth.shape)
+        seen = mean_subtracted(image)
+        *_, last = refined_steps(probabilities, seen, published)
+        fixture.expect(f"crf_image_{case}", seen[..., ::-1])
+        labels = {"scores": predicted_label(probabilities), "scores_crf": predicted_label(last)}
+        fixture.expect(f"label_{case}", labels["scores"])
+        fixture.expect(f"label_crf_{case}", labels["scores_crf"])
+        for name, label in labels.items():
+            confusions[name] = confusions[name] + confusion_matrix(truth, label, len(probabilities), 255)
+    for name, confusion in confusions.items():
+        fixture.expect(name, np.array(scores_of(np.asarray(confusion))))
+
+
+def check_miou(fixture: OwnToleranceFixture) -> None:
+    numbers = sorted(name.removeprefix("gt") for name in fixture.inputs if name.startswith("gt"))
+    classes = len(fixture.arrays["class_present"])
+    confusion = np.sum(
+        [confusion_matrix(fixture.input(f"gt{n}"), fixture.input(f"pred{n}"), classes, 255) for n in numbers], axis=0
+    )
+    names = ("Pixel Accuracy", "Mean Accuracy", "Frequency Weighted IoU", "Mean IoU")
+    for name, value in zip(names, scores_of(confusion), strict=True):
+        fixture.expect(name, value)
+    per_class = final_metrics(confusion).iou
+    fixture.expect("class_present", ~np.isnan(per_class))
+    fixture.expect("class_iou_nan_as_minus1", np.nan_to_num(per_class, nan=-1.0))
+
+
 CHECKS = {
     "cls_preprocess": check_classifier_input,
+    "crf_dense": check_crf,
+    "seg_test_crf": check_test,
+    "miou": check_miou,
     "seg_loss": check_loss,
     "seg_lr": check_rate,
     "seg_preprocess": check_preprocess,

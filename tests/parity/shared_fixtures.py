@@ -1,7 +1,7 @@
 """Reading parity fixtures in which each output states its own tolerance (two layouts of the .json).
 
 Inputs are a list with `kind` "parity.tensor", "npz" or "literal", or a mapping by name with `kind` "tensor", "stored"
-or "value". An output states `rtol`, `rel_tol` or `abs_tol`, or in words how many entries must be equal.
+or "value". An output states `rtol`, `rel_tol`, `abs_tol` or `min_agreement`, or in words how many entries are equal.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class OwnToleranceFixture:
         elif "abs_tol" in entry:
             tolerance = float(entry["abs_tol"])
             error = float(np.abs(out.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+        elif "min_agreement" in entry:
+            tolerance, error = 1 - entry["min_agreement"], float((out != reference).mean())
         else:
             share = _SHARE.match(entry["compare"])
             if share is None and entry["compare"] != "exact":

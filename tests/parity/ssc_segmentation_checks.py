@@ -24,14 +24,14 @@ from wsss.nn.deeplabv3plus import DeepLabV3Plus
 from wsss.nn.segformer import SegFormer
 from wsss.ops.crf import DenseCrfSettings
 from wsss.schedules import polynomial_decay
-from wsss.stages.refine import class_probabilities, multiscale_maximum, predicted_label, refined_steps
+from wsss.stages.refine import class_probabilities, mean_subtracted, multiscale_maximum, predicted_label, refined_steps
 from wsss_methods.ssc.cotraining import (
     CoTraining,
     CoTrainingSettings,
     boundary_map,
     cotraining_denominators,
 )
-from wsss_methods.ssc.segmentation import base_scores, mean_subtracted
+from wsss_methods.ssc.segmentation import base_scores
 
 
 class FixedLogits(nn.Module):

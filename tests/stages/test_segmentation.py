@@ -19,10 +19,13 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
 from wsss.data.transforms import resize
 from wsss.execution.stage_job import StageJob
+from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import MapStage, Pipeline, StageContext
+from wsss.stages.refine import PredictionConfig
 from wsss.stages.segmentation import (
     SegmentationSettings,
     build_segmentation_training,
+    build_wrapped_predictions,
     scores_stage,
     segmentation_stages,
     shrunk_label,
@@ -80,7 +83,14 @@ class Case:
             SMALL, prefix="segmentation_round1", label_stage="pseudo_label", seed=0, training_list="train"
         )
         second = segmentation_stages(
-            replace(SMALL, steps=4), prefix="segmentation_round2", label_stage="second", seed=0, training_list="train"
+            replace(SMALL, steps=7, selection="best_val"),
+            prefix="segmentation_round2",
+            label_stage="second",
+            seed=0,
+            training_list="train",
+            predictions=PredictionConfig(DenseCrfSettings(2, 1, 3, 67, 3, 4), ("crf",)),
+            iterations=2,
+            build=build_wrapped_predictions,
         )
         upper = segmentation_stages(
             replace(SMALL, steps=4), prefix="upper_bound", label_stage=None, seed=0, training_list="train"
@@ -125,6 +135,18 @@ def test_rounds_do_not_collide_and_each_has_its_numbers(case: Case) -> None:
     assert case.pipeline.stage("segmentation_round2_train").inputs == {"label": "second"}
     shown = case.run.artifacts["round1_scores_train"].arrays(case.dataset.lists["train"][0])["scores"]
     assert shown.shape[0] == case.dataset.num_classes and shown.dtype == np.float32
+
+
+def test_a_round_may_be_chosen_by_masks_and_refined_by_a_crf(case: Case) -> None:
+    """24 images fill 3 batches of 8: seven steps end in the third epoch."""
+    chosen = case.run.artifacts["segmentation_round2_selection"].json("metrics.json")
+    table = case.run.artifacts["segmentation_round2_selection"].json("tables.json")["candidates"]
+    assert [row["epoch"] for row in table] == [1, 2, 3]
+    best = max(table, key=lambda row: row["miou"])
+    assert chosen["segmentation_round2_selection/epoch"] == best["epoch"]
+    assert "segmentation_round2/miou_val_crf" in case.run.metrics and "upper_bound/miou_val_crf" not in case.run.metrics
+    assert case.pipeline.stage("segmentation_round2_selection").chooses_by_masks
+    assert "segmentation_round1_selection" not in case.run.artifacts
 
 
 def test_an_upper_bound_declares_that_it_reads_masks(case: Case) -> None:

@@ -14,12 +14,9 @@ from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import Arrays, StageContext
 from wsss.stages import refine
 from wsss.stages.candidates import CandidateConfig, candidate_epochs, count_candidates, read_weights
-from wsss.stages.refine import PredictionConfig
+from wsss.stages.refine import PredictionConfig, mean_subtracted
 from wsss_methods.ssc.networks import NETWORKS, build_segmentation_network
 from wsss_methods.ssc.recipe import CrfSettings
-
-# Mean colour (R, G, B) on the 8-bit scale that the official program subtracts before the CRF.
-CRF_IMAGE_MEAN = (122.675, 116.669, 104.008)
 
 
 def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
@@ -75,17 +72,6 @@ def base_scores(networks: Sequence[nn.Module], images: Tensor) -> Tensor:
     for network in networks[1:]:
         total = total + network(images)[0].float()
     return total / len(networks)
-
-
-def mean_subtracted(image: np.ndarray) -> np.ndarray:
-    """The uint8 (H, W, 3) image that the published CRF compares colours in, of the RGB image.
-
-    The mean colour is subtracted and negative values wrap around modulo 256, an accident of the official program that
-    the published number has gone through. The cast is spelled out, because casting a negative float to uint8 is not
-    defined.
-    """
-    shifted = np.trunc(image.astype(np.float64) - np.array(CRF_IMAGE_MEAN))
-    return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
 
 
 def prediction_config(settings: CrfSettings) -> PredictionConfig:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.data.augment.scale_crop import CAFFE_MEAN_BGR
 from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.selection import choose
@@ -189,6 +190,16 @@ def refined_steps(probabilities: Array, image: Array, settings: DenseCrfSettings
     many steps gives.
     """
     return DenseCrf(image, len(probabilities), settings).steps(unary_from_probabilities(probabilities))
+
+
+def mean_subtracted(image: Array) -> Array:
+    """What the CRF of kazuto1011/deeplab-pytorch compares colours in: uint8 RGB (H, W, 3) in and out.
+
+    The mean colour is subtracted and negative values wrap around modulo 256, an accident that published numbers have
+    gone through. The cast is spelled out, because casting a negative float to uint8 is not defined.
+    """
+    shifted = np.trunc(image.astype(np.float64) - np.array(CAFFE_MEAN_BGR[::-1]))
+    return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
 
 
 def predicted_label(probabilities: Array) -> Array:

@@ -7,7 +7,7 @@ steps, the sum of one cross entropy for each scale, a polynomial learning rate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +19,28 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss.data.augment.scale_crop import IGNORE, caffe_input, draw_scale_crop, scale_crop
-from wsss.nn.checkpoint import read_checkpoint
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups
-from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext, TrainStage
+from wsss.pipeline import Arrays, MapStage, Stage, StageContext, TrainStage
 from wsss.recipe import setting
 from wsss.schedules import polynomial_decay
-from wsss.stages.score import LabelScoreConfig, SummaryConfig, build_label_scorer, summarize_labels
+from wsss.stages.candidates import (
+    SelectionConfig,
+    candidate_epochs,
+    choose_by_masks,
+    count_candidates,
+    epoch_to_use,
+    read_weights,
+    selection_stages,
+    weight_inputs,
+)
+from wsss.stages.refine import (
+    PredictionConfig,
+    build_predictions,
+    class_probabilities,
+    mean_subtracted,
+    predicted_label,
+    refinement_stages,
+)
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 
 WEIGHTS = "network"
@@ -54,6 +70,10 @@ class SegmentationSettings:
     weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay")
     lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
     lr_update_steps: int = setting(10, minimum=1, maximum=10_000, help="steps between changes of the learning rate")
+    selection: str = setting("last", choices=("last", "best_val"), help="best_val: epoch chosen by the masks of val")
+    candidate_every: int = setting(
+        1, minimum=1, maximum=100, help="epochs between the weights that best_val chooses from"
+    )
     precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
 
     def check(self) -> list[str]:
@@ -74,11 +94,6 @@ class NetworkConfig:
         """From the recipe's section; whether norms train is past by then."""
         form = cast(Any, settings.form)
         return cls(DeepLabV2Structure(form, True, settings.depth, settings.width, settings.msc_scales))
-
-
-@dataclass(frozen=True)
-class PredictionConfig:
-    """Nothing to choose: the class with the largest score."""
 
 
 class SegmentationSamples:
@@ -184,17 +199,14 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
         global_batch=config.batch_size,
         group_size=config.loss_group,
         trained_weights=lambda: {WEIGHTS: network.published_state_dict()},
+        candidate_every=config.candidate_every if config.selection == "best_val" else 0,
         precision=cast(Any, config.precision),
     )
 
 
 def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     """The maximum over the scales before softmax, "scores" float32 (C, ~H / 8, ~W / 8), of the whole picture."""
-    config: NetworkConfig = context.config
-    network = DeepLabV2Msc(config.structure, context.data.num_classes)
-    path = context.inputs["weights"].path(f"{WEIGHTS}.pt")
-    network.load_published(read_checkpoint(path), str(path))
-    network.to(context.device).eval()
+    network = _load(context, epoch_to_use(context))
 
     def scores(name: str) -> Arrays:
         image = torch.from_numpy(caffe_input(context.data.image(name)))[None].to(context.device)
@@ -203,16 +215,31 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     return scores
 
 
-def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
-    """The class with the largest score after bilinear upsampling: "label" uint8 (H, W)."""
-    artifact = context.inputs["scores"]
+def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
+    """What `count_candidates` says of the stored epochs, on whole pictures at one scale of `build_scores`."""
+    artifact = context.inputs["weights"]
+    epochs = candidate_epochs(artifact)
+    networks = [_load(context, epoch) for epoch in epochs]
 
-    def predict(name: str) -> Arrays:
-        scores = torch.from_numpy(artifact.arrays(name)["scores"])[None]
-        full = F.interpolate(scores, size=context.data.image_size(name), mode="bilinear", align_corners=False)
-        return {"label": full[0].argmax(dim=0).numpy().astype(np.uint8)}
+    def predict(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        truth = context.data.mask(name)
+        image = torch.from_numpy(caffe_input(context.data.image(name)))[None].to(context.device)
+        scores = [cast(Tensor, network(image))[0].cpu().numpy() for network in networks]
+        return truth, [predicted_label(class_probabilities(each, truth.shape)) for each in scores]
 
-    return predict
+    return count_candidates(context, epochs, predict)
+
+
+def build_wrapped_predictions(context: StageContext) -> Callable[[str], Arrays]:
+    """`build_predictions` whose CRF "crf" compares colors as in kazuto1011/deeplab-pytorch: `mean_subtracted`."""
+    return build_predictions(context, {"crf": mean_subtracted})
+
+
+def _load(context: StageContext, epoch: int) -> DeepLabV2Msc:
+    config: NetworkConfig = context.config
+    network = DeepLabV2Msc(config.structure, context.data.num_classes)
+    network.load_published(read_weights(context.inputs["weights"], WEIGHTS, epoch))
+    return network.to(context.device).eval()
 
 
 def segmentation_stages(
@@ -223,21 +250,25 @@ def segmentation_stages(
     seed: int,
     training_list: str = "train_aug",
     files: Mapping[str, Path] | None = None,
+    predictions: PredictionConfig = PredictionConfig(None, ()),  # noqa: B008  frozen
+    iterations: int = 1,
+    build: Callable[[StageContext], Callable[[str], Arrays]] = build_predictions,
 ) -> list[Stage]:
-    """Stages `<prefix>_train`, `_scores`, `<prefix>` itself (label maps of val), `_score` and `_evaluation`.
+    """`<prefix>_train`, where val's masks choose `_candidates` and `_selection`, `_scores`, and `refinement_stages`.
 
     Args:
         prefix: of stage and metric names, as "segmentation_round1"; another one for each round of a pipeline.
         label_stage: whose "label" uint8 (H, W) is trained on; None: the masks, a fully supervised upper bound.
         seed: of the training.
         files: "backbone": weights to start from.
+        predictions, iterations, build: as of `refinement_stages`; no CRF unless given.
     """
-    supervised = label_stage is None
-    return [
+    supervised, by_masks = label_stage is None, settings.selection == "best_val"
+    stages: list[Stage] = [
         TrainStage(
             name=f"{prefix}_train",
             version=1,
-            config=settings,
+            config=settings if by_masks else replace(settings, candidate_every=1),
             inputs={} if label_stage is None else {"label": label_stage},
             reads=frozenset({"images", "masks"} if supervised else {"images"}),
             image_list=training_list,
@@ -246,33 +277,21 @@ def segmentation_stages(
             build=build_segmentation_training,
             seed=seed,
             fully_supervised=supervised,
-        ),
+        )
+    ]
+    if by_masks:
+        stages += selection_stages(
+            prefix,
+            "best_val",
+            candidates=NetworkConfig.of(settings),
+            build=build_candidate_scorer,
+            selection=SelectionConfig(),
+            compute=choose_by_masks,
+        )
+    return [
+        *stages,
         scores_stage(settings, prefix, "val"),
-        MapStage(
-            name=prefix,
-            version=1,
-            config=PredictionConfig(),
-            inputs={"scores": f"{prefix}_scores"},
-            reads=frozenset({"images"}),
-            image_list="val",
-            build=build_predictions,
-        ),
-        MapStage(
-            name=f"{prefix}_score",
-            version=1,
-            config=LabelScoreConfig(),
-            inputs={"labels": prefix},
-            reads=frozenset({"masks"}),
-            image_list="val",
-            build=build_label_scorer,
-        ),
-        ReduceStage(
-            name=f"{prefix}_evaluation",
-            version=1,
-            config=SummaryConfig(prefix=prefix, split="val", mean_over="truth"),
-            inputs={"confusions": f"{prefix}_score"},
-            compute=summarize_labels,
-        ),
+        *refinement_stages(prefix, predictions=predictions, iterations=iterations, build=build),
     ]
 
 
@@ -282,7 +301,7 @@ def scores_stage(settings: SegmentationSettings, prefix: str, image_list: str, n
         name=name or f"{prefix}_scores",
         version=1,
         config=NetworkConfig.of(settings),
-        inputs={"weights": f"{prefix}_train"},
+        inputs=weight_inputs(prefix, chosen=settings.selection == "best_val"),
         reads=frozenset({"images"}),
         image_list=image_list,
         uses_gpu=True,

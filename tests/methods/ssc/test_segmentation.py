@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.stages.refine import PredictionConfig, multiscale_maximum
+from wsss.stages.refine import PredictionConfig, mean_subtracted, multiscale_maximum
 from wsss_methods.ssc.recipe import CrfSettings
-from wsss_methods.ssc.segmentation import base_scores, mean_subtracted, prediction_config
+from wsss_methods.ssc.segmentation import base_scores, prediction_config
 
 
 def test_as_many_steps_run_as_the_recipe_needs() -> None:
