@@ -107,7 +107,10 @@ def test_a_key_before_the_download_is_the_key_after_it(server: Server, tmp_path:
     assert server.asked == []
     fetch_missing([path], told.append)
     assert path.read_bytes() == CONTENT and file_digest(path) == before == SHA256
-    assert told[0] == f"resnet50-0676ba61.pth: downloading 0 MB from {server.url}" and "0.3 of 0.3 MB" in told[-1]
+    assert (
+        told[0] == f"resnet50-0676ba61.pth: downloading 300.0 kB from {server.url}"
+        and "300.0 kB of 300.0 kB" in told[-1]
+    )
     fetch_missing([path], told.append)
     assert len(server.asked) == 1
     with pytest.raises(DataError, match="missing"):
@@ -175,5 +178,25 @@ def test_a_plan_says_what_would_be_downloaded(
 ) -> None:
     options = ["--home", str(tmp_path), "cam.backbone=resnet50", "cam.width=1", "weights.resnet50=auto"]
     assert main(["plan", "ssc", *options]) == 0
-    assert f"to download: {row().file}, 0.3 MB, torchvision's" in capsys.readouterr().out
+    assert f"to download: {row().file}, 300.0 kB, torchvision's" in capsys.readouterr().out
     assert server.asked == [] and not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_run_downloads_before_any_ray_work(
+    offline: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights" / row().file
+
+    def connect() -> None:
+        assert path.read_bytes() == CONTENT
+        raise WsssError("the cluster was asked for")
+
+    monkeypatch.setattr("wsss.execution.cluster.connect", connect)
+    server.status = 404 if offline else None
+    options = ["--home", str(tmp_path), "cam.backbone=resnet50", "cam.width=1", "weights.resnet50=auto"]
+    assert main(["run", "ssc", "--until", "cam_train", *options]) != 0
+    output = capsys.readouterr()
+    assert (f"put {row().file} into" in output.err) is offline
+    assert ("the cluster was asked for" in output.err) is not offline
+    assert f"{row().file}: downloading" in output.out and path.exists() is not offline

@@ -249,7 +249,7 @@ def fetch_missing(files: Iterable[Path], message: Callable[[str], None]) -> None
             nonlocal tenths
             if total and done * 10 // total > tenths:
                 tenths = done * 10 // total
-                message(f"{row.file}: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+                message(f"{row.file}: {byte_count(done)} of {byte_count(total)}")
 
         fetch_weight(row, path.parent, progress)
 

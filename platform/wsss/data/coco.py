@@ -18,7 +18,7 @@ from wsss.data.labels import ImageLabels, labels_from_masks, read_label_file
 from wsss.data.layout import Contents, Place, Progress, existing_path
 from wsss.data.lists import list_file, read_list
 
-# Images with at least one annotation: the lists that the field trains and evaluates on (WS-FCN, section 5.2).
+# Images with at least one annotation: the lists that the field trains and evaluates on.
 COCO_COUNTS = {"train": 82081, "val": 40137}
 
 SPLITS = {"train": "train2014", "val": "val2014"}

@@ -13,7 +13,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     What `nn.DataParallel` does with the images of each GPU: one group is one GPU's share, and only the first
     group's statistics enter the running ones. A stage whose `TrainTask.group_size` is `group` keeps a group on one
     worker, so its result does not depend on how many workers there are. Batches that fit one group, and
-    evaluation, are those of `nn.BatchNorm2d`; so is the state dict. (WS-FCN, section 6, multi-GPU.)
+    evaluation, are those of `nn.BatchNorm2d`; so is the state dict.
     """
 
     def __init__(self, num_features: int, group: int) -> None:

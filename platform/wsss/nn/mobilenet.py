@@ -88,7 +88,7 @@ class MobileNetV2(nn.Module):
         output_stride: 32, 16 or 8; strides beyond it become 1.
         dilated: replace those strides by dilation.
         norm_layer: makes a normalization layer for a channel count.
-        after_last: parameterless module after the last stage's activation, or None (SSC's suppression; the
+        after_last: parameterless module after the last stage's activation, or None (suppression of peaks; the
             blocks before it end in linear projections, which have no peak to bound).
     """
 

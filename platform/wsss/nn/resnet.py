@@ -169,7 +169,7 @@ class ResNet(nn.Module):
         structure: see `ResNetStructure`; `ResNetStructure()` is ResNet-50 at stride 32.
         norm_layer: makes a normalization layer for a channel count.
         after_block: makes, for a layer number 1..4, the parameterless module that follows each of its blocks,
-            or None (SSC puts its suppression there).
+            or None.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """SegFormer: mix-transformer (MiT) encoder and all-MLP decoder.
 
 Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021; the
-variant of SSC, SegFormer MiT-B2 (fused width 256 instead of the decoder's 768).  State-dict names are those
-of the official files (`backbone.block1.0.attn.q.weight`, `decoder.linear_c4.proj.weight`,
+variant of BECO, SegFormer MiT-B2 (fused width 256 instead of the decoder's 768). State-dict names are those of the
+official files (`backbone.block1.0.attn.q.weight`, `decoder.linear_c4.proj.weight`,
 `classifier.weight`).
 """
 

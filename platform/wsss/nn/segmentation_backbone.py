@@ -18,7 +18,7 @@ _RESNET_SHAPES: dict[int, tuple[tuple[int, int, int, int], tuple[int, int, int, 
 
 @dataclass(frozen=True)
 class SegmentationBackbone:
-    """Choice of a dilated backbone; the default is the ResNet-101 of the published SSC configuration.
+    """Choice of a dilated backbone; the default is the ResNet-101 of BECO.
 
     Attributes:
         name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152" or "mobilenet_v2".

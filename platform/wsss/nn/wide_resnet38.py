@@ -2,7 +2,7 @@
 
 A pre-activation network with stride 8. Names are those of the published ImageNet file
 `ilsvrc-cls_rna-a1_cls1000_ep-0001.pth` (`conv1a`, `b2.conv_branch2a`, ..., `bn7`), so it loads as it is.
-Sources: WS-FCN section 3.1, SBNet section 3.1.
+The body is that of `network/resnet38d.py` of AffinityNet (Ahn and Kwak, 2018).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pixel-adaptive mask refinement (Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", 2020).
 
 A mask is replaced, again and again, by the mean of its neighbours weighted by how alike their colours are. The
-neighbours lie at several dilations, so a few iterations reach far (WS-FCN, section 3.10).
+neighbours lie at several dilations, so a few iterations reach far.
 """
 
 from __future__ import annotations
