@@ -98,7 +98,7 @@ class ReleasedCheckpoint:
     Attributes:
         layout: name of the exporter that reads the file; the file stands for that exporter's stage.
         check: (file, recipe, dataset) -> None; raises WsssError naming what does not fit the recipe's networks.
-        pipeline: the pipeline whose part behind that stage is run, where the method's own asks for what only
+        pipeline: the pipeline whose part downstream of that stage is run, where the method's own asks for what only
             training needs (ImageNet weights); None: the method's own.
     """
 

@@ -74,7 +74,7 @@ class CostHistory:
         self.path = path
 
     def seconds(self, stage: Stage, images: int) -> float | None:
-        """Expected seconds of a stage over so many images; None when it was never timed."""
+        """Expected seconds of a stage over `images` images; None when it was never timed."""
         entry = self._read().get(_cost_name(stage))
         return None if entry is None else entry * max(images, 1)
 

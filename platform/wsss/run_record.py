@@ -1,4 +1,4 @@
-"""What is written of a run: one JSON file that grows with it and that every later command reads."""
+"""The record of a run: one JSON file, saved after every stage, that all later commands read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RunRecordError(WsssError):
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of one stage.
+    """Outcome of one stage.
 
     Attributes:
         status: "executed" now, "cached" (found in the store) or "not_needed" (only fed cached stages).

@@ -66,7 +66,7 @@ def test_explain_walks_back_to_the_first_stage(checkout: Checkout, capsys: pytes
     assert f"cam/miou_train = {record.metrics['cam/miou_train']:.6g}" in text
     for stage, key in record.keys.items():
         assert f"{stage}/{key}" in text
-    assert record.data_digest in text and "commit" in text and "seed 0" in text
+    assert record.data_digest in text and "commit" in text and "seed 0" in text and "mode fast" in text
     assert wsss("explain", record.run_id, "cam/miou_trian") == 2
     assert "did you mean 'cam/miou_train'?" in capsys.readouterr().err
 

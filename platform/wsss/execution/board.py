@@ -1,4 +1,4 @@
-"""A small actor through which workers tell the driver how far they are."""
+"""An actor through which the workers of a training report their progress to the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsss.errors import WsssError
 
 @dataclass
 class Told:
-    """What a training stage has told since the last look.
+    """What a training stage has reported since the driver last asked.
 
     Attributes:
         steps: (steps done, losses of that step) in order, every step once.
@@ -23,24 +23,24 @@ class Told:
 
 
 class Board:
-    """News of the one training stage that runs. Workers write, the driver reads."""
+    """Reports of one running training stage. Workers write, the driver reads."""
 
     def __init__(self) -> None:
         self._told = Told()
         self._failure: WsssError | None = None
 
     def tell(self, total: int, steps: list[tuple[int, dict[str, float]]]) -> None:
-        """Steps that rank 0 took since it last told."""
+        """Add the steps that rank 0 took since its last report."""
         self._told.total = total
         self._told.steps.extend(steps)
 
     def news(self) -> Told:
-        """What was told since the last call."""
+        """What was reported since the last call."""
         told, self._told = self._told, Told(total=self._told.total)
         return told
 
     def fail(self, error: WsssError) -> None:
-        """An error with a remedy: repeating the attempt would repeat it, so it is kept for the driver."""
+        """Keep an error with a remedy for the driver: another attempt would only raise it again."""
         self._failure = error
 
     def failure(self) -> WsssError | None:

@@ -19,7 +19,7 @@ from wsss.weights import file_digest
 
 
 def open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
-    """The unfinished run of the same keys, or a new one."""
+    """The record and the folder of the unfinished run with the same keys, or of a new run."""
     request = prepared.request
     runs = request.home.absolute() / "runs"
     keys = {planned.stage.name: planned.key for planned in prepared.plan.stages}
@@ -53,7 +53,7 @@ def open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
 
 
 def _protocol(prepared: PreparedRun) -> dict[str, str]:
-    """The pipeline's, and what only the run knows."""
+    """Protocol of the pipeline, with the facts that only the run knows."""
     facts = {**prepared.pipeline.protocol, "masks": prepared.dataset.files.mask_provenance}
     checkpoint = prepared.request.checkpoint
     if checkpoint is not None:
@@ -74,7 +74,7 @@ def data_digest(prepared: PreparedRun) -> str:
 def stage_result(
     pipeline: Pipeline, planned: PlannedStage, artifact: Artifact | None, status: Literal["executed", "cached"]
 ) -> StageResult:
-    """The outcome of a stage, as its artifact tells it; a stage without one was not needed."""
+    """The outcome of a stage, read from its artifact. A stage without an artifact was not needed."""
     stage = planned.stage
     if artifact is None:
         return StageResult(stage.name, stage.kind, planned.key, "not_needed", 0.0)
@@ -90,13 +90,13 @@ def stage_result(
         workers=int(provenance.get("workers", 0)),
         device=str(provenance.get("device", "cpu")),
         mode=str(provenance.get("mode", "")),
-        rests_on_masks=stage.name in _behind_masks(pipeline),
+        rests_on_masks=stage.name in _resting_on_masks(pipeline),
         imported=bool(provenance.get("imported", False)),
     )
 
 
-def _behind_masks(pipeline: Pipeline) -> set[str]:
-    """Stages that choose something by masks, and all whose numbers rest on that choice."""
+def _resting_on_masks(pipeline: Pipeline) -> set[str]:
+    """Stages that choose something by masks, and all stages downstream of them."""
     return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.chooses_by_masks))
 
 

@@ -1,4 +1,4 @@
-"""Starts or joins Ray, and says what the cluster can do."""
+"""Starts or joins Ray, and counts the resources of the cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _WORKER_VARIABLES = (
 
 
 class ClusterError(WsssError):
-    """Ray cannot be started or joined, or cannot hold what is asked of it."""
+    """Ray cannot be started or joined, or its workers died."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def capacity() -> Capacity:
 
 
 def disconnect() -> None:
-    """Leave the cluster; a Ray that was started here ends."""
+    """Leave the cluster, and end a Ray that `connect` started."""
     if ray.is_initialized():
         ray.shutdown()
 
@@ -143,7 +143,7 @@ def _free_port() -> int:
 
 
 def _variables_of_job() -> frozenset[str]:
-    """What a submitted job sets for its workers already; Ray refuses a variable that is named twice."""
+    """Variables that a submitted job already sets for its workers; Ray refuses to set one twice."""
     try:
         config = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}"))
         return frozenset(config["runtime_env"]["env_vars"])

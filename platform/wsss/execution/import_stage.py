@@ -1,4 +1,4 @@
-"""Takes a file or folder of the official code in as the artifact of a stage."""
+"""Imports a file or folder of the official code as the artifact of a stage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_import_stage(job: StageJob, dataset: Dataset, run_id: str) -> Artifact:
 
 
 def imported_provenance(path: Path, layout: str, note: str = "") -> dict[str, Any]:
-    """What the manifest of an imported artifact says of its origin."""
+    """Provenance of an imported artifact: its source, the digest of the source, and the code that read it."""
     return {
         "imported": True,
         "imported_from": str(path.resolve()),

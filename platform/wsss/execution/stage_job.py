@@ -1,4 +1,4 @@
-"""A stage with everything bound that a worker needs to run it, and how its result is published. Knows no Ray."""
+"""A stage with all that a worker needs to compute it, and the publishing of its artifact. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StageJob:
     mode: str = "fast"
 
     def context(self, device: str, rank: int = 0, world_size: int = 1) -> StageContext:
-        """What the stage's function is called with."""
+        """Argument of the stage's function."""
         return StageContext(
             stage=self.stage.name,
             config=self.stage.config,
@@ -58,7 +58,7 @@ class StageJob:
 def bind_job(
     stage: Stage, key: str, dataset: Dataset, store: Store, artifacts: Mapping[str, Artifact], mode: str
 ) -> StageJob:
-    """The stage with its part of the data and its inputs, which are taken from `artifacts` by stage name."""
+    """The job of a stage. `artifacts` (stage name -> artifact) holds its inputs."""
     return StageJob(
         stage=stage,
         key=key,
@@ -78,7 +78,7 @@ def publish_stage(
     run_id: str,
     code: Mapping[str, Any],
 ) -> Artifact:
-    """Make a computed stage visible, with what is known of its execution."""
+    """Publish the artifact of a computed stage, with how it was computed."""
     stage = job.stage
     return job.writer().publish(
         {
@@ -100,7 +100,7 @@ def publish_stage(
 
 
 def training_name(stage: Stage, key: str) -> str:
-    """Folder of a training's checkpoints; a preview has that of the training which it is a part of."""
+    """Folder name of a training's checkpoints. A preview uses that of the training that it is the start of."""
     preview = stage.preview if isinstance(stage, TrainStage) else None
     return f"{stage.name}-{key if preview is None else preview.whole_key}"
 

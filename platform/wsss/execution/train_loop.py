@@ -1,8 +1,8 @@
 """The training loop that drives every trained stage. Plain torch: Ray is added in `train_stage`.
 
-What it promises: the sequence of global batches depends on seed and epoch alone; every loss is divided by
-its count over the whole batch; so any number of workers and micro-batches gives the same curve up to
-rounding. A run that is continued from a checkpoint takes the same steps as one that was never stopped.
+The sequence of global batches depends on seed and epoch alone, and every loss is divided by its count over the
+global batch: any number of workers and micro-batches gives the same curve up to rounding. A run that continues from
+a checkpoint takes the same steps as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from wsss.train_task import Batch, TrainTask
 
 
 class TrainingError(WsssError):
-    """A training stage cannot go on."""
+    """A training stage cannot continue."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop uses its worker; none of it changes the result beyond rounding."""
+    """How the loop uses its worker. Nothing here changes the result beyond rounding."""
 
     device: str = "cpu"
     rank: int = 0

@@ -46,7 +46,7 @@ OnSteps = Callable[[int, list[tuple[int, dict[str, float]]]], None]
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How a training stage is laid out on the cluster."""
+    """Workers, resources and settings of a training stage on the cluster."""
 
     workers: int
     gpu: bool
@@ -58,7 +58,7 @@ class TrainPlan:
 
 
 class _Teller:
-    """Passes every step of rank 0 on to the board, a few times a second."""
+    """Reports the steps of rank 0 to the board, at most twice a second."""
 
     def __init__(self, board: Any, rank: int) -> None:
         self.board, self.rank = board, rank
@@ -127,7 +127,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
 
 
 def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
-    """Free what a finished stage no longer needs (folders only; an object store expires its own)."""
+    """Delete the checkpoints of a finished stage (folders only; an object store expires its own)."""
     if "://" not in plan.checkpoints:
         shutil.rmtree(Path(plan.checkpoints) / training_name(job.stage, job.key), ignore_errors=True)
 
