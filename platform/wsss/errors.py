@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class WsssError(Exception):
     """An expected failure with a remedy.
@@ -25,3 +28,9 @@ class WsssError(Exception):
         if self.remedy:
             lines.append(f"  do:    {self.remedy}")
         return "\n".join(lines)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean 'cam'?` with the known name most like `name`, or nothing below the likeness `cutoff` (0 to 1)."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""

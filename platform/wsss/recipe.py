@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.formatting import count
 
 RecipeType = TypeVar("RecipeType")
@@ -256,8 +256,7 @@ def checked_value(value: Any, info: SettingInfo) -> Any:
     for element in elements:
         if info.choices is not None:
             if element not in info.choices:
-                near = difflib.get_close_matches(str(element), [str(choice) for choice in info.choices], n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(str(element), map(str, info.choices))
                 raise ValueError(f"must be {info.describe()}{hint}")
             continue
         if isinstance(element, bool) or not isinstance(element, (int, float)):

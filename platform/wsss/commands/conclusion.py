@@ -12,11 +12,11 @@ from wsss.commands.gather import gather_report
 from wsss.commands.screen import console
 from wsss.execution.run import RunResult
 from wsss.formatting import mean_and_spread
-from wsss.reporting.report import ReportFiles, write_report
+from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport
 from wsss.reporting.tables import Table, result_table, source_words, stage_table, to_rich
-from wsss.run_record import RunRecord
 from wsss.tracking import open_tracker, ui_command
+from wsss.tracking.tracker import RunStatus
 
 
 def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None, with_verdict: bool) -> None:
@@ -25,7 +25,9 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
     report = gather_report(records, home)
     files = write_report(results[-1].folder, report)
     untracked = [result.untracked for result in results if result.untracked]
-    untracked += _track_report(files, records[-1], home, tracking_uri)
+    last = records[-1]
+    experiment = f"{last.dataset}/{last.method}"
+    untracked.append(track_files([files.folder], last.run_id, last.run_id, experiment, home, tracking_uri))
     print_report(report, with_verdict)
     print(f"\nreport:  {files.html}")
     print(f"run:     {results[-1].folder}")
@@ -33,7 +35,7 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
     metric = next((name for name in (*report.headline, *records[-1].metrics) if name in records[-1].metrics), None)
     if metric is not None:
         print(f"explain: wsss explain {records[-1].run_id} {metric}")
-    for message in dict.fromkeys(untracked):
+    for message in filter(None, dict.fromkeys(untracked)):
         print(message)
 
 
@@ -66,13 +68,22 @@ def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
     return Table("Verdict", columns, tuple(rows), frozenset({"claim", "ours", "difference"}))
 
 
-def _track_report(files: ReportFiles, record: RunRecord, home: Path, tracking_uri: str | None) -> list[str]:
-    tracker = open_tracker(tracking_uri, home, f"{record.dataset}/{record.method}")
-    run = tracker.run(record.run_id, key=record.run_id)
-    run.artifact(files.folder)
-    run.finish("FINISHED")
-    message = tracker.close().message
-    return [message] if message else []
+def track_files(
+    paths: Sequence[Path],
+    name: str,
+    key: str,
+    experiment: str,
+    home: Path,
+    tracking_uri: str | None,
+    status: RunStatus = "FINISHED",
+) -> str:
+    """Log files of a run that has ended, by its name and key in MLflow; returns what to tell the user, or nothing."""
+    tracker = open_tracker(tracking_uri, home, experiment)
+    run = tracker.run(name, key=key)
+    for path in paths:
+        run.artifact(path)
+    run.finish(status)
+    return tracker.close().message
 
 
 def _ui(home: Path, tracking_uri: str | None) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss.commands.arguments import add_locations, locations, run_folder
 from wsss.commands.methods import UsageError
+from wsss.errors import nearest
 from wsss.formatting import duration
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def _stage_of(record: RunRecord, metric: str) -> StageResult:
         if metric in stage.metrics:
             return stage
     names = sorted(record.metrics)
-    near = difflib.get_close_matches(metric, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UsageError(
-        f"run {record.run_id} has no number {metric!r}{hint}", "METRIC", "it has: " + (", ".join(names) or "none yet")
+        f"run {record.run_id} has no number {metric!r}{nearest(metric, names, cutoff=0.4)}",
+        "METRIC",
+        f"it has: {', '.join(names) or 'none yet'}",
     )
 
 

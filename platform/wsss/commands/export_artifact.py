@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wsss.commands.arguments import add_locations, add_recipe, locations, run_folder, select
 from wsss.commands.methods import UsageError, method_names
+from wsss.formatting import count
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
             store.url,
             f"run it first, with --until {exporter.stage}",
         )
-    count = exporter.write(artifact, dataset, arguments.folder)
-    print(f"{count} files in {arguments.folder}: {exporter.description}")
+    written = exporter.write(artifact, dataset, arguments.folder)
+    print(f"{count(written, 'file')} in {arguments.folder}: {exporter.description}")
     return 0

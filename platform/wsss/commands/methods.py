@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from pathlib import Path
 
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.method import Method
 
 
@@ -31,9 +30,9 @@ def find_method(name: str) -> Method:
     """
     names = method_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no method {name!r}{hint}", "--method", f"methods: {', '.join(names)}")
+        raise UsageError(
+            f"there is no method {name!r}{nearest(name, names)}", "--method", f"methods: {', '.join(names)}"
+        )
     method = getattr(importlib.import_module(f"wsss_methods.{name}"), "METHOD", None)
     if not isinstance(method, Method):
         raise UsageError(
@@ -68,10 +67,8 @@ def recipe_file(method: Method, name_or_path: str) -> tuple[str, Path]:
     shipped = method.recipe_path(name_or_path)
     if not shipped.is_file():
         names = recipe_names(method)
-        near = difflib.get_close_matches(name_or_path, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(
-            f"method {method.name!r} has no recipe {name_or_path!r}{hint}",
+            f"method {method.name!r} has no recipe {name_or_path!r}{nearest(name_or_path, names)}",
             "--recipe",
             f"one of {', '.join(names)}, or the path of a .yaml file",
         )

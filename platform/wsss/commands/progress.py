@@ -76,7 +76,8 @@ class StageTasks(Progress):
         needed = [task for task in self.tasks if task.fields["state"] not in ("cached", "not needed")]
         done = sum(task.fields["state"] == "done" for task in needed)
         facts = (f"{done} of {len(needed)} stages", duration(time.monotonic() - self._began), self._newest)
-        yield Text.assemble((self._title, "bold"), "  ", ", ".join(fact for fact in facts if fact))
+        shown = ", ".join(fact for fact in facts if fact)
+        yield Text.assemble((self._title, "bold"), "  ", shown, no_wrap=True, overflow="ellipsis")
         yield self.make_tasks_table(self.tasks)
 
     def _branch(self, task: Task) -> Text:

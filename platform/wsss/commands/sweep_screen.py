@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from wsss.commands.conclusion import track_files
 from wsss.commands.screen import print_downloads, print_table
 from wsss.formatting import duration, interval, mean_and_spread, percent
 from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
 from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
-from wsss.tracking import open_tracker, ui_command
+from wsss.tracking import ui_command
 
 NEWS_SECONDS = 15.0
 
@@ -118,16 +119,12 @@ def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) ->
     index = write_sweep_report(record, folder, importances=importances(record, load_trials(folder)))
     if record.status == "running":  # its own process tracks it
         return index
-    home = folder.parents[1]
-    tracker = open_tracker(tracking_uri, home, f"{record.dataset}/{record.method}")
-    run = tracker.run(f"sweep {record.sweep_id}", key=record.sweep_id)
-    run.artifact(index.parent)
-    best = folder / BEST_FILE
-    if best.is_file():
-        run.artifact(best)
-    run.finish("FINISHED" if record.status == "finished" else "FAILED")
-    message = tracker.close().message
-    if message:
+    paths = [path for path in (index.parent, folder / BEST_FILE) if path.exists()]
+    status = "FINISHED" if record.status == "finished" else "FAILED"
+    experiment = f"{record.dataset}/{record.method}"
+    if message := track_files(
+        paths, f"sweep {record.sweep_id}", record.sweep_id, experiment, folder.parents[1], tracking_uri, status
+    ):
         print(message)
     return index
 

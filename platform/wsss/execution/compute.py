@@ -16,6 +16,7 @@ from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_s
 from wsss.execution.train_loop import LoopSettings
 from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
 from wsss.formatting import percent
+from wsss.metric_name import MetricName
 from wsss.pipeline import ImportStage, MapStage, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, PlannedStage
 from wsss.store import Artifact
@@ -110,7 +111,7 @@ def _train(
 
 
 def _summary(stage: Stage, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-    mious = [f"{name} {percent(value)} %" for name, value in metrics.items() if "/miou_" in name][:2]
+    mious = [f"{name} {percent(value)} %" for name, value in metrics.items() if MetricName.parse(name).is_main_miou][:2]
     if mious:
         return ", ".join(mious)
     rate = facts.get("images_per_second")

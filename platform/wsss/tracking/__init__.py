@@ -5,22 +5,14 @@ Importing it stays cheap: mlflow itself is imported in the background thread, wh
 
 from wsss.tracking.leftovers import sync
 from wsss.tracking.location import default_uri, ui_command
-from wsss.tracking.names import flatten_params, metric_name
-from wsss.tracking.provenance import Provenance, collect_provenance
-from wsss.tracking.sender import TrackingReport
 from wsss.tracking.spool import TrackingError
 from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
 
 __all__ = [
-    "Provenance",
     "TrackedRun",
     "Tracker",
     "TrackingError",
-    "TrackingReport",
-    "collect_provenance",
     "default_uri",
-    "flatten_params",
-    "metric_name",
     "open_tracker",
     "sync",
     "ui_command",

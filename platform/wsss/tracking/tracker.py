@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from wsss.tracking.location import bound_requests, check_uri, default_uri
@@ -48,7 +47,7 @@ def open_tracker(uri: str | None, home: Path, experiment: str) -> Tracker:
 
 
 class Tracker:
-    """Runs of one experiment at one address. Use as a context manager or call `close`."""
+    """Runs of one experiment at one address; call `close` at the end."""
 
     def __init__(self, uri: str, home: Path, experiment: str) -> None:
         self.uri = uri
@@ -95,7 +94,7 @@ class Tracker:
         return run
 
     def close(self, wait_seconds: float = _CLOSE_SECONDS) -> TrackingReport:
-        """Send what is left, for at most so long, and give the runs free.
+        """Send what is left, for `wait_seconds` at most, and let other processes write the runs.
 
         Returns:
             what is unsent; print its `message` when it is not empty.
@@ -111,16 +110,6 @@ class Tracker:
             outbox.spool.close()
         return result
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        message = self.close().message
-        if message:
-            print(message, file=sys.stderr)
-
     def _outbox(self, run_id: str) -> Outbox:
         if run_id not in self._outboxes:
             outbox = Outbox(Spool(self.home, run_id), self.home, self.uri)
@@ -130,10 +119,7 @@ class Tracker:
 
 
 class TrackedRun:
-    """One MLflow run; all methods return as soon as the event is on disk. Safe to call from several threads.
-
-    As a context manager it finishes itself: FINISHED, or FAILED when an exception passes, KILLED for an interrupt.
-    """
+    """One MLflow run; all methods return as soon as the event is on disk. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -247,17 +233,6 @@ class TrackedRun:
         """End the run. Opening it again continues it."""
         self._write("finish", {"status": status})
         self._spool.sync_to_disk()
-
-    def __enter__(self) -> TrackedRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.finish("FINISHED")
-        else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def _points(self, points: Iterable[tuple[str, float, int | None]]) -> None:
         with self._spool.hold():
