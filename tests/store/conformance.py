@@ -184,7 +184,7 @@ class StoreConformance:
         writer.add_file("late", b"late")
         assert writer.publish({"other": 1}).provenance == {}
         assert contents(store) == before
-        with pytest.raises(StoreError, match="can not lose a shard"):
+        with pytest.raises(StoreError, match="cannot lose a shard"):
             writer.discard_shard(0)
 
     def test_missing_and_short_files_are_named(self, store: Store) -> None:

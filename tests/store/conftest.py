@@ -52,7 +52,7 @@ def moto_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 @pytest.fixture(scope="session")
 def swift_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment variables for a real Swift with an empty bucket; skips where it can not be had."""
+    """Environment variables for a real Swift with an empty bucket; skips where it cannot be had."""
     folder = tmp_path_factory.mktemp("swift")
     try:
         os.setxattr(folder, "user.probe", b"1")
@@ -69,7 +69,7 @@ def swift_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         while not ready.is_file():
             said = (folder / "output").read_text()
             if server.poll() == NO_INSTALL:
-                pytest.skip(f"Swift can not be installed here: {said[-300:]}")
+                pytest.skip(f"Swift cannot be installed here: {said[-300:]}")
             assert server.poll() is None, said
             assert time.monotonic() < deadline, f"Swift did not start: {said}"
             time.sleep(0.2)

@@ -157,7 +157,7 @@ def check_folder(folder: Path) -> None:
             probe.unlink()
     except OSError as error:
         raise LauncherError(
-            f"{folder} can not hold objects: {error.strerror}\n"
+            f"{folder} cannot hold objects: {error.strerror}\n"
             "name a writable --folder on a file system with extended attributes (ext4, xfs, btrfs)"
         ) from error
 

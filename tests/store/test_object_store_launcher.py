@@ -42,7 +42,7 @@ def test_a_taken_port_is_named(launcher: list[str], tmp_path: Path) -> None:
 def test_a_folder_without_extended_attributes_is_refused(launcher: list[str]) -> None:
     status, said = _fails([*launcher, "--folder", "/proc/wsss", "--port", "0"])
     assert status == 1
-    assert "/proc/wsss can not hold objects" in said
+    assert "/proc/wsss cannot hold objects" in said
     assert "extended attributes" in said
 
 
@@ -80,7 +80,7 @@ def _running(launcher: list[str], folder: Path) -> Iterator[tuple[subprocess.Pop
 def test_objects_survive_a_restart_and_no_server_outlives_it(
     launcher: list[str],
     tmp_path: Path,
-    swift_environment: dict[str, str],  # skips where Swift can not be had
+    swift_environment: dict[str, str],  # skips where Swift cannot be had
     monkeypatch: pytest.MonkeyPatch,
     end: signal.Signals,
 ) -> None:

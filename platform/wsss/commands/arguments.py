@@ -73,7 +73,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--from-checkpoint",
         metavar="FILE",
         type=Path,
-        help="score a released model: its official file stands for the training, only what is behind it runs",
+        help="score a released model: its official file stands for the training, only later stages run",
     )
 
 

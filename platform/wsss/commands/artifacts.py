@@ -39,7 +39,7 @@ def place_of(selection: Selection, stage: str, home: Path) -> Place:
 
     Raises:
         PipelineError: the pipeline has no such stage.
-        DataError: the data set that the recipe names can not be opened.
+        DataError: the data set that the recipe names cannot be opened.
     """
     dataset = load_dataset(selection.recipe.dataset, home)
     pipeline = selection.method.pipeline(selection.recipe, dataset)

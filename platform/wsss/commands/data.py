@@ -82,7 +82,7 @@ def fetch(name: str, url: str | None, home: Path) -> int:
     from wsss.data.fetch_coco import COCO2014_URL, fetch_coco2014
 
     if name not in FETCHABLE:
-        raise UsageError(f"{name!r} can not be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")
+        raise UsageError(f"{name!r} cannot be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")
     if name == "coco2014":
         folder = fetch_coco2014(home, url or COCO2014_URL, progress=Ticker("bytes"))
     else:
@@ -99,7 +99,7 @@ class Ticker:
         self._last = 0.0
 
     def __call__(self, done: int, total: int | None) -> None:
-        """So much of so much."""
+        """`done` of `total` is finished; None: nobody knows the total."""
         finished = total is not None and done >= total
         now = time.monotonic()
         if not sys.stderr.isatty() or (now - self._last < 0.5 and not finished):

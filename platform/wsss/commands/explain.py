@@ -58,9 +58,9 @@ def explain(record: RunRecord, metric: str, store: Store, home: Path) -> list[st
     lines += [f"  protocol  {name}: {text}" for name, text in sorted(record.protocol.items())]
     seen: dict[str, Artifact | None] = {}
     way = _walk(store, stage.name, stage.key, depth=0, seen=seen)
-    behind = [artifact for artifact in seen.values() if artifact is not None]
+    upstream = [artifact for artifact in seen.values() if artifact is not None]
     for title, fact in (("by masks ", "chooses_by_masks"), ("imported ", "imported")):
-        names = [artifact.stage for artifact in behind if artifact.provenance.get(fact)]
+        names = [artifact.stage for artifact in upstream if artifact.provenance.get(fact)]
         lines.append(f"  {title} {', '.join(names) or 'nothing'}")
     return [*lines, "", "how it came to be, backwards:", *way]
 

@@ -85,7 +85,7 @@ def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str
 
 
 def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[str, ...]]:
-    """Metric name -> the stages behind it that chose something by looking at masks."""
+    """Metric name -> the stages upstream that chose something by looking at masks."""
     choosing = {
         stage.name: tuple(each.name for each in pipeline.upstream(stage.name) if each.chooses_by_masks)
         for stage in pipeline

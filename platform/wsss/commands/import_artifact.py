@@ -1,6 +1,6 @@
 """`wsss import METHOD STAGE PATH`: an official checkpoint, CAM folder or label folder becomes a stage's artifact.
 
-It is stored under the key that the stage has in the given recipe, so a run with that recipe starts behind it.
+It is stored under the key that the stage has in the given recipe, so a run with that recipe starts after it.
 Its manifest says that it was imported, and every report and explanation repeats it.
 """
 
@@ -64,5 +64,5 @@ def run(arguments: argparse.Namespace) -> int:
         artifact = writer.publish(imported_provenance(arguments.path, exporter.description, arguments.note))
     held = f"{count(len(artifact.files), 'file')} ({count(len(artifact.images()), 'image')})"
     print(f"imported {held} as {stage.name}/{key}")
-    print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts behind {stage.name!r}")
+    print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts after {stage.name!r}")
     return 0

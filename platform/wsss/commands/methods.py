@@ -11,7 +11,7 @@ from wsss.method import Method
 
 
 class UsageError(WsssError):
-    """The command line asks for something that does not exist or can not be combined (exit code 2)."""
+    """The command line asks for something that does not exist or cannot be combined (exit code 2)."""
 
 
 def method_names() -> tuple[str, ...]:

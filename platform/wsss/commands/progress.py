@@ -16,7 +16,7 @@ from wsss.formatting import duration
 from wsss.plan import PlannedStage
 
 LINE_SECONDS = 15.0
-_RATE_SECONDS = 600.0  # a rate is the mean over at most so long: shards of slow stages are minutes apart
+_RATE_SECONDS = 600.0  # a rate is the mean over the last 10 minutes: shards of slow stages are minutes apart
 _STYLES = {"running": "bold", "done": "green"}
 
 
@@ -62,7 +62,7 @@ class StageTasks(Progress):
         return begins
 
     def advance_to(self, stage: str, done: int, note: str) -> None:
-        """So much is done in all. What the first call names may be older than this process: it counts for no rate."""
+        """`done` of the total is finished. The first call may report what an earlier process did: no rate counts it."""
         self.update(self._ids[stage], completed=done, note=note)
 
     def end(self, stage: str, seconds: float, summary: str) -> None:
@@ -104,7 +104,7 @@ class LineObserver:
             self._last = time.monotonic()
 
     def update(self, stage: str, done: int, note: str = "") -> None:
-        """A stage has done so much."""
+        """`done` of the total is finished."""
         self._tasks.advance_to(stage, done, note)
         task, now = self._tasks.stage(stage), time.monotonic()
         if now - self._last >= max(self._every, (task.elapsed or 0.0) / 10):
@@ -141,7 +141,7 @@ class TreeObserver:
         self.tasks.begin(stage, total, unit)
 
     def update(self, stage: str, done: int, note: str = "") -> None:
-        """A stage has done so much."""
+        """`done` of the total is finished."""
         self.tasks.advance_to(stage, done, note)
 
     def finish(self, stage: str, seconds: float, summary: str) -> None:

@@ -207,7 +207,7 @@ class ArtifactWriter:
         """Store the arrays of a group of images: image name -> array name -> array.
 
         Raises:
-            StoreError: a name or an array can not be stored, or the store can not be written.
+            StoreError: a name or an array cannot be stored, or the store cannot be written.
         """
         self._add(shard_file(index), encode_shard(records), sorted(records))
 
@@ -215,7 +215,7 @@ class ArtifactWriter:
         """Store a file under a name (forward slashes allowed) from bytes or from a local file.
 
         Raises:
-            StoreError: the name can not be used, or the store can not be written.
+            StoreError: the name cannot be used, or the store cannot be written.
         """
         parts = name.split("/")
         for part in parts:
@@ -233,9 +233,9 @@ class ArtifactWriter:
         return dict(sorted(found.items()))
 
     def discard_shard(self, index: int) -> None:
-        """Forget a finished shard, for a run that cuts the images otherwise. No error when it is absent."""
+        """Forget a finished shard, for a run that divides the images into other shards. No error when it is absent."""
         if self._published():
-            raise StoreError("a published artifact can not lose a shard", self.artifact.location)
+            raise StoreError("a published artifact cannot lose a shard", self.artifact.location)
         self.backend.remove(self._note_path(shard_file(index)))
         self.backend.remove(f"{self.artifact.folder}/{shard_file(index)}")
 
@@ -248,7 +248,7 @@ class ArtifactWriter:
                 finished.
 
         Raises:
-            StoreError: a shard is missing, an image is in two shards, or the store can not be written.
+            StoreError: a shard is missing, an image is in two shards, or the store cannot be written.
         """
         artifact = self.artifact
         if self._published():
@@ -333,15 +333,15 @@ class ArtifactWriter:
 def shard_file(index: int) -> str:
     """File name of a shard."""
     if index < 0:
-        raise StoreError(f"a shard index can not be negative: {index}")
+        raise StoreError(f"a shard index cannot be negative: {index}")
     return f"shard-{index:05d}.zip"
 
 
 def check_name(name: str, kind: str) -> None:
-    """Raises StoreError when a stage, key or file name can not be part of a path in every back end."""
+    """Raises StoreError when a stage, key or file name cannot be part of a path in every back end."""
     if not _NAME.fullmatch(name):
         raise StoreError(
-            f"{name!r} can not be the name of a {kind}",
+            f"{name!r} cannot be the name of a {kind}",
             remedy="use letters, digits and _ . = + @ - and begin with a letter, a digit or _",
         )
 

@@ -19,7 +19,7 @@ OnWait = Callable[[str], None]
 
 
 class StoreError(WsssError):
-    """The store can not be read or written, or an artifact in it is damaged."""
+    """The store cannot be read or written, or an artifact in it is damaged."""
 
 
 class Backend(Protocol):

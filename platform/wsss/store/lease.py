@@ -113,5 +113,5 @@ def _beat(objects: LeaseObjects, path: str, owner: str, stop: threading.Event, e
                 log.warning("the lease %s was taken over by another run; both compute the same content", path)
                 return
             objects.write(path, _lease(owner, beat))
-        except StoreError as error:  # a hiccup: the next beat tries again
+        except StoreError as error:  # the next beat tries again
             log.warning("could not renew the lease %s: %s", path, error.what)

@@ -1,7 +1,7 @@
 """A bucket of any S3-compatible object store as the place that holds artifacts.
 
 Downloaded files are kept in a cache folder under their sha256, so that a file is fetched once for all
-processes, stages and stores, and a stale copy can not be taken for another content.
+processes, stages and stores, and a stale copy cannot be taken for another content.
 
 Listings decide only which files belong to an artifact when it is published without naming its shards; a store whose
 listings lag (a Swift cluster under load) needs the shards named, as the execution of map stages does.
@@ -244,7 +244,7 @@ class S3Files:
             raise StoreError("no credentials for the object store", where, _CREDENTIALS) from error
         except (ConnectionError, HTTPClientError) as error:
             raise StoreError(
-                f"can not reach the object store at {endpoint()} ({type(error).__name__})",
+                f"cannot reach the object store at {endpoint()} ({type(error).__name__})",
                 self.describe(path),
                 "check AWS_ENDPOINT_URL and that the server runs; finished work is kept, so just run again",
             ) from error

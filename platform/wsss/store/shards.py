@@ -70,7 +70,7 @@ def _entry(path: str, method: int) -> zipfile.ZipInfo:
 def _check_name(name: str, kind: str) -> None:
     if not name or name in (".", "..") or not name.isprintable() or "/" in name or "\\" in name:
         raise StoreError(
-            f"{name!r} can not be the name of an {kind}",
+            f"{name!r} cannot be the name of an {kind}",
             remedy="names are printable, not empty and hold no slash or backslash",
         )
 

@@ -42,7 +42,7 @@ class Store:
         """The published artifact, or None.
 
         Raises:
-            StoreError: it is there but a file is missing or short, or the store can not be read.
+            StoreError: it is there but a file is missing or short, or the store cannot be read.
         """
         check_name(stage, "stage")
         check_name(key, "key")

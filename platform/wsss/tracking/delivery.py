@@ -238,7 +238,7 @@ class RunDelivery:
             self._log(run, mlflow_id, **{kind: values[middle:]})
 
     def _guarded(self, event: Event, send: Callable[[], None]) -> None:
-        """Run `send`; an entry that the server will never take is noted instead of stopping those behind it."""
+        """Run `send`; an entry that the server will never take is noted and does not stop the entries after it."""
         try:
             send()
         except MlflowException as error:
@@ -283,7 +283,7 @@ def _parts(entries: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _create_database(path: Path, artifacts: Path) -> None:
-    """Create a missing SQLite file whole or not at all.
+    """Create a missing SQLite file, which appears complete.
 
     MLflow migrates a new file table by table; a process killed in between would leave one that never opens again.
     """

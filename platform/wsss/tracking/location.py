@@ -33,7 +33,7 @@ def sqlite_uri(path: Path) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file behind an `sqlite:////...` address, None for other addresses."""
+    """The file that an `sqlite:////...` address names, None for other addresses."""
     scheme, _, rest = uri.partition("://")
     return Path(unquote(rest.partition("?")[0])[1:]) if scheme.partition("+")[0] == "sqlite" else None
 

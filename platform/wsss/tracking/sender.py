@@ -191,7 +191,7 @@ class Sender:
                 self._thread.start()
 
     def drain(self, outboxes: Iterable[Outbox], wait_seconds: float) -> None:
-        """Wait until these outboxes are empty, at most so long, then leave them."""
+        """Wait until these outboxes are empty, for `wait_seconds` at most."""
         outboxes = list(outboxes)
         deadline = time.monotonic() + wait_seconds
         with self._mutex:

@@ -41,7 +41,7 @@ class TrackingError(WsssError):
 
 
 class RecordLost(Exception):
-    """The MLflow run behind a cursor is gone (a new database, a deleted run): send the record from its start."""
+    """The MLflow run of a cursor is gone (a new database, a deleted run): send the record from its start."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Spool:
         except OSError as error:
             raise _disk_error(self.folder, error) from error
         events, self.size, _ = read_events(self.folder, 0, None)
-        # A line that a killed process left half written is no event: drop it before appending behind it.
+        # A line that a killed process left half written is no event: drop it before the next event is appended.
         os.ftruncate(self._file.fileno(), self.size)
         for event in events:
             self.recorded(event["run"]).apply(event)
@@ -196,10 +196,10 @@ def read_events(folder: Path, offset: int, limit: int | None) -> tuple[list[Even
     """Whole events from a byte offset on.
 
     Args:
-        limit: stop after so many bytes, at the end of a line; None reads all.
+        limit: bytes after which reading stops, at the end of a line; None reads all.
 
     Returns:
-        events, the offset behind the last one read, and how many complete lines could not be parsed.
+        events, the offset after the last one read, and how many complete lines could not be parsed.
         A last line without its newline is not read: its writer may still be at it, or died in it.
     """
     events: list[Event] = []

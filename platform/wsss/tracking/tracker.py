@@ -147,7 +147,7 @@ class TrackedRun:
 
     @property
     def key(self) -> str:
-        """Identity: the run id, and for nested runs the part behind it."""
+        """Identity: the run id, and for a nested run its part of the record after a slash."""
         return self._spool.run_id if self._part == ROOT else f"{self._spool.run_id}/{self._part}"
 
     @property
