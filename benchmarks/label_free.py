@@ -26,12 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy import stats
 from torch.nn import functional
 
 from wsss.data.transforms import channels_first, normalize, rescale
 from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
-from wsss.evaluation.label_free import boundary_contrast, confidence_margin, label_agreement
-from wsss.evaluation.selection import label_free_choice, rank_correlation, setting_mious
+from wsss.evaluation.label_free import boundary_contrast, confidence_margin
+from wsss.evaluation.selection import setting_mious
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_labels
 
@@ -57,6 +58,21 @@ class Family:
     settings: list[str]
     counts: list[np.ndarray]
     criteria: dict[str, list[list[float]]]
+
+
+def label_agreement(first: np.ndarray, second: np.ndarray, num_classes: int, ignore_index: int | None = 255) -> float:
+    """Mean IoU of two label maps of one image, over the classes in either: integer (H, W) each -> 0 to 1.
+
+    For example the labels before and after a CRF, or of two networks. Positions where one is `ignore_index` are left
+    out; NaN when none is left.
+    """
+    counted = np.ones(first.shape, dtype=bool)
+    if ignore_index is not None:
+        counted = (first != ignore_index) & (second != ignore_index)
+    pairs = first[counted].astype(np.int64) * num_classes + second[counted]
+    joint = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    union = joint.sum(axis=0) + joint.sum(axis=1) - joint.diagonal()
+    return float((joint.diagonal()[union > 0] / union[union > 0]).mean()) if counted.any() else float("nan")
 
 
 def pictures(folder: Path, number: int) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
@@ -152,8 +168,9 @@ def report(title: str, family: Family) -> dict[str, np.ndarray]:
     arrays = {"counts": counts}
     for name, values in family.criteria.items():
         criterion = np.array(values, dtype=np.float64).T
-        chosen = label_free_choice(criterion)
-        correlation = rank_correlation(np.nanmean(criterion, axis=1), mious)
+        means = np.nanmean(criterion, axis=1)
+        chosen = int(np.nanargmax(means))
+        correlation = float(stats.spearmanr(means, mious).statistic)
         print(
             f"  {name:20s} {100 * mious[chosen]:6.2f}   {family.settings[chosen]}   rank correlation {correlation:+.2f}"
         )

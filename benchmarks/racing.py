@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,10 +65,17 @@ def main() -> None:
     spent, dropped, lost = [], 0, []
     started = time.process_time()
     for seed in range(arguments.races):
-        result = race(lambda setting, at: counts[setting][list(at)], number, images, RaceRules(seed=seed))
-        spent.append(result.spent)
-        dropped += result.images[best] < images
-        lost.append(100 * (mious[best] - mious[result.winner]))
+        seen: list[int] = []
+
+        def look(numbers: Sequence[int], positions: Sequence[int], seen: list[int] = seen) -> Any:
+            seen += positions
+            return {each: counts[each][seen] for each in numbers}, "defined"
+
+        drops = race(look, range(number), images, RaceRules(seed=seed), number)
+        spent.append(1 - sum(images - drop.images for drop in drops.values()) / (number * images))
+        dropped += best in drops
+        winner = max(set(range(number)) - set(drops), key=lambda each: mious[each])
+        lost.append(100 * (mious[best] - mious[winner]))
     seconds = (time.process_time() - started) / arguments.races
     share = f"{100 * np.mean(spent):.0f} % ({100 * min(spent):.0f} to {100 * max(spent):.0f})"
     print(f"{arguments.races} races: {share} of the full evaluation, {seconds:.2f} CPU seconds each")

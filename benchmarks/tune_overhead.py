@@ -32,10 +32,10 @@ def one_trial_each(home: Path, settings: int) -> float:
 
     from wsss.search.evaluate.batch import BatchEvaluator
     from wsss.search.request import prepare_sweep
-    from wsss.search.sweep import evaluation_of
+    from wsss.search.sweep import sweep_context
 
     prepared = prepare_sweep(planted_method.request(home))
-    evaluation = evaluation_of(prepared, "benchmark", {})
+    evaluation = sweep_context(prepared, "benchmark", {})
     rng = np.random.default_rng(0)
     scales = [float(scale) for scale in rng.random(settings)]
 

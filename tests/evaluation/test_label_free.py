@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
+from wsss.evaluation.confusion import EvaluationError
 from wsss.evaluation.label_free import (
     boundary_contrast,
     confidence_margin,
-    label_agreement,
 )
 
 
@@ -16,27 +13,6 @@ def test_margin_is_the_distance_to_the_second_best():
     assert confidence_margin(scores) == pytest.approx((0.1 + 0.6) / 2)
     with pytest.raises(EvaluationError, match="no second best"):
         confidence_margin(scores[:1])
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_agreement_is_the_miou_of_one_map_against_the_other(seed):
-    rng = np.random.default_rng(seed)
-    first, second = rng.integers(0, 4, (2, 5, 6)).astype(np.uint8)
-    first[rng.random((5, 6)) < 0.1] = 255
-    second[rng.random((5, 6)) < 0.1] = 255
-    hidden = np.where(second == 255, 255, first)
-    expected = miou(confusion_matrix(hidden, np.where(second == 255, 0, second), 5))
-    assert label_agreement(first, second, 5) == pytest.approx(expected)
-    assert label_agreement(first, second, 5) == pytest.approx(label_agreement(second, first, 5))
-    assert label_agreement(first, first, 5) == 1
-
-
-def test_agreement_of_nothing_is_nothing():
-    ignored = np.full((2, 2), 255, np.uint8)
-    assert np.isnan(label_agreement(ignored, ignored, 3))
-    with pytest.raises(EvaluationError, match="differ in shape"):
-        label_agreement(ignored, ignored[:1], 3)
 
 
 def halves() -> tuple[np.ndarray, np.ndarray]:

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from wsss.evaluation.confusion import EvaluationError
+from wsss.evaluation.confusion import EvaluationError, MeanOver
 from wsss.evaluation.racing import (
+    Drop,
+    Look,
     RaceRules,
-    _t_quantile,
     jackknife,
     race,
     race_rounds,
@@ -15,6 +17,22 @@ from wsss.evaluation.racing import (
 from wsss.evaluation.selection import setting_mious
 
 CLASSES = 21
+
+
+def look_at(counts: np.ndarray, mean_over: MeanOver = "defined") -> Look:
+    """Counts (S, N, 3, C) that are there already, handed out round by round."""
+    seen: list[int] = []
+
+    def look(numbers, positions):
+        seen.extend(positions)
+        return {number: counts[number][seen] for number in numbers}, mean_over
+
+    return look
+
+
+def raced(counts: np.ndarray, rules: RaceRules, mean_over: MeanOver = "defined") -> dict[int, Drop]:
+    number, images = counts.shape[:2]
+    return race(look_at(counts, mean_over), range(number), images, rules, number)
 
 
 def population(seed: int, number: int, images: int, spread: float, by_class: float = 0.3) -> np.ndarray:
@@ -52,42 +70,63 @@ def test_the_best_setting_is_dropped_at_most_at_the_stated_rate(mean_over, sprea
         counts = population(seed, 8, 200, spread)
         best = int(setting_mious(counts, mean_over).argmax())
         for order in range(2):
-            rules = RaceRules(alpha=0.05, first=30, seed=order, mean_over=mean_over)
-            dropped += race(lambda setting, at, c=counts: c[setting][list(at)], 8, 200, rules).images[best] < 200
+            dropped += best in raced(counts, RaceRules(alpha=0.05, first=30, seed=order), mean_over)
     assert dropped <= 15, f"{dropped} of 160"
 
 
 def test_clearly_worse_settings_see_few_images():
-    spent, found = [], 0
+    spent = []
     for seed in range(10):
         counts = population(seed, 20, 600, 0.3)
-        result = race(lambda setting, at, c=counts: c[setting][list(at)], 20, 600)
-        spent.append(result.spent)
-        found += result.winner == int(setting_mious(counts).argmax())
-        assert result.images[result.winner] == 600
-        assert result.spent == sum(result.images) / (20 * 600)
-    assert np.mean(spent) < 0.4 and found == 10
+        drops = raced(counts, RaceRules())
+        spent.append(1 - sum(600 - drop.images for drop in drops.values()) / (20 * 600))
+        assert int(setting_mious(counts).argmax()) not in drops
+        for number, drop in drops.items():
+            assert drop.beaten_by not in drops or drops[drop.beaten_by].images > drop.images, number
+    assert np.mean(spent) < 0.4
 
 
-def test_a_race_without_decisions_is_the_full_evaluation():
+def test_a_race_without_decisions_looks_at_each_image_of_its_rounds_once():
     counts = population(3, 5, 90, 0.0)
-    seen: dict[int, list[int]] = {}
+    rules, seen, asked = RaceRules(alpha=1e-12, first=20), [], set()
+    look = look_at(counts)
 
-    def count(setting, positions):
-        seen.setdefault(setting, []).extend(positions)
-        return counts[setting][list(positions)]
+    def watched(numbers, positions):
+        seen.extend(positions)
+        asked.add(tuple(numbers))
+        return look(numbers, positions)
 
-    result = race(count, 5, 90, RaceRules(alpha=1e-12, first=20))
-    assert all(sorted(positions) == list(range(90)) for positions in seen.values()), "each image once"
-    assert len({tuple(positions) for positions in seen.values()}) == 1, "the same order for all"
-    assert result.spent == 1 and result.winner == int(setting_mious(counts).argmax())
-    np.testing.assert_allclose(result.mious, setting_mious(counts), atol=1e-15)
+    assert race(watched, range(5), 90, rules, 5) == {}
+    assert asked == {(0, 1, 2, 3, 4)}, "nobody left"
+    assert len(seen) == len(set(seen)) == race_rounds(90, rules)[-2] and set(seen) <= set(range(90))
 
 
-def test_one_setting_alone_sees_everything():
-    counts = population(0, 1, 40, 0.0)
-    result = race(lambda setting, at: counts[setting][list(at)], 1, 40, RaceRules(first=10))
-    assert result.images == (40,) and result.winner == 0
+def test_one_setting_alone_is_raced_against_nobody():
+    assert raced(population(0, 1, 40, 0.0), RaceRules(first=10)) == {}
+
+
+def test_a_setting_that_is_known_already_drops_the_others_and_stays():
+    counts = population(1, 6, 400, 0.3)
+    best = int(setting_mious(counts).argmax())
+    others = [number for number in range(6) if number != best]
+    drops = race(look_at(counts), others, 400, RaceRules(), 6, leader=(best, counts[best]))
+    assert drops and set(drops) <= set(others)
+    whole = setting_mious(counts)
+    for number, drop in drops.items():
+        assert drop.beaten_by != number and drop.estimate == pytest.approx(whole[number], abs=0.05)
+
+
+def test_a_setting_that_fails_leaves_the_race():
+    counts = population(2, 4, 200, 0.0)
+    look, asked = look_at(counts), []
+
+    def failing(numbers, positions):
+        asked.append(list(numbers))
+        found, mean_over = look(numbers, positions)
+        return {number: each for number, each in found.items() if number != 2}, mean_over
+
+    assert race(failing, range(4), 200, RaceRules(alpha=1e-12, first=30), 4) == {}
+    assert asked[0] == [0, 1, 2, 3] and all(numbers == [0, 1, 3] for numbers in asked[1:]) and len(asked) > 1
 
 
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 6), images=st.integers(1, 40))
@@ -131,15 +170,14 @@ def test_rounds_end_with_all_images():
         race_rounds(100, RaceRules(growth=1.0))
 
 
-def test_t_quantile_is_that_of_the_tables():
-    from scipy.stats import t
-
-    for freedom in (10, 29, 200):
-        for level in (1e-4, 0.01, 0.05):
-            assert _t_quantile(1 - level, freedom) == pytest.approx(t.ppf(1 - level, freedom), rel=0.02)
-
-
-def test_nothing_scored_is_an_error():
-    empty = np.zeros((2, 5, 3, 3), np.int64)
-    with pytest.raises(EvaluationError, match="no pixel was scored"):
-        race(lambda setting, at: empty[setting][list(at)], 2, 5, RaceRules(first=2))
+def test_the_bound_is_students_even_for_few_images():
+    """Four images and a level of 1e-4: the quantile is 22.2; an expansion around the normal one gives 12."""
+    counts = np.zeros((2, 4, 3, 2), np.int64)
+    counts[:, :, 1:] = 1000
+    counts[0, :, 0], counts[1, :, 0] = 800, np.array([[740], [770], [742], [768]])
+    gap = float(np.diff(setting_mious(counts)[::-1])[0])
+    left_out = jackknife(counts)[1] - jackknife(counts)[0]
+    error = float(np.sqrt(3 * left_out.var()))
+    for level in (0.05, 0.01, 0.001, 1e-4):
+        stays = stats.t.ppf(1 - level, 3) * error >= gap
+        assert survivors(counts, 10**9, level).tolist() == [True, stays], level

@@ -9,8 +9,6 @@ from wsss.evaluation.selection import (
     choose,
     choose_by_halves,
     half_of,
-    label_free_choice,
-    rank_correlation,
     setting_mious,
 )
 
@@ -88,28 +86,6 @@ def test_the_first_of_equal_settings_is_chosen():
     assert best_setting(np.stack(intersections_and_totals(confusions), axis=2)) == 1
 
 
-def test_criterion_without_a_value_for_some_images():
-    nan = float("nan")
-    assert label_free_choice(np.array([[0.1, nan], [nan, nan], [nan, 0.3]])) == 2
-    assert label_free_choice(np.array([[0.3, 0.3], [0.3, 0.3]])) == 0
-    with pytest.raises(EvaluationError, match="criterion"):
-        label_free_choice(np.full((2, 3), nan))
-
-
-@given(st.lists(st.integers(-5, 5), min_size=2, max_size=12), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
-def test_rank_correlation_is_spearmans(values, seed):
-    from scipy.stats import spearmanr
-
-    other = np.random.default_rng(seed).integers(-3, 4, len(values))
-    found = rank_correlation(values, other)
-    if len(set(values)) == 1 or len(set(other.tolist())) == 1:
-        assert np.isnan(found)
-    else:
-        assert found == pytest.approx(float(np.asarray(spearmanr(values, other))[0]))
-        assert rank_correlation(np.exp(values), other) == pytest.approx(found)
-
-
 def test_what_does_not_fit_is_said():
     counts = random_counts(0, 3, 5)
     with pytest.raises(EvaluationError, match="stack bootstrap"):
@@ -118,5 +94,3 @@ def test_what_does_not_fit_is_said():
         choose(counts, names_of(4))
     with pytest.raises(EvaluationError, match="no pixel was scored"):
         best_setting(np.zeros_like(counts))
-    with pytest.raises(EvaluationError, match="same settings"):
-        rank_correlation([1, 2], [1, 2, 3])

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsss.search.records import (
     Best,
-    ConfirmedSetting,
+    ConfirmedTrial,
     CurvePoint,
     SearchedKey,
     StageUse,
@@ -147,8 +147,8 @@ def example(folder: Path) -> SweepRecord:
             confirmed=True,
         ),
         confirmations=(
-            ConfirmedSetting(best.number, (0, 1, 2), (0.506, 0.512, 0.506), 0.508, 0.0035, 0.4993, 0.5167),
-            ConfirmedSetting(0, (0, 1, 2), (0.47, 0.475, 0.468), 0.471, 0.0036, 0.462, 0.48),
+            ConfirmedTrial(best.number, (0, 1, 2), (0.506, 0.512, 0.506), 0.508, 0.0035, 0.4993, 0.5167),
+            ConfirmedTrial(0, (0, 1, 2), (0.47, 0.475, 0.468), 0.471, 0.0036, 0.462, 0.48),
         ),
         notes=("2 trials failed.",),
     )

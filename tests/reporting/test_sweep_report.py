@@ -14,7 +14,6 @@ from tests.reporting.sweeps import METRIC, SPACE, example
 from tests.reporting.test_report import Links
 
 from wsss.evaluation.bootstrap import Interval, PairedComparison
-from wsss.evaluation.selection import Selected
 from wsss.reporting.sweep_report import write_sweep_report
 from wsss.reporting.sweep_tables import (
     best_table,
@@ -26,8 +25,8 @@ from wsss.reporting.sweep_tables import (
     top_table,
     trials_csv,
 )
-from wsss.reporting.sweep_values import NO_VALUE, best_so_far, best_trial, pareto_front, setting_of, stage_costs
-from wsss.search.records import Race, SweepRecord, TrialRecord, load_trials
+from wsss.reporting.sweep_values import NO_VALUE, best_so_far, best_trial, pareto_front, stage_costs, value_of
+from wsss.search.records import Race, Selected, SweepRecord, TrialRecord, load_trials
 
 IMPORTANCES = {
     "fANOVA": {"cam.learning_rate": 0.7, "random_walk.beta": 0.2, "random_walk.exp_times": 0.1},
@@ -202,10 +201,10 @@ def test_csv_holds_every_trial(sweep, trials):
 
 def test_settings_that_are_switched_off(sweep, trials):
     conditional = next(key for key in SPACE if key.conditions)
-    assert setting_of(sweep, trials[4], conditional) is NO_VALUE
-    assert setting_of(sweep, trials[0], conditional) == 6, "the recipe's method switches it on"
+    assert value_of(sweep, trials[4], conditional) is NO_VALUE
+    assert value_of(sweep, trials[0], conditional) == 6, "the recipe's method switches it on"
     other = replace(sweep, recipe={"random_walk.method": "dense"}, space=(conditional,))
-    assert setting_of(other, trials[0], conditional) is NO_VALUE
+    assert value_of(other, trials[0], conditional) is NO_VALUE
 
 
 def test_a_sweep_that_has_just_begun(sweep, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from wsss.search.records import (
     TRIALS_FOLDER,
     Best,
-    ConfirmedSetting,
+    ConfirmedTrial,
     CurvePoint,
     SearchedKey,
     StageUse,
@@ -63,7 +63,7 @@ SWEEP = SweepRecord(
     concurrency=1,
     seeds=(0,),
     best=Best(3, {"score.power": 2.0}, 0.6, 0.5, 0.4, 0.4),
-    confirmations=(ConfirmedSetting(3, (0, 1), (0.5, 0.6), 0.55, 0.07, 0.5, 0.6),),
+    confirmations=(ConfirmedTrial(3, (0, 1), (0.5, 0.6), 0.55, 0.07, 0.5, 0.6),),
     provenance={"git_commit": "f00", "git_dirty": True},
 )
 

@@ -1,4 +1,4 @@
-"""What a sweep shows: its plan, a line a trial, and at the end the recipe against the best setting."""
+"""What a sweep shows: its plan, a line a trial, and at the end the recipe against the best trial."""
 
 from __future__ import annotations
 
@@ -51,22 +51,20 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     print_downloads(prepared.run.plan)
     ours, independent = sum(each.executions for each in expected), sum(each.independent for each in expected)
     if any(key.level == "outer" for key in prepared.keys) and not plan.flat:
-        print(
-            f"\n{prepared.outer_trials} outer settings, {plan.inner_trials} settings under each, {plan.trials} in all;"
-        )
+        print(f"\n{prepared.outer_trials} outer trials, {plan.inner_trials} trials under each, {plan.trials} in all;")
     else:
-        print(f"\n{plan.trials} settings;")
-    print(f"{ours} stage executions expected, {independent} if every setting ran on its own.")
+        print(f"\n{plan.trials} trials;")
+    print(f"{ours} stage executions expected, {independent} if every trial ran on its own.")
     times = [each.seconds for each in expected if each.executions]
     if times and all(seconds is not None for seconds in times):
         total = sum((each.seconds or 0.0) * each.executions for each in expected)
         alone = sum((each.seconds or 0.0) * each.independent for each in expected)
         print(
-            f"At most {duration(total)} expected, less where settings share work or lose a race; "
-            f"{duration(alone)} if every setting ran on its own."
+            f"At most {duration(total)} expected, less where trials share work or lose a race; "
+            f"{duration(alone)} if every trial ran on its own."
         )
     if prepared.rungs:
-        print(f"Outer settings that fall behind stop at {', '.join(rung.text for rung in prepared.rungs)}.")
+        print(f"Outer trials that fall behind stop at {', '.join(rung.text for rung in prepared.rungs)}.")
     print(f"metric {metric}, chosen by {prepared.request.select}; sweep {prepared.sweep_id}\n")
 
 
@@ -130,7 +128,7 @@ def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) ->
 
 
 def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri: str | None) -> None:
-    """The recipe against the best setting, what it cost, and where everything lies."""
+    """The recipe against the best trial, what it cost, and where everything lies."""
     best = record.best
     assert best is not None
     defaults = {key.key: key.default for key in record.space}
@@ -152,7 +150,7 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
             f"95 % interval {interval(each.low, each.high)}"
         )
     if not best.confirmed:
-        print("One seed: --confirm-seeds 0,1,2 runs the best settings and the recipe under more.")
+        print("One seed: --confirm-seeds 0,1,2 runs the best trials and the recipe under more.")
     for note in record.notes:
         print(note)
     if not best.settings:
@@ -197,7 +195,7 @@ def _number_in_words(record: SweepRecord) -> str:
     how = {
         "held_out": "%, on the half that chose nothing",
         "oracle": "%, chosen by these masks",
-        "default_threshold": "%, settings chosen by these masks",
+        "default_threshold": "%, trials chosen by these masks",
         "label_free": f"%, chosen without masks by {record.criterion}",
     }[record.select]
     return f"{record.metric} {'%' if record.notes else how}"

@@ -1,8 +1,8 @@
 """Criteria that rank settings without masks, from the maps and the picture alone.
 
-A criterion is one number for an image and a setting, higher for better; `selection.select` takes its mean over
+A criterion is one number for an image and a setting, higher for better; a choice takes its mean over
 images. None of them is the mIoU: how well one ranks settings must be measured where masks exist
-(`selection.rank_correlation`). `benchmarks/label_free.py --images 120` did, on VOC pictures of one animal and maps of
+(rank correlation). `benchmarks/label_free.py --images 120` did, on VOC pictures of one animal and maps of
 an ImageNet classifier that was never tuned on them. Rank correlation with the mIoU, and mIoU of the choice:
 
     settings                                  best    confidence_margin  boundary_contrast  label_agreement
@@ -38,27 +38,6 @@ def confidence_margin(scores: Array) -> float:
         )
     second, best = np.partition(np.asarray(scores, dtype=np.float64), -2, axis=0)[-2:]
     return float((best - second).mean())
-
-
-def label_agreement(first: Array, second: Array, num_classes: int, ignore_index: int | None = 255) -> float:
-    """Mean IoU of two label maps of one image, over the classes in either: integer (H, W) each -> 0 to 1.
-
-    For example the labels before and after a CRF, or of two networks. Positions where one is `ignore_index` are left
-    out; NaN when none is left.
-    """
-    if first.shape != second.shape:
-        raise EvaluationError(
-            f"label maps {first.shape} and {second.shape} differ in shape",
-            "label_agreement",
-            "give two label maps of the same image",
-        )
-    counted = np.ones(first.shape, dtype=bool)
-    if ignore_index is not None:
-        counted = (first != ignore_index) & (second != ignore_index)
-    pairs = first[counted].astype(np.int64) * num_classes + second[counted]
-    joint = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    union = joint.sum(axis=0) + joint.sum(axis=1) - joint.diagonal()
-    return float((joint.diagonal()[union > 0] / union[union > 0]).mean()) if counted.any() else float("nan")
 
 
 def boundary_contrast(label: Array, image: Array) -> float:

@@ -1,8 +1,8 @@
-"""Racing: settings that are clearly worse are dropped after a part of the images, so that few see all of them.
+"""A race between settings: those that are clearly worse are dropped after a part of the images.
 
 All settings see the same images in the same seeded order, round by round. After a round every setting is held
-against the leader in a paired test over the images seen so far, and dropped when even the upper bound of its
-difference to the leader lies below zero.
+against the best one in a paired test over the images seen so far, and dropped when even the upper bound of its
+difference to that one lies below zero.
 
 The test. mIoU is a mean of ratios of sums, so the standard error of the difference of two settings is the jackknife's:
 from the differences with one image left out at a time. It sees that a class rests on one or two images, where a
@@ -11,7 +11,7 @@ the N that are there, so the error carries the factor sqrt(1 - n/N): what is com
 and after all of them nothing is left to chance. The bound uses Student's t.
 
 The correction. The best of S settings is lost only if, in some round, some other one looks significantly better: at
-most rounds x (S - 1) tests, none of which is independent of the others, and the leader is chosen by the data. Each
+most rounds x (S - 1) tests, none of which is independent of the others, and the best one is chosen by the data. Each
 test therefore has the level alpha / (rounds x (S - 1)) (Bonferroni), which holds under any dependence. A sharper
 sequential bound would need assumptions on the order in which classes turn up; Bonferroni costs little here, because
 the bound grows with the square root of the logarithm of the number of tests.
@@ -19,12 +19,12 @@ the bound grows with the square root of the logarithm of the number of tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
 
@@ -40,33 +40,32 @@ class RaceRules:
         first: images of the first round; fewer than about 30 make the standard error unreliable.
         growth: images seen after a round, as a multiple of those seen before it; above 1.
         seed: of the order of the images.
-        mean_over: see `confusion.miou`.
     """
 
     alpha: float = 0.05
     first: int = 50
     growth: float = 1.5
     seed: int = 0
-    mean_over: MeanOver = "defined"
 
 
 @dataclass(frozen=True)
-class RaceResult:
-    """How a race ended.
+class Drop:
+    """A setting that left a race as clearly worse.
 
     Attributes:
-        winner: index of the setting with the highest mIoU among those that saw all images.
-        mious: mIoU of every setting on the images that it saw (fraction); NaN where nothing was scored.
-        images: how many images each setting saw.
-        rounds: images seen after each round.
-        spent: images seen by all settings together, as a fraction of settings x images.
+        images: how many it was judged on.
+        estimate: of its mIoU over all images (fraction).
+        beaten_by: number of the best setting at that time.
     """
 
-    winner: int
-    mious: tuple[float, ...]
-    images: tuple[int, ...]
-    rounds: tuple[int, ...]
-    spent: float
+    images: int
+    estimate: float
+    beaten_by: int
+
+
+# (numbers still in the race, positions of the images of this round) -> (number -> counts int64 (n, 3, C) of all n
+# images seen so far, how the mean over classes is formed). A number that is missing has failed and leaves the race.
+Look = Callable[[Sequence[int], Sequence[int]], tuple[Mapping[int, Array], MeanOver]]
 
 
 def race_rounds(images: int, rules: RaceRules) -> tuple[int, ...]:
@@ -126,63 +125,58 @@ def survivors(counts: Array, images: int, level: float, mean_over: MeanOver = "d
     with np.errstate(invalid="ignore"):
         variance = (seen - 1) * spread.var(axis=1)
     variance = np.where(np.isnan(variance), np.inf, variance)
+    quantile = stats.t.ppf(1 - level, seen - 1) if seen > 1 else np.inf
     error = np.sqrt(variance * max(0.0, 1 - seen / images))
-    return scores - scores[leader] + _t_quantile(1 - level, seen - 1) * error >= 0
+    return scores - scores[leader] + quantile * error >= 0
 
 
 def race(
-    count: Callable[[int, Sequence[int]], Array], settings: int, images: int, rules: RaceRules | None = None
-) -> RaceResult:
-    """Find the best setting, looking at few images of those that are clearly worse.
+    look: Look,
+    numbers: Sequence[int],
+    images: int,
+    rules: RaceRules,
+    comparisons: int,
+    leader: tuple[int, Array] | None = None,
+) -> dict[int, Drop]:
+    """Drop settings that are clearly worse, looking at few images of them; number -> how it was dropped.
+
+    After the last round before all images the race ends: what is left is to be evaluated on the other images.
 
     Args:
-        count: (setting, positions of images in 0..images-1) -> int64 (n, 3, C); called once for every setting and
-            every image that it must see.
-        settings, images: how many.
-        rules: of the race.
+        look: counts the images of a round; called once for each round.
+        numbers: of the settings.
+        images: N, of the whole race.
+        comparisons: settings that share the error probability of `rules`, at least those of this race.
+        leader: number and counts int64 (N, 3, C) of a setting that is evaluated already; it is never dropped.
 
-    Raises EvaluationError on rules that make no race, or when no pixel was scored.
+    Raises EvaluationError on rules that make no race.
     """
-    rules = rules or RaceRules()
-    rounds = race_rounds(images, rules)
-    order = np.random.default_rng(rules.seed).permutation(images)
-    level = comparison_level(rules, len(rounds), settings)
-    alive = list(range(settings))
-    seen: dict[int, list[Array]] = {setting: [] for setting in alive}
-    done = 0
+    rounds = race_rounds(images, rules)[:-1]
+    order = [int(place) for place in np.random.default_rng(rules.seed).permutation(images)]
+    alive, drops, done = list(numbers), {}, 0
     for size in rounds:
-        positions = [int(position) for position in order[done:size]]
-        for setting in alive:
-            seen[setting].append(np.asarray(count(setting, positions)))
+        counts, mean_over = look(alive, order[done:size])
         done = size
-        stacked = np.stack([np.concatenate(seen[setting]) for setting in alive])
-        if size < images:
-            stay = survivors(stacked, images, level, rules.mean_over)
-            alive = [setting for setting, stays in zip(alive, stay, strict=True) if stays]
-        if len(alive) == 1 and size < images:
-            # Nobody is left to race against, but the winner's number is over all images.
-            positions = [int(position) for position in order[size:]]
-            seen[alive[0]].append(np.asarray(count(alive[0], positions)))
+        alive = [number for number in alive if number in counts]
+        racing = {number: counts[number] for number in alive}
+        offset = 0.0
+        if leader is not None:
+            racing[leader[0]] = leader[1][order[:size]]
+            # The images seen may be easier or harder than all of them; the leader tells by how much.
+            offset = _miou(leader[1], mean_over) - _miou(racing[leader[0]], mean_over)
+        if len(racing) < 2:
             break
-    mious, shown = [], []
-    for setting in range(settings):
-        total = np.concatenate(seen[setting])
-        shown.append(len(total))
-        sums = total.sum(axis=0)
-        mious.append(float(miou_from_counts(sums[0], sums[1], sums[2], rules.mean_over)))
-    finalists = [setting for setting in alive if not np.isnan(mious[setting])]
-    if not finalists:
-        raise EvaluationError("no pixel was scored", "race", "check that the masks are not all ignored")
-    winner = max(finalists, key=lambda setting: mious[setting])
-    return RaceResult(winner, tuple(mious), tuple(shown), rounds, sum(shown) / (settings * images))
+        level = comparison_level(rules, len(rounds), comparisons)
+        stay = survivors(np.stack(list(racing.values())), images, level, mean_over)
+        scores = [_miou(each, mean_over) for each in racing.values()]
+        first = list(racing)[int(np.nanargmax(scores))]
+        for number, score, stays in zip(racing, scores, stay, strict=True):
+            if not stays and number in alive:
+                alive.remove(number)
+                drops[number] = Drop(size, float(np.clip(score + offset, 0, 1)), first)
+    return drops
 
 
-def _t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t by its expansion around the normal one; infinite without a degree of freedom."""
-    if freedom < 1:
-        return float("inf")
-    z = NormalDist().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+def _miou(counts: Array, mean_over: MeanOver) -> float:
+    right, truth, predicted = counts.sum(axis=0)
+    return float(miou_from_counts(right, truth, predicted, mean_over))

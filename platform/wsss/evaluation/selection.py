@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from wsss.evaluation.bootstrap import Interval, PairedComparison
 from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,27 +39,6 @@ class Choice:
     oracle_miou: float
     cross_fitted: tuple[int, int] | None
     cross_fitted_miou: float | None
-
-
-@dataclass(frozen=True)
-class Selected:
-    """What one way of choosing gives.
-
-    Attributes:
-        rule: "default", "oracle", "cross_fitted", "held_out" or "label_free"; see `wsss.search.choose.rules`.
-        settings: the chosen setting; two for "cross_fitted", the choices of the two halves of the images.
-        images: how many images the numbers are over: those that the choice was not made on, for "held_out".
-        miou: with its interval over images; the choice itself is held fixed in it.
-        gain: over the default setting on the same images, paired.
-        used_masks: whether masks made the choice.
-    """
-
-    rule: str
-    settings: tuple[int, ...]
-    images: int
-    miou: Interval
-    gain: PairedComparison
-    used_masks: bool
 
 
 def half_of(name: str) -> int:
@@ -116,49 +94,6 @@ def choose_by_halves(counts: Array, mean_over: MeanOver = "defined") -> Choice:
         cross_fitted=chosen,
         cross_fitted_miou=cross_fitted,
     )
-
-
-def label_free_choice(criterion: Array) -> int:
-    """Setting with the highest mean over images of a criterion float (S, N); NaN values are left out of the mean.
-
-    Raises EvaluationError when no setting has a value.
-    """
-    criterion = np.asarray(criterion, dtype=np.float64)
-    if criterion.ndim != 2 or np.isnan(criterion).all():
-        raise EvaluationError(
-            f"a criterion is (settings, images) with values, not {criterion.shape}",
-            "label_free_choice",
-            "compute it for every setting on the same images",
-        )
-    return int(np.nanargmax(_nan_means(criterion)))
-
-
-def rank_correlation(first: Sequence[float] | Array, second: Sequence[float] | Array) -> float:
-    """Spearman's rank correlation of two scores of the same S settings, -1 to 1; ties share their mean rank.
-
-    NaN when one of the two does not vary or there are fewer than two settings.
-    """
-    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second)]
-    if ranks[0].size != ranks[1].size:
-        raise EvaluationError(
-            f"{ranks[0].size} and {ranks[1].size} scores can not be ranked against each other",
-            "rank_correlation",
-            "give both scores of the same settings",
-        )
-    if ranks[0].size < 2 or np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
-        return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _nan_means(values: Array) -> Array:
-    valid = ~np.isnan(values)
-    number = valid.sum(axis=1)
-    return np.divide(np.where(valid, values, 0).sum(axis=1), number, out=np.full(len(values), np.nan), where=number > 0)
-
-
-def _ranks(values: Array) -> Array:
-    _, inverse, number = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(number) - (number - 1) / 2)[inverse]
 
 
 def _checked(counts: Array) -> Array:

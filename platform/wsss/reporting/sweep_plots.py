@@ -17,9 +17,9 @@ from wsss.reporting.sweep_values import (
     finished,
     pareto_front,
     recipe_trial,
-    setting_of,
     shown_value,
     stage_costs,
+    value_of,
 )
 from wsss.search.records import SearchedKey, SweepRecord, TrialRecord
 
@@ -118,7 +118,7 @@ def plot_slices(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) -
 
 
 def plot_value_against_cost(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) -> Path:
-    """Value (percent) against what the trial costs on its own, with the settings that no cheaper one beats."""
+    """Value (percent) against what the trial costs on its own, with the trials that no cheaper one beats."""
     found = finished(trials, sweep.metric)
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
@@ -185,7 +185,7 @@ def plot_reuse(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) ->
 
 
 def _slice(axes: Axes, sweep: SweepRecord, trials: Sequence[TrialRecord], key: SearchedKey) -> None:
-    pairs = [(trial, setting_of(sweep, trial, key)) for trial in finished(trials, sweep.metric)]
+    pairs = [(trial, value_of(sweep, trial, key)) for trial in finished(trials, sweep.metric)]
     pairs = [(trial, value) for trial, value in pairs if value is not NO_VALUE]
     categorical = key.kind == "categorical"
     names = [shown_value(choice) for choice in key.choices]
@@ -201,7 +201,7 @@ def _slice(axes: Axes, sweep: SweepRecord, trials: Sequence[TrialRecord], key: S
     y = [100 * trial.values[sweep.metric] for trial, _ in pairs]
     axes.plot(x, y, "o", color=_BLUE, markersize=4.5, alpha=0.6, markeredgewidth=0, label="trial")
     for trial, marker, color, size, label in _marked(sweep, trials):
-        value = setting_of(sweep, trial, key)
+        value = value_of(sweep, trial, key)
         if value is not NO_VALUE:
             axes.plot(
                 place(trial, value),

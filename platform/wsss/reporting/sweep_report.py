@@ -96,11 +96,11 @@ def _draw(
 
 
 def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, list[dict[str, object]]]:
-    """Rows as `plot_threshold_curve` draws them, of the recipe and of the best setting."""
+    """Rows as `plot_threshold_curve` draws them, of the recipe and of the best trial."""
     recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
     default = next((key.default for key in sweep.space if key.level == "curve"), None)
     found: dict[str, list[dict[str, object]]] = {}
-    for name, trial in (("recipe", recipe), ("best setting", best)):
+    for name, trial in (("recipe", recipe), ("best trial", best)):
         if trial is None or not trial.curve or (trial is recipe and found):
             continue
         top = max(point.value for point in trial.curve)
@@ -144,7 +144,7 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
         "sampler": f"{sweep.sampler}, seed {sweep.seed}, concurrency {sweep.concurrency}, batch {sweep.batch}",
         "scheduler": sweep.scheduler
         + (f", rungs {', '.join(rung.text for rung in sweep.rungs)}" if sweep.rungs else ""),
-        "budget": f"{sweep.trials} settings, {sweep.inner_trials} under each outer one",
+        "budget": f"{sweep.trials} trials, {sweep.inner_trials} under each outer one",
         "training seeds": ", ".join(str(seed) for seed in sweep.seeds),
         "store": sweep.store_url,
         "study": sweep.study_url,
@@ -184,14 +184,14 @@ def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
         else f" The sweep is {sweep.status}{f': {sweep.error}' if sweep.error else ''}."
     )
     if sweep.best is None:
-        return f"{done} of {sweep.trials} trials have a value; the sweep declares no best setting yet.{state}"
+        return f"{done} of {sweep.trials} trials have a value; the sweep declares no best trial yet.{state}"
     best = sweep.best
     gain = best.reported - best.default_reported
     basis = (
         f"mean over {len(sweep.confirmations[0].seeds)} seeds" if best.confirmed and sweep.confirmations else "one seed"
     )
     if best.trial == 0:
-        return f"No setting of {done} beats the recipe: {percent(best.default_reported)} ({basis}).{state}"
+        return f"No trial of {done} beats the recipe: {percent(best.default_reported)} ({basis}).{state}"
     return (
         f"{percent(best.reported)} with trial {best.trial} against {percent(best.default_reported)} with the recipe "
         f"({points(gain)}, {basis}), after {done} trials in {duration(sweep.wall_seconds)}. {BEST_FILE} is its recipe."

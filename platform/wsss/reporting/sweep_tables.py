@@ -9,18 +9,18 @@ from wsss.reporting.sweep_values import (
     best_trial,
     finished,
     recipe_trial,
-    setting_of,
     shown_value,
     stage_costs,
+    value_of,
 )
 from wsss.reporting.tables import Table, to_csv
-from wsss.search.records import ConfirmedSetting, SweepRecord, TrialRecord
+from wsss.search.records import ConfirmedTrial, SweepRecord, TrialRecord
 
 _RULES = {
-    "held_out": "the setting is chosen on one half of the images, and quoted on the other half",
-    "oracle": "the setting is chosen by the masks of all images: too good a number for new images",
-    "default_threshold": "the recipe's own threshold, all images; the other settings are chosen by their masks",
-    "label_free": "the setting is chosen by a criterion without masks, which the search sees times 100; quoted is the "
+    "held_out": "the trial is chosen on one half of the images, and quoted on the other half",
+    "oracle": "the trial is chosen by the masks of all images: too good a number for new images",
+    "default_threshold": "the recipe's own threshold, all images; the other trials are chosen by their masks",
+    "label_free": "the trial is chosen by a criterion without masks, which the search sees times 100; quoted is the "
     "mIoU of all images",
 }
 _QUOTED = {
@@ -40,11 +40,11 @@ _TOP = 15
 
 
 def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
-    """The recipe beside the best setting: the numbers, then every searched key."""
+    """The recipe beside the best trial: the numbers, then every searched key."""
     recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
     columns = ("", "recipe", "best", "change", "stage", "level")
     if recipe is None or best is None:
-        return Table("Recipe and best", columns, (), note="The recipe or any other setting has no value yet.")
+        return Table("Recipe and best", columns, (), note="The recipe or any other trial has no value yet.")
     old, new = recipe.values[sweep.metric], best.values[sweep.metric]
     rows = [_compared(f"{sweep.metric}, as the search saw it", old, new, sweep.metric_stage)]
     if sweep.best is not None:
@@ -57,7 +57,7 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
     )
     for key in sweep.space:
-        before, after = setting_of(sweep, recipe, key), setting_of(sweep, best, key)
+        before, after = value_of(sweep, recipe, key), value_of(sweep, best, key)
         if key.level == "curve":
             before = key.default  # the recipe's number may be read at another threshold than its own
         changed = "changed" if shown_value(before) != shown_value(after) else ""
@@ -71,7 +71,7 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
 
 
 def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
-    """What each way of reading the number gives, for the recipe and the best setting."""
+    """What each way of reading the number gives, for the recipe and the best trial."""
     recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
     columns = ["way of choosing the threshold", "chosen by masks"]
     shown: list[tuple[str, TrialRecord]] = []
@@ -99,14 +99,14 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
             cells.append(percent(value) + (f" ({interval(bounds[0], bounds[1])})" if known else ""))
         rows.append((text, by_masks, *cells))
     note = (
-        "mIoU in percent, with the 95 % interval over images where the rule of the sweep quotes it. The setting itself "
+        "mIoU in percent, with the 95 % interval over images where the rule of the sweep quotes it. The trial itself "
         f"was chosen by the sweep: {_RULES[sweep.select]}."
     )
     return Table("How the number was chosen", tuple(columns), tuple(rows), frozenset(columns[2:]), note)
 
 
 def selected_table(sweep: SweepRecord) -> Table:
-    """Ways of choosing among all settings of the sweep side by side."""
+    """Ways of choosing among all trials of the sweep side by side."""
     names = {
         "default": "none: the recipe",
         "oracle": "best of all images",
@@ -117,7 +117,7 @@ def selected_table(sweep: SweepRecord) -> Table:
     rows = []
     for row in sweep.selected:
         gain = f"{points(row.gain.difference)} ({interval(row.gain.low, row.gain.high, signed=True)})"
-        chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.settings))
+        chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.trials))
         bounds = interval(row.miou.low, row.miou.high)
         rows.append(
             (
@@ -131,7 +131,7 @@ def selected_table(sweep: SweepRecord) -> Table:
             )
         )
     columns = (
-        "way of choosing the setting",
+        "rule of choosing",
         "by masks",
         "chosen",
         "images",
@@ -143,13 +143,13 @@ def selected_table(sweep: SweepRecord) -> Table:
         "mIoU in percent; intervals from a bootstrap over images, the same resamples for all, the choice held fixed. "
         f"The difference is paired. The best of all images was chosen on what it is scored on. {_SEEN[sweep.select]}"
     )
-    return Table("Ways of choosing the setting", columns, tuple(rows), frozenset(columns[3:]), note)
+    return Table("Rules of choosing the trial", columns, tuple(rows), frozenset(columns[3:]), note)
 
 
 def confirmation_table(sweep: SweepRecord) -> Table:
-    """Settings under several seeds."""
+    """Trials under several seeds."""
     seeds = sorted({seed for each in sweep.confirmations for seed in each.seeds})
-    columns = ("setting", *(f"seed {seed}" for seed in seeds), "mean", "spread", "95 % interval")
+    columns = ("trial", *(f"seed {seed}" for seed in seeds), "mean", "spread", "95 % interval")
     rows = tuple(_confirmed(each, seeds) for each in sweep.confirmations)
     note = "mIoU in percent by the sweep's rule; the interval is Student's for the mean over seeds."
     return Table("Confirmation over seeds", columns, rows, frozenset(columns[1:]), note)
@@ -199,7 +199,7 @@ def _in_memory_in_words(trials: Sequence[TrialRecord]) -> str:
     names = dict.fromkeys(use.name for use in uses if use.executed and use.kind == "map" and use.seconds == 0)
     if not names:
         return ""
-    return f" Maps of {', '.join(names)} that one setting alone asked for were computed on the way to its score."
+    return f" Maps of {', '.join(names)} that one trial alone asked for were computed on the way to its score."
 
 
 def _race_in_words(trials: Sequence[TrialRecord]) -> str:
@@ -210,8 +210,8 @@ def _race_in_words(trials: Sequence[TrialRecord]) -> str:
     judged += sum(trial.status == "finished" for trial in trials)
     share = judged / (len(dropped) + sum(trial.status == "finished" for trial in trials))
     return (
-        f" {len(dropped)} settings were dropped as clearly worse after {min(race.images for race in dropped)} to "
-        f"{max(race.images for race in dropped)} of {dropped[0].of} images; all settings together were judged on "
+        f" {len(dropped)} trials were dropped as clearly worse after {min(race.images for race in dropped)} to "
+        f"{max(race.images for race in dropped)} of {dropped[0].of} images; all trials together were judged on "
         f"{100 * share:.0f} % of them. What images that were left out would have cost is extrapolated."
     )
 
@@ -279,7 +279,7 @@ def trials_csv(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
                     sum(use.executed for use in trial.stages),
                 ),
                 trial.reason,
-                *(_raw(setting_of(sweep, trial, key)) for key in sweep.space),
+                *(_raw(value_of(sweep, trial, key)) for key in sweep.space),
             )
         )
     return to_csv(columns, rows)
@@ -289,7 +289,7 @@ def _compared(what: str, old: float, new: float, stage: str) -> tuple[str, ...]:
     return (what, percent(old), percent(new), points(new - old), stage, "")
 
 
-def _confirmed(each: ConfirmedSetting, seeds: Sequence[int]) -> tuple[str, ...]:
+def _confirmed(each: ConfirmedTrial, seeds: Sequence[int]) -> tuple[str, ...]:
     by_seed = dict(zip(each.seeds, each.values, strict=True))
     several = len(each.values) > 1
     return (
@@ -305,7 +305,7 @@ def _settings(sweep: SweepRecord, trial: TrialRecord) -> str:
     """What a trial changes, keys of the curve included."""
     changed = []
     for key in sweep.space:
-        value = setting_of(sweep, trial, key)
+        value = value_of(sweep, trial, key)
         if shown_value(value) not in ("-", shown_value(key.default)):
             changed.append(f"{key.key}={shown_value(value)}")
     return ", ".join(changed) or "the recipe"

@@ -49,7 +49,7 @@ def recipe_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     return next((trial for trial in trials if trial.number == 0), None)
 
 
-def setting_of(sweep: SweepRecord, trial: TrialRecord, key: SearchedKey) -> Any:
+def value_of(sweep: SweepRecord, trial: TrialRecord, key: SearchedKey) -> Any:
     """The value of a key in a trial; NO_VALUE where the key's conditions switch it off."""
     if key.level == "curve" and trial.threshold is not None:
         return trial.threshold
@@ -78,7 +78,7 @@ def pareto_front(costs: Sequence[float], values: Sequence[float], mode: str) -> 
 
 
 def shown_value(value: Any) -> str:
-    """A setting as people read it."""
+    """A value as people read it."""
     if value is NO_VALUE:
         return "-"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
 """What is written of a sweep, readable while it runs.
 
     <home>/sweeps/<sweep id>/sweep.json              the sweep: what is searched, how, and what it found
-    <home>/sweeps/<sweep id>/trials/00007.json       one setting that was, or is being, evaluated
+    <home>/sweeps/<sweep id>/trials/00007.json       one trial that was, or is being, evaluated
     <home>/sweeps/<sweep id>/best.yaml               recipe file, once the sweep has found something
     <home>/sweeps/<sweep id>/study.db                Optuna study (unless another database was named)
 
@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from wsss.errors import WsssError
 from wsss.evaluation.bootstrap import Interval, PairedComparison
-from wsss.evaluation.selection import Selected
 from wsss.files import write_json
 from wsss.formatting import percent
 
@@ -108,7 +107,7 @@ class CriterionPoint:
 
 @dataclass(frozen=True)
 class Rung:
-    """Where early stopping compares outer settings.
+    """Where early stopping compares outer trials.
 
     Attributes:
         metric: of an evaluation stage before the searched one, or of a training on its way to it.
@@ -139,13 +138,13 @@ class PreviewValue:
 
 @dataclass(frozen=True)
 class Race:
-    """What a setting showed on a part of the images, before the others were computed.
+    """What a trial showed on a part of the images, before the others were computed.
 
     Attributes:
         images, of: images that it was judged on, of those that a choice may look at.
         seconds: that it took, as if its own workers had done it in parallel (like those of a stage).
         estimate: of its value over all images, where it was dropped; None where it stayed.
-        beaten_by: number of the better setting, likewise.
+        beaten_by: number of the better trial, likewise.
     """
 
     images: int
@@ -156,7 +155,7 @@ class Race:
 
     @property
     def text(self) -> str:
-        """How a dropped setting lost, in words."""
+        """How a dropped trial lost, in words."""
         return (
             f"dropped after {self.images} of {self.of} images: clearly worse than trial {self.beaten_by}, "
             f"about {percent(self.estimate or 0.0)} %"
@@ -165,7 +164,7 @@ class Race:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One setting.
+    """One trial: one value for every searched key, and what became of it.
 
     Attributes:
         number: 0, 1, ... in the order of asking; 0 is the recipe itself.
@@ -173,9 +172,9 @@ class TrialRecord:
             keys are absent.
         outer_key: short hash of `outer`: trials of one outer_key share every costly stage.
         batch: trials of one batch were evaluated together.
-        status: "running" until evaluated; "pruned": stopped early, see reason.
+        status: "running" until evaluated; "pruned": dropped in a race or stopped early, see reason.
         reason: why it failed or was pruned.
-        stopped_at: of a trial pruned at a rung: (its number from 1, best value of the outer setting there).
+        stopped_at: of a trial pruned at a rung: (its number from 1, best value of the outer trial there).
         previews: metrics while its stages trained, where early stopping looked at them.
         race: where it was held against others on a part of the images; pruned trials without `stopped_at` lost one.
         values: objective name -> value that the search saw: {metric: fraction} (under label_free the criterion) and,
@@ -186,7 +185,7 @@ class TrialRecord:
         default_value: at the recipe's own threshold, over all images.
         oracle: at the best threshold, over all images: both chosen by masks.
         chosen: on the half of the images that chooses; None without counts per image.
-        held_out: on the other half, at the threshold and setting chosen on the first; the honest number.
+        held_out: on the other half, at the threshold chosen on the first; the honest number.
         criterion: without masks, at a few thresholds; empty when it was not asked for.
         label_free: mIoU of all images at the threshold that the criterion chooses; None likewise.
         low, high: 95 % bootstrap interval over images of `quoted`; None without counts.
@@ -234,7 +233,7 @@ class TrialRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Outer and inner settings together."""
+        """Outer and inner values together."""
         return {**self.outer, **self.inner}
 
     def save(self, sweep_folder: Path) -> None:
@@ -243,8 +242,8 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class ConfirmedSetting:
-    """A setting evaluated under several seeds.
+class ConfirmedTrial:
+    """A trial evaluated under several seeds.
 
     Attributes:
         trial: number of the trial that found it; 0 is the recipe itself.
@@ -288,21 +287,42 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """What one rule of choosing gives.
+
+    Attributes:
+        rule: "default", "oracle", "cross_fitted", "held_out" or "label_free"; see `wsss.search.choose.rules`.
+        trials: number of the chosen trial; two for "cross_fitted", the choices of the two halves of the images.
+        images: how many images the numbers are over: those that the choice was not made on, for "held_out".
+        miou: with its interval over images; the choice itself is held fixed in it.
+        gain: over the recipe on the same images, paired.
+        used_masks: whether masks made the choice.
+    """
+
+    rule: str
+    trials: tuple[int, ...]
+    images: int
+    miou: Interval
+    gain: PairedComparison
+    used_masks: bool
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """A sweep, finished or not.
 
     Attributes:
         space: every key of the search space, with its derived stage and level.
         metric: what is searched for, e.g. "pseudo_label/miou_train"; mode: "max" or "min".
-        metric_stage: reduce stage that makes it; `rungs`: where early stopping compares outer settings.
+        metric_stage: reduce stage that makes it; `rungs`: where early stopping compares outer trials.
         select: how the value of a trial is read off its evaluation, see `TrialRecord`.
         criterion: name of the one without masks, "" when none was asked for.
         objectives: names in `TrialRecord.values`, with their directions.
         sampler, scheduler, seed, concurrency: of the search; with concurrency above 1 the order of results, and
-            so the suggestions, differ between repetitions.
-        trials: budget of settings; inner_trials: settings under each outer one; batch: evaluated together.
+            so the proposed trials, differ between repetitions.
+        trials: budget; inner_trials: under each outer one; batch: evaluated together.
         seeds: of the training stages during the search.
-        selected: ways of choosing side by side, see `wsss.search.choose.rules`; settings are numbers of trials.
+        selected: rules of choosing side by side, see `wsss.search.choose.rules`.
         asked, executed, served: stage executions over all trials.
         independent_seconds: what the trials would have cost, had each computed itself what some trial computed.
         executed_seconds: sum of what was really executed; wall_seconds: of all attempts together.
@@ -349,7 +369,7 @@ class SweepRecord:
     executed_seconds: float = 0.0
     best: Best | None = None
     selected: tuple[Selected, ...] = ()
-    confirmations: tuple[ConfirmedSetting, ...] = ()
+    confirmations: tuple[ConfirmedTrial, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -387,14 +407,14 @@ def load_sweep(folder: Path) -> SweepRecord:
         )
         content["best"] = None if content["best"] is None else Best(**content["best"])
         content["confirmations"] = tuple(
-            ConfirmedSetting(**{**each, "seeds": tuple(each["seeds"]), "values": tuple(each["values"])})
+            ConfirmedTrial(**{**each, "seeds": tuple(each["seeds"]), "values": tuple(each["values"])})
             for each in content["confirmations"]
         )
         content["selected"] = tuple(
             Selected(
                 **{
                     **each,
-                    "settings": tuple(each["settings"]),
+                    "trials": tuple(each["trials"]),
                     "miou": Interval(**each["miou"]),
                     "gain": PairedComparison(**each["gain"]),
                 }
@@ -463,4 +483,4 @@ def _unreadable(path: Path, why: object) -> SweepRecordError:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    write_json(path, content)  # in this order: that of objectives and of settings counts
+    write_json(path, content)  # in this order: that of objectives and of values counts

@@ -39,14 +39,14 @@ class SweepRequest:
     """What to search, and where results go.
 
     Attributes:
-        trials: settings in all. inner_trials, batch: None derives them, see `SearchPlan`.
+        trials: in all. inner_trials, batch: None derives them, see `SearchPlan`.
         stage_cost_limit: seconds above which a stage counts as costly although it trains nothing.
-        early_stop: stop outer settings that fall behind at the evaluations before the searched one.
-        criterion: without masks, computed for every setting beside its score; the rule label_free chooses by it.
-        race: drop settings that are clearly worse after a part of the images.
-        against_cost: a second objective, the seconds that a setting costs.
+        early_stop: stop outer trials that fall behind at the evaluations before the searched one.
+        criterion: without masks, computed for every trial beside its score; the rule label_free chooses by it.
+        race: drop trials that are clearly worse after a part of the images.
+        against_cost: a second objective, the seconds that a trial costs.
         no_training: keep the recipe's values of the keys that force training.
-        confirm_top, confirm_seeds: the best settings and the recipe itself run again under these seeds.
+        confirm_top, confirm_seeds: the best trials and the recipe itself run again under these seeds.
         study_url: database of the Optuna study; None: sqlite beside the sweep.
         name: id of the sweep; None derives it. new: do not continue the sweep of that id, begin another.
     """
@@ -124,7 +124,7 @@ class PreparedSweep:
 
     @property
     def outer_trials(self) -> int:
-        """Outer settings that the budget allows."""
+        """Outer trials that the budget allows."""
         if not any(key.level == "outer" for key in self.keys):
             return 1
         return -(-self.plan.trials // self.plan.inner_trials)
@@ -191,7 +191,7 @@ def prepare_sweep(request: SweepRequest) -> PreparedSweep:
     outer = any(key.level == "outer" for key in keys)
     inner = request.inner_trials or default_inner_trials(keys, request.trials)
     flat = request.flat or request.against_cost
-    # Settings of a batch share work, so that the cost of one is known only where it is alone.
+    # Trials of a batch share work, so that the cost of one is known only where it is alone.
     batch = 1 if request.against_cost else min(8, -(-inner // 2)) if outer else min(8, -(-request.trials // 4))
     plan = SearchPlan(
         sampler=request.sampler,
@@ -243,7 +243,7 @@ def _check_criterion(request: SweepRequest, base: KeyedPipeline) -> None:
 
 
 def racing(request: SweepRequest) -> bool:
-    """Whether settings are raced: not against the cost, which a dropped one has none of, and not without masks."""
+    """Whether trials are raced: not against the cost, which a dropped one has none of, and not without masks."""
     return request.race and not request.against_cost and request.select != "label_free"
 
 
@@ -253,7 +253,7 @@ def _check_options(request: SweepRequest) -> None:
         raise SweepError("trials and concurrency are at least 1", "--trials, --concurrency", "give a larger number")
     if request.early_stop and (request.against_cost or request.flat):
         raise SweepError(
-            "stopping early compares outer settings by one objective",
+            "stopping early compares outer trials by one objective",
             "--early-stop",
             "use it without --against-cost and --flat",
         )
@@ -285,7 +285,7 @@ def _rungs(
     seconds: Mapping[str, float | None],
     limit: float | None,
 ) -> tuple[Rung, ...]:
-    """Where outer settings can be compared before the searched metric is there, in the order of the pipeline.
+    """Where outer trials can be compared before the searched metric is there, in the order of the pipeline.
 
     Evaluations that rest on fewer costly stages than the searched one, and trainings after a quarter and a half of
     their epochs, seen through the first metric that rests on no other costly stage behind them.

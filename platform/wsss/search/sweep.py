@@ -20,10 +20,10 @@ from wsss.files import LockHeld, locked
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
 from wsss.search.choose.best import best_of, confirm, confirmed_best, ranked, recipe_numbers, write_best
-from wsss.search.choose.rules import ways_of_choosing
-from wsss.search.choose.score import Counts, paired_gain, read_counts
+from wsss.search.choose.rules import compare_rules
+from wsss.search.choose.score import ImageCounts, paired_gain, read_counts
 from wsss.search.evaluate.batch import BatchEvaluator
-from wsss.search.evaluate.trial import CONFUSIONS, Evaluation
+from wsss.search.evaluate.trial import CONFUSIONS, SweepContext
 from wsss.search.evaluate.tune import run_tune
 from wsss.search.propose.nested import NestedSearch
 from wsss.search.records import (
@@ -31,7 +31,7 @@ from wsss.search.records import (
     STUDY_FILE,
     SWEEP_FILE,
     Best,
-    ConfirmedSetting,
+    ConfirmedTrial,
     SweepRecord,
     TrialRecord,
     load_sweep,
@@ -111,7 +111,7 @@ def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, obs
     run_tune(
         search,
         ledger,
-        evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance),
+        sweep_context(prepared, prepared.sweep_id, ledger.record.provenance),
         rungs=prepared.rungs,
         concurrency=prepared.request.concurrency,
         on_trial=lambda trial: observer.trial(trial, ledger.record),
@@ -119,10 +119,10 @@ def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, obs
     )
 
 
-def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any]) -> Evaluation:
+def sweep_context(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any]) -> SweepContext:
     """What the trials of a sweep have in common."""
     request = prepared.request
-    return Evaluation(
+    return SweepContext(
         method=request.method,
         recipe=request.recipe,
         recipe_name=request.recipe_name,
@@ -142,14 +142,14 @@ def evaluation_of(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any])
 
 def _varied(prepared: PreparedSweep) -> tuple[str, ...]:
     if prepared.request.against_cost:
-        return ()  # the cost of a setting is that of its stages as a run computes them
+        return ()  # the cost of a trial is that of its stages as a run computes them
     innermost = ("inner",) if prepared.plan.nests(prepared.keys) else ("inner", "outer")
     return tuple({key.stage: None for key in prepared.keys if key.level in innermost})
 
 
 def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:
     """Refuse what such a cluster can never hold. Raises SchedulingError."""
-    # Settings recompute stages that the store holds for the recipe itself.
+    # Trials recompute stages that the store holds for the recipe itself.
     changed = {stage.stage.name for stage in prepared.expected() if stage.executions > 0}
     stages = tuple(
         replace(planned, needed=planned.needed or planned.stage.name in changed) for planned in prepared.run.plan.stages
@@ -163,7 +163,7 @@ def _connect(prepared: PreparedSweep) -> None:
 
 
 def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> None:
-    """Confirm the best settings under other seeds, where asked for, and write the best recipe."""
+    """Confirm the best trials under other seeds, where asked for, and write the best recipe."""
     request = prepared.request
     best = best_of(list(ledger.trials.values()), request.metric, prepared.keys, request.select)
     if best is None:
@@ -183,16 +183,16 @@ def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
     counts = _counts_reader(prepared, ledger)
     best = replace(best, **_gain(prepared, ledger, best, counts))
     finished = ranked(list(ledger.trials.values()), request.metric)
-    ledger.update(best=best, selected=ways_of_choosing(finished, prepared.keys, counts))
+    ledger.update(best=best, selected=compare_rules(finished, prepared.keys, counts))
     write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
 
 
-def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRecord], Counts | None]:
+def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRecord], ImageCounts | None]:
     """Reads the counts of a trial's images from the store; None when it keeps none."""
     request = prepared.request
     scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
 
-    def counts(trial: TrialRecord) -> Counts | None:
+    def counts(trial: TrialRecord) -> ImageCounts | None:
         found = [
             prepared.run.store.find(name, trial.artifacts[name]) if name in trial.artifacts else None
             for name in (ledger.record.metric_stage, scorer or "")
@@ -205,7 +205,7 @@ def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRe
 
 
 def _gain(
-    prepared: PreparedSweep, ledger: Ledger, best: Best, counts: Callable[[TrialRecord], Counts | None]
+    prepared: PreparedSweep, ledger: Ledger, best: Best, counts: Callable[[TrialRecord], ImageCounts | None]
 ) -> dict[str, float]:
     """How sure the gain over the recipe is, as far as images can tell."""
     trial = ledger.trials[best.trial]
@@ -215,13 +215,13 @@ def _gain(
     return {} if gain is None else {"gain_low": gain.low, "gain_high": gain.high}
 
 
-def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> list[ConfirmedSetting]:
+def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> list[ConfirmedTrial]:
     request = prepared.request
     top = [trial for trial in ranked(list(ledger.trials.values()), request.metric) if trial.number != 0]
     chosen = [ledger.trials[0], *top[: request.confirm_top]]
     _connect(prepared)
-    evaluator = BatchEvaluator(evaluation_of(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
-    # A number tells settings of a batch apart: each seed of a trial has its own.
+    evaluator = BatchEvaluator(sweep_context(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
+    # A number tells trials of a batch apart: each seed of a trial has its own.
     runs = [(trial.number, seed) for trial in chosen for seed in request.confirm_seeds]
     settings = [
         evaluator.open(place, {**ledger.trials[number].settings, "seed": seed})

@@ -59,10 +59,18 @@ def test_there_is_no_best_without_the_recipe() -> None:
     assert best_of([trial(1, 0.6)], METRIC, KEYS, "held_out") is None
 
 
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.7062), (3, 4.3027), (11, 2.2281), (12, 2.2010), (31, 2.0423)])
+def test_the_interval_over_seeds_is_students_however_many_there_are(seeds: int, quantile: float) -> None:
+    values = [0.5 + 0.01 * (number % 3) for number in range(seeds)]
+    found = confirm(1, tuple(range(seeds)), values)
+    assert found.high - found.mean == pytest.approx(quantile * found.spread / seeds**0.5, rel=1e-4)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+
+
 def test_confirmation_has_a_t_interval_and_may_change_the_choice() -> None:
     first = confirm(1, (0, 1, 2), (0.5, 0.6, 0.7))
     assert (first.mean, first.spread) == pytest.approx((0.6, 0.1))
-    assert (first.low, first.high) == pytest.approx((0.6 - 4.303 * 0.1 / 3**0.5, 0.6 + 4.303 * 0.1 / 3**0.5))
+    assert (first.low, first.high) == pytest.approx((0.6 - 4.30265273 * 0.1 / 3**0.5, 0.6 + 4.30265273 * 0.1 / 3**0.5))
     assert confirm(1, (0,), (0.5,)).low == 0.5
     trials = {0: trial(0, 0.4), 1: trial(1, 0.9), 2: trial(2, 0.8)}
     confirmations = [confirm(0, (0, 1), (0.3, 0.3)), confirm(1, (0, 1), (0.9, 0.1)), confirm(2, (0, 1), (0.7, 0.8))]

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from wsss.evaluation.bootstrap import bootstrap_interval_from_counts, paired_comparison_from_counts
-from wsss.evaluation.selection import Selected
-from wsss.search.choose.rules import ways_of_choosing
-from wsss.search.choose.score import Counts
-from wsss.search.records import CriterionPoint, CurvePoint, SearchedKey, TrialRecord
+from wsss.search.choose.rules import compare_rules
+from wsss.search.choose.score import ImageCounts
+from wsss.search.records import CriterionPoint, CurvePoint, SearchedKey, Selected, TrialRecord
 
 METRIC = "x/miou_train"
 THRESHOLDS = np.array([0.2, 0.3, 0.4])
@@ -30,12 +29,12 @@ def random_counts(seed: int, settings: int, images: int, spread: float = 0.0, no
     return np.stack([right, np.broadcast_to(truth, shape), predicted], axis=3).astype(np.int64)
 
 
-def as_sweep(counts: np.ndarray, with_curve: bool = True) -> tuple[list[TrialRecord], list[Counts]]:
+def as_sweep(counts: np.ndarray, with_curve: bool = True) -> tuple[list[TrialRecord], list[ImageCounts]]:
     """Trials and their counts, as a sweep leaves them."""
     names = tuple(f"2007_{index:06d}" for index in range(counts.shape[1]))
     if not with_curve:
         counts = counts[:, :, :1]
-    read = [Counts(each, THRESHOLDS if with_curve else np.zeros(0), names, "defined", 0) for each in counts]
+    read = [ImageCounts(each, THRESHOLDS if with_curve else np.zeros(0), names, "defined", 0) for each in counts]
     trials = []
     for number, each in enumerate(read):
         everywhere = np.ones(len(names), dtype=bool)
@@ -47,7 +46,7 @@ def as_sweep(counts: np.ndarray, with_curve: bool = True) -> tuple[list[TrialRec
 
 def by_rule(counts: np.ndarray, with_curve: bool = True) -> dict[str, Selected]:
     trials, read = as_sweep(counts, with_curve)
-    return {way.rule: way for way in ways_of_choosing(trials, KEYS, lambda trial: read[trial.number])}
+    return {way.rule: way for way in compare_rules(trials, KEYS, lambda trial: read[trial.number])}
 
 
 @pytest.mark.parametrize("with_curve", [True, False])
@@ -63,10 +62,10 @@ def test_every_way_reports_the_counts_of_its_choice(with_curve: bool) -> None:
     }
     taken = {half: np.unravel_index(values.argmax(), values.shape) for half, values in scores.items()}
     best, first, second = taken["all"], taken["first"], taken["second"]
-    assert ways["default"].settings == (0,) and ways["default"].gain.difference == 0
-    assert ways["oracle"].settings == (best[0],) and ways["oracle"].used_masks
-    assert ways["cross_fitted"].settings == (first[0], second[0])
-    assert ways["held_out"].settings == (first[0],) and ways["held_out"].images == int((~choosing).sum())
+    assert ways["default"].trials == (0,) and ways["default"].gain.difference == 0
+    assert ways["oracle"].trials == (best[0],) and ways["oracle"].used_masks
+    assert ways["cross_fitted"].trials == (first[0], second[0])
+    assert ways["held_out"].trials == (first[0],) and ways["held_out"].images == int((~choosing).sum())
     default = counts[0, :, 0]
     expected = {
         "oracle": (counts[best[0], :, best[1]], default),
@@ -93,15 +92,15 @@ def test_a_criterion_without_masks_chooses_by_itself() -> None:
         )
         for trial in trials
     ]
-    (way,) = [w for w in ways_of_choosing(trials, KEYS, lambda t: read[t.number]) if w.rule == "label_free"]
-    assert way.settings == (1,) and not way.used_masks and way.images == 20
+    (way,) = [w for w in compare_rules(trials, KEYS, lambda t: read[t.number]) if w.rule == "label_free"]
+    assert way.trials == (1,) and not way.used_masks and way.images == 20
     assert way.miou == bootstrap_interval_from_counts(counts[1, :, 1]), "at the criterion's threshold, 0.3"
 
 
 def test_without_counts_of_the_recipe_there_is_nothing_to_compare() -> None:
     trials, _ = as_sweep(random_counts(0, 2, 8))
-    assert ways_of_choosing(trials, KEYS, lambda trial: None) == ()
-    assert ways_of_choosing(trials[1:], KEYS, lambda trial: None) == ()
+    assert compare_rules(trials, KEYS, lambda trial: None) == ()
+    assert compare_rules(trials[1:], KEYS, lambda trial: None) == ()
 
 
 def test_the_oracle_is_too_good_and_the_held_out_numbers_are_not() -> None:
@@ -124,7 +123,7 @@ def test_the_oracle_is_too_good_and_the_held_out_numbers_are_not() -> None:
 def test_a_real_difference_is_found_by_every_way() -> None:
     ways = by_rule(random_counts(1, 12, 80, spread=0.2))
     for rule in ("oracle", "cross_fitted", "held_out"):
-        assert all(setting >= 9 for setting in ways[rule].settings), rule
+        assert all(setting >= 9 for setting in ways[rule].trials), rule
         assert ways[rule].gain.low > 0.05 and ways[rule].gain.p_value < 0.05, rule
 
 
@@ -136,5 +135,5 @@ def test_interval_of_a_gain_is_narrower_than_that_of_a_number() -> None:
     right = np.round(truth * (0.2 + 0.6 * hard + np.array([0.0, 0.02])[:, None, None, None]))
     counts = np.stack([right, truth, truth], axis=3).astype(np.int64)
     way = by_rule(counts, with_curve=False)["oracle"]
-    assert way.settings == (1,) and way.gain.low > 0
+    assert way.trials == (1,) and way.gain.low > 0
     assert way.gain.high - way.gain.low < 0.1 * (way.miou.high - way.miou.low)

@@ -13,7 +13,7 @@ import pytest
 from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
 from wsss.evaluation.confusion import miou
 from wsss.evaluation.selection import half_of
-from wsss.search.choose.score import Counts, Score, read_counts, score_counts, score_of
+from wsss.search.choose.score import ImageCounts, Score, read_counts, score_counts, score_of
 from wsss.store import Artifact, open_store
 
 THRESHOLDS = np.array([0.1, 0.2, 0.3])
@@ -121,5 +121,5 @@ def test_the_evaluation_says_how_its_mean_is_formed(tmp_path: Path, mean_over: s
 def test_the_best_threshold_ignores_undefined_scores() -> None:
     images = np.zeros((4, 2, 3, 2), dtype=np.int64)
     images[:, 1] = [[5, 5], [10, 10], [10, 10]]
-    counts = Counts(images, np.array([0.1, 0.2]), tuple(NAMES[:4]), "defined", 1)
+    counts = ImageCounts(images, np.array([0.1, 0.2]), tuple(NAMES[:4]), "defined", 1)
     assert score_counts(counts, "held_out", (0.0, 1.0), 0.3).threshold == pytest.approx(0.2)

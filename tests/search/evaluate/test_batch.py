@@ -30,7 +30,7 @@ from wsss.search.propose.nested import NestedSearch, told_values
 from wsss.search.records import Race, Rung, TrialRecord, load_sweep, load_trials
 from wsss.search.request import PreparedSweep, prepare_sweep
 from wsss.search.study.ledger import Ledger
-from wsss.search.sweep import SweepObserver, _declare, _open_record, evaluation_of
+from wsss.search.sweep import SweepObserver, _declare, _open_record, sweep_context
 from wsss.store import open_store
 
 
@@ -77,7 +77,7 @@ def drive(
     searcher = SweepSearcher(search, ledger, prepared.rungs, told.append)
     trainable = object.__new__(BatchTrainable)
     trainable._rungs = prepared.rungs
-    trainable._evaluator = BatchEvaluator(evaluation_of(prepared, record.sweep_id, record.provenance))
+    trainable._evaluator = BatchEvaluator(sweep_context(prepared, record.sweep_id, record.provenance))
     count = 0
     while isinstance(config := searcher.suggest(f"tune-{count}"), dict):
         trainable.reset_config(config)
@@ -140,7 +140,7 @@ def test_a_failing_setting_leaves_its_batch_alone(tmp_path: Path) -> None:
 
 def test_a_value_that_the_recipe_refuses_is_a_failed_setting(tmp_path: Path) -> None:
     prepared = prepare_sweep(planted_method.request(tmp_path))
-    evaluator = BatchEvaluator(evaluation_of(prepared, "x", {}))
+    evaluator = BatchEvaluator(sweep_context(prepared, "x", {}))
     settings = [evaluator.open(0, {"detail.scale": 7.0}), evaluator.open(1, {"detail.scale": 0.5})]
     evaluator.advance(settings, METRIC)
     bad, good = evaluator.outcomes(settings)
@@ -189,7 +189,7 @@ def test_maps_that_one_setting_alone_asks_for_are_not_stored_and_scores_are_thos
     options: dict[str, Any] = {"trials": 8, "batch": 8, "sampler": "random"}
     prepared = prepare_sweep(planted_method.request(tmp_path, ["dataset.shapes.train=120", "seed=3"], **options))
     trials = drive(prepared)
-    evaluator = BatchEvaluator(evaluation_of(prepared, "x", {}))
+    evaluator = BatchEvaluator(sweep_context(prepared, "x", {}))
     finished = [trial for trial in trials if trial.status == "finished"]
     assert len(finished) > 2
     for trial in finished:
@@ -286,7 +286,7 @@ def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterio
     assert record.best.reported == best.label_free
     ways = {way.rule: way for way in record.selected}
     assert set(ways) == {"default", "oracle", "cross_fitted", "held_out", "label_free"}
-    assert ways["label_free"].settings == (best.number,) and not ways["label_free"].used_masks
+    assert ways["label_free"].trials == (best.number,) and not ways["label_free"].used_masks
     assert ways["label_free"].miou.value == pytest.approx(best.label_free)
     assert ways["oracle"].miou.value >= max(ways[rule].miou.value for rule in ("default", "cross_fitted", "label_free"))
 

@@ -18,7 +18,7 @@ from wsss.recipe import load_recipe
 from wsss.search.evaluate.batch import BatchEvaluator
 from wsss.search.records import Rung, load_trials
 from wsss.search.request import PreparedSweep, SweepRequest, prepare_sweep
-from wsss.search.sweep import SweepObserver, evaluation_of, run_sweep
+from wsss.search.sweep import SweepObserver, run_sweep, sweep_context
 from wsss.store import open_store
 
 ROOT = Path(__file__).parents[3]
@@ -66,7 +66,7 @@ def test_trainings_are_looked_at_after_a_quarter_and_a_half(tmp_path: Path) -> N
 
 def test_a_preview_has_a_key_of_its_own_and_leaves_that_of_the_whole_alone(tmp_path: Path) -> None:
     plan = prepared(tmp_path)
-    evaluator = BatchEvaluator(evaluation_of(plan, "x", {}))
+    evaluator = BatchEvaluator(sweep_context(plan, "x", {}))
     setting = evaluator.open(0, {})
     keyed = setting.pipeline
     early = evaluator._pipelines.preview(keyed, "toy_train", 0.25)
@@ -88,7 +88,7 @@ def test_a_training_that_was_looked_at_equals_one_that_was_not(cluster: None, tm
     )
     plan = prepared(tmp_path / "looked")
     told: list[str] = []
-    evaluator = BatchEvaluator(evaluation_of(plan, "x", {}), told.append)
+    evaluator = BatchEvaluator(sweep_context(plan, "x", {}), told.append)
     setting = evaluator.open(0, {})
     seen = [evaluator.preview(setting, rung) for rung in RUNGS]
     checkpoints = list((tmp_path / "looked" / "checkpoints").iterdir())

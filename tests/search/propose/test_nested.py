@@ -61,13 +61,13 @@ class Evaluated:
         return next((cost for cost, best in self.best if best >= value), float("inf"))
 
 
-def record_of(proposal: Any, value: float | None, status: str = "finished") -> TrialRecord:
+def record_of(proposed: Any, value: float | None, status: str = "finished") -> TrialRecord:
     return TrialRecord(
-        number=proposal.number,
-        outer=proposal.outer,
-        inner=proposal.inner,
-        outer_key=proposal.outer_key,
-        batch=proposal.batch,
+        number=proposed.number,
+        outer=proposed.outer,
+        inner=proposed.inner,
+        outer_key=proposed.outer_key,
+        batch=proposed.batch,
         status=status,  # pyright: ignore[reportArgumentType]
         values={} if value is None else {"m": value},
     )

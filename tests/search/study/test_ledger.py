@@ -11,8 +11,8 @@ import pytest
 
 from wsss.errors import WsssError
 from wsss.search.choose.score import Score
-from wsss.search.evaluate.trial import Outcome
-from wsss.search.propose.nested import Proposal
+from wsss.search.evaluate.trial import TrialOutcome
+from wsss.search.propose.nested import ProposedTrial
 from wsss.search.records import SearchedKey, StageUse, SweepRecord, load_sweep, load_trials
 from wsss.search.study.importance import importances
 from wsss.search.study.ledger import Ledger
@@ -55,13 +55,13 @@ def ledger(folder: Path, **changes: Any) -> Ledger:
     return Ledger(sweep(**changes), folder, None, f"sqlite:///{folder / 'study.db'}")
 
 
-def proposal(number: int, a: float = 0.7, kind: str = "p") -> Proposal:
-    return Proposal(number, {"a": a}, {"kind": kind}, "k", 0)
+def proposed(number: int, a: float = 0.7, kind: str = "p") -> ProposedTrial:
+    return ProposedTrial(number, {"a": a}, {"kind": kind}, "k", 0)
 
 
-def outcome(number: int, value: float, executed: bool = True) -> Outcome:
+def outcome(number: int, value: float, executed: bool = True) -> TrialOutcome:
     score = Score(value=value, quoted=value - 0.1, threshold=0.2, chosen=value, held_out=value - 0.1)
-    return Outcome(number, score=score, stages=(StageUse("s", "map", f"k{number}", executed, 2.0),))
+    return TrialOutcome(number, score=score, stages=(StageUse("s", "map", f"k{number}", executed, 2.0),))
 
 
 def study(folder: Path) -> optuna.Study:
@@ -70,11 +70,11 @@ def study(folder: Path) -> optuna.Study:
 
 def test_trials_are_on_disk_and_in_the_study_once_however_often_the_sweep_is_opened(tmp_path: Path) -> None:
     first = ledger(tmp_path)
-    first.begin([proposal(0, 0.1, "r"), proposal(1), proposal(2, kind="q"), proposal(3, kind="q")])
+    first.begin([proposed(0, 0.1, "r"), proposed(1), proposed(2, kind="q"), proposed(3, kind="q")])
     assert [trial.status for trial in load_trials(tmp_path)] == ["running"] * 4
     first.finish(outcome(0, 0.4))
     first.finish(outcome(1, 0.6))
-    first.finish(Outcome(2, error="it broke"))
+    first.finish(TrialOutcome(2, error="it broke"))
     first.finish(outcome(3, 0.0), pruned="stopped", stopped_at=(1, 0.2))
     first.update()
     first.close()
@@ -97,7 +97,7 @@ def test_trials_are_on_disk_and_in_the_study_once_however_often_the_sweep_is_ope
 
 def test_a_trial_that_reached_the_disk_but_not_the_study_is_added_later(tmp_path: Path) -> None:
     first = ledger(tmp_path)
-    first.begin([proposal(0, 0.1, "r"), proposal(1)])
+    first.begin([proposed(0, 0.1, "r"), proposed(1)])
     first.finish(outcome(0, 0.4))
     first.close()
     replace(load_trials(tmp_path)[1], status="finished", values={METRIC: 0.9}).save(tmp_path)  # and then the kill
@@ -107,7 +107,7 @@ def test_a_trial_that_reached_the_disk_but_not_the_study_is_added_later(tmp_path
 
 def test_totals_and_the_best_so_far_are_kept_while_it_runs(tmp_path: Path) -> None:
     running = ledger(tmp_path)
-    running.begin([proposal(0, 0.1, "r"), proposal(1), proposal(2, kind="q")])
+    running.begin([proposed(0, 0.1, "r"), proposed(1), proposed(2, kind="q")])
     running.finish(outcome(0, 0.4))
     shared, stored = StageUse("s", "map", "k0", False, 2.0), StageUse("before", "train", "old", False, 100.0)
     running.finish(replace(outcome(1, 0.6), stages=(stored, shared)))
@@ -123,7 +123,7 @@ def test_totals_and_the_best_so_far_are_kept_while_it_runs(tmp_path: Path) -> No
 
 def test_an_undefined_metric_is_a_failure(tmp_path: Path) -> None:
     running = ledger(tmp_path)
-    running.begin([proposal(0, 0.1, "r")])
+    running.begin([proposed(0, 0.1, "r")])
     trial = running.finish(outcome(0, float("nan")))
     running.close()
     assert trial.status == "failed" and "undefined" in trial.reason
@@ -132,7 +132,7 @@ def test_an_undefined_metric_is_a_failure(tmp_path: Path) -> None:
 def test_objectives_keep_their_order_on_disk(tmp_path: Path) -> None:
     objectives = {METRIC: "max", "cost_seconds": "min"}
     running = ledger(tmp_path, objectives=objectives)
-    running.begin([proposal(0, 0.1, "r")])
+    running.begin([proposed(0, 0.1, "r")])
     running.finish(outcome(0, 0.4))
     running.update()
     running.close()
@@ -149,7 +149,7 @@ def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_importance_tells_the_key_that_matters_from_the_one_that_does_not(tmp_path: Path) -> None:
     running = ledger(tmp_path)
     settings = [(0.5 + 0.02 * number, "pq"[number % 2]) for number in range(24)]
-    running.begin([proposal(number, a, kind) for number, (a, kind) in enumerate(settings)])
+    running.begin([proposed(number, a, kind) for number, (a, kind) in enumerate(settings)])
     for number, (a, _) in enumerate(settings):
         running.finish(outcome(number, a))
     running.close()

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy import stats
 
 from wsss.files import write_file
 from wsss.formatting import percent
 from wsss.recipe import change_recipe, to_dict
 from wsss.search.choose.score import Score
-from wsss.search.records import Best, ConfirmedSetting, SearchedKey, Select, SweepRecord, TrialRecord
-
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
-_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from wsss.search.records import Best, ConfirmedTrial, SearchedKey, Select, SweepRecord, TrialRecord
 
 
 def ranked(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
@@ -57,12 +55,12 @@ def best_of(trials: Sequence[TrialRecord], metric: str, keys: Sequence[SearchedK
 
 def confirmed_best(
     trials: Mapping[int, TrialRecord],
-    confirmations: Sequence[ConfirmedSetting],
+    confirmations: Sequence[ConfirmedTrial],
     metric: str,
     keys: Sequence[SearchedKey],
     select: Select,
 ) -> Best:
-    """The setting with the best mean over seeds; the recipe itself when nothing beats it."""
+    """The trial with the best mean over seeds; the recipe itself when nothing beats it."""
     winner = max(confirmations, key=lambda each: (each.mean, each.trial == 0))
     default = next(each for each in confirmations if each.trial == 0)
     best = _best(trials[winner.trial], trials[0], metric, keys, select, confirmed=True)
@@ -77,18 +75,17 @@ def confirmed_best(
     )
 
 
-def confirm(trial: int, seeds: Sequence[int], values: Sequence[float]) -> ConfirmedSetting:
+def confirm(trial: int, seeds: Sequence[int], values: Sequence[float]) -> ConfirmedTrial:
     """Mean, spread and 95 % t interval of the values under several seeds."""
     mean = statistics.fmean(values)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    degrees = len(values) - 1
-    quantile = _T_QUANTILES[degrees - 1] if 0 < degrees <= len(_T_QUANTILES) else 1.96
+    quantile = float(stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else 0.0
     half = quantile * spread / math.sqrt(len(values))
-    return ConfirmedSetting(trial, tuple(seeds), tuple(values), mean, spread, mean - half, mean + half)
+    return ConfirmedTrial(trial, tuple(seeds), tuple(values), mean, spread, mean - half, mean + half)
 
 
 def write_best(path: Path, recipe: Any, record: SweepRecord, best: Best) -> None:
-    """Write the whole recipe with the best settings, for `reproduce.py --recipe`, in one step."""
+    """Write the whole recipe with the values of the best trial, for `reproduce.py --recipe`, in one step."""
     content = to_dict(change_recipe(recipe, best.settings))
     content.pop("execution", None)  # how a machine is used is not part of what was found
     head = [

@@ -1,6 +1,6 @@
-"""What a setting is worth without masks: a criterion from maps or labels and the pictures, at a few thresholds.
+"""What a trial is worth without masks: a criterion from maps or labels and the pictures, at a few thresholds.
 
-How well a criterion ranks settings must be measured where masks exist; see `wsss.evaluation.label_free`.
+How well a criterion ranks trials must be measured where masks exist; see `wsss.evaluation.label_free`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Ways of choosing among all settings of a sweep, side by side: what each would have taken, and what that is worth.
+"""Rules of choosing among all trials of a sweep, side by side: what each would take, and what that is worth.
 
-A setting here is a trial at one threshold of its curve. Which one a way takes is read off the records; only the few
+A rule chooses a trial and a threshold of its curve. Which ones it takes is read off the records; only the few
 that are taken are scored again from their counts, for the intervals over images.
 """
 
@@ -13,15 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsss.evaluation.bootstrap import bootstrap_interval_from_counts, paired_comparison_from_counts
-from wsss.evaluation.selection import Selected
-from wsss.search.choose.score import Array, Counts, limits_of
-from wsss.search.records import SearchedKey, TrialRecord
+from wsss.search.choose.score import Array, ImageCounts, limits_of
+from wsss.search.records import SearchedKey, Selected, TrialRecord
 
-ReadCounts = Callable[[TrialRecord], Counts | None]
+ReadCounts = Callable[[TrialRecord], ImageCounts | None]
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _TrialAtThreshold:
     """A trial at a threshold: mIoU of all images, of the half that chooses, of the other half."""
 
     trial: TrialRecord
@@ -31,14 +30,12 @@ class _Candidate:
     reported: float
 
 
-def ways_of_choosing(
-    trials: Sequence[TrialRecord], keys: Sequence[SearchedKey], read: ReadCounts
-) -> tuple[Selected, ...]:
+def compare_rules(trials: Sequence[TrialRecord], keys: Sequence[SearchedKey], read: ReadCounts) -> tuple[Selected, ...]:
     """Default, oracle, cross_fitted, held_out and, where trials have a criterion without masks, label_free.
 
     "held_out" chooses on one half of the images and reports on the other, as the sweep's rule of that name;
-    "cross_fitted" does so both ways round and pools the halves. `Selected.settings` are numbers of trials.What led the
-    search has looked at the settings before: a way is honest only on images that the search did not see
+    "cross_fitted" does so both ways round and pools the halves. What led the
+    search has looked at the trials before: a way is honest only on images that the search did not see
     (`sweep_tables`).
 
     Args:
@@ -51,26 +48,26 @@ def ways_of_choosing(
     base = None if recipe is None else read(recipe)
     if recipe is None or base is None:
         return ()
-    candidates = [each for trial in trials for each in _candidates(trial, keys, read)]
+    choices = [each for trial in trials for each in _choices(trial, keys, read)]
     everywhere = np.ones(len(base.names), dtype=bool)
-    known: dict[int, Counts] = {0: base}
+    known: dict[int, ImageCounts] = {0: base}
 
-    def counts(candidate: _Candidate) -> Array:
-        number = candidate.trial.number
+    def counts(choice: _TrialAtThreshold) -> Array:
+        number = choice.trial.number
         if number not in known:
-            found = read(candidate.trial)
+            found = read(choice.trial)
             assert found is not None
             known[number] = found
-        return known[number].at(candidate.threshold)
+        return known[number].at(choice.threshold)
 
-    def best(score: Callable[[_Candidate], float]) -> _Candidate:
+    def best(score: Callable[[_TrialAtThreshold], float]) -> _TrialAtThreshold:
         # The first among equals, and a trial without a score (no pixel of the half) never.
-        return max(candidates, key=lambda each: -math.inf if math.isnan(score(each)) else score(each))
+        return max(choices, key=lambda each: -math.inf if math.isnan(score(each)) else score(each))
 
     default, reporting = base.at(None), ~base.choosing
     oracle, first, second = best(lambda c: c.value), best(lambda c: c.chosen), best(lambda c: c.reported)
     crossed = np.where(base.choosing[:, None, None], counts(second), counts(first))
-    ways: list[tuple[str, tuple[_Candidate, ...], Array, Array, bool]] = [
+    ways: list[tuple[str, tuple[_TrialAtThreshold, ...], Array, Array, bool]] = [
         ("oracle", (oracle,), counts(oracle), everywhere, True),
         ("cross_fitted", (first, second), crossed, everywhere, True),
         ("held_out", (first,), counts(first)[reporting], reporting, True),
@@ -85,7 +82,7 @@ def ways_of_choosing(
     return tuple(
         Selected(
             rule=rule,
-            settings=taken,
+            trials=taken,
             images=int(over.sum()),
             miou=bootstrap_interval_from_counts(found, mean_over=base.mean_over),
             gain=paired_comparison_from_counts(found, default[over], mean_over=base.mean_over),
@@ -95,20 +92,20 @@ def ways_of_choosing(
     )
 
 
-def _candidates(trial: TrialRecord, keys: Sequence[SearchedKey], read: ReadCounts) -> list[_Candidate]:
+def _choices(trial: TrialRecord, keys: Sequence[SearchedKey], read: ReadCounts) -> list[_TrialAtThreshold]:
     limits = limits_of(keys)
     if trial.curve:
         return [
-            _Candidate(trial, point.threshold, point.value, point.chosen, point.reported)
+            _TrialAtThreshold(trial, point.threshold, point.value, point.chosen, point.reported)
             for point in trial.curve
             if limits is not None and limits[0] - 1e-9 <= point.threshold <= limits[1] + 1e-9
-        ] or [_Candidate(trial, trial.threshold, *_at_own_threshold(trial))]
+        ] or [_TrialAtThreshold(trial, trial.threshold, *_at_own_threshold(trial))]
     found = read(trial)
     if found is None:
         return []
     everywhere = np.ones(len(found.names), dtype=bool)
     values = (found.curve(images)[found.default] for images in (everywhere, found.choosing, ~found.choosing))
-    return [_Candidate(trial, None, *map(float, values))]
+    return [_TrialAtThreshold(trial, None, *map(float, values))]
 
 
 def _at_own_threshold(trial: TrialRecord) -> tuple[float, float, float]:
@@ -116,7 +113,7 @@ def _at_own_threshold(trial: TrialRecord) -> tuple[float, float, float]:
     return point.value, point.chosen, point.reported
 
 
-def _label_free(trials: Sequence[TrialRecord]) -> _Candidate | None:
+def _label_free(trials: Sequence[TrialRecord]) -> _TrialAtThreshold | None:
     points = [
         (point.value, -trial.number, trial, point.threshold)
         for trial in trials
@@ -126,4 +123,4 @@ def _label_free(trials: Sequence[TrialRecord]) -> _Candidate | None:
     if not points:
         return None
     value, _, trial, threshold = max(points, key=lambda each: each[:2])
-    return _Candidate(trial, threshold, value, value, value)
+    return _TrialAtThreshold(trial, threshold, value, value, value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsss.evaluation.bootstrap import PairedComparison, bootstrap_interval_from_counts, paired_comparison_from_counts
 from wsss.evaluation.confusion import MeanOver, intersections_and_totals, miou_from_counts
-from wsss.evaluation.counts import Counts as StoredCounts
+from wsss.evaluation.counts import Counts
 from wsss.evaluation.selection import half_of
 from wsss.search.records import CriterionPoint, CurvePoint, SearchedKey, Select
 from wsss.store import Artifact
@@ -42,7 +42,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ImageCounts:
     """Right, in the truth, predicted, of every image at every threshold.
 
     Attributes:
@@ -64,7 +64,7 @@ class Counts:
         """(N,) bool, images of the half that chooses."""
         return np.array([is_choosing(name) for name in self.names], dtype=bool)
 
-    def of(self, names: Sequence[str]) -> Counts:
+    def of(self, names: Sequence[str]) -> ImageCounts:
         """The counts of some of the images, in that order."""
         places = {name: place for place, name in enumerate(self.names)}
         return replace(self, images=self.images[[places[name] for name in names]], names=tuple(names))
@@ -121,7 +121,7 @@ def score_of(
 
 
 def score_counts(
-    counts: Counts,
+    counts: ImageCounts,
     select: Select,
     limits: tuple[float, float] | None,
     default_value: float,
@@ -184,9 +184,9 @@ def limits_of(keys: Sequence[SearchedKey]) -> tuple[float, float] | None:
 
 
 def paired_gain(
-    best: Counts, threshold: float | None, recipe: Counts, select: Select, samples: int = _BOOTSTRAP_SAMPLES
+    best: ImageCounts, threshold: float | None, recipe: ImageCounts, select: Select, samples: int = _BOOTSTRAP_SAMPLES
 ) -> PairedComparison | None:
-    """Best setting at its threshold against the recipe at its own, on the images that report; None if these differ."""
+    """Best trial at its threshold against the recipe at its own, on the images that report; None if these differ."""
     if best.names != recipe.names:
         return None
     images = ~best.choosing if select == "held_out" else np.ones(len(best.choosing), dtype=bool)
@@ -200,7 +200,7 @@ def is_choosing(name: str) -> bool:
     return half_of(name) == _CHOOSING
 
 
-def read_counts(metric: str, evaluation: Artifact, scorer: Artifact | None) -> Counts | None:
+def read_counts(metric: str, evaluation: Artifact, scorer: Artifact | None) -> ImageCounts | None:
     """Counts of each image behind a metric; None when the evaluation keeps none, or only one half has images."""
     if "arrays.npz" not in evaluation.files:
         return None
@@ -215,7 +215,7 @@ def counts_of(
     arrays: Mapping[str, Array],
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
     scored: Callable[[str], Mapping[str, Array]] | None,
-) -> Counts | None:
+) -> ImageCounts | None:
     """Counts of each image from what an evaluation returned (see `wsss.stages.score.summarize_curve`).
 
     Args:
@@ -232,10 +232,10 @@ def counts_of(
     names = tuple(str(name) for name in arrays[f"images{suffix}"])
     thresholds = arrays.get(f"thresholds{suffix}")
     if thresholds is None or scored is None:
-        return Counts(per_image[:, None], np.zeros(0), names, mean_over, 0)
+        return ImageCounts(per_image[:, None], np.zeros(0), names, mean_over, 0)
     default = next(index for index, row in enumerate(tables[f"curve{suffix}"]) if row["default"])
-    curves = np.stack([_image_curve(StoredCounts.read(scored(name)).dense()) for name in names])
-    return Counts(curves, thresholds.astype(np.float64), names, mean_over, default)
+    curves = np.stack([_image_curve(Counts.read(scored(name)).dense()) for name in names])
+    return ImageCounts(curves, thresholds.astype(np.float64), names, mean_over, default)
 
 
 def _image_curve(confusion: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Evaluates a batch of settings: every stage that several of them share is computed once, stage by stage.
+"""Evaluates a batch of trials: every stage that several of them share is computed once, stage by stage.
 
 Runs where the trial runs, on a worker that takes no CPU; the stages take the cluster's CPUs and GPUs.
 """
@@ -29,7 +29,7 @@ from wsss.recipe import change_recipe
 from wsss.search.choose.criteria import Criterion, ImageArrays, criterion_curve, criterion_input
 from wsss.search.choose.score import Score, score_of
 from wsss.search.evaluate.in_memory import Recomputed, fused_jobs
-from wsss.search.evaluate.trial import CONFUSIONS, Evaluation, Outcome, Setting
+from wsss.search.evaluate.trial import CONFUSIONS, RunningTrial, SweepContext, TrialOutcome
 from wsss.search.records import PreviewValue, Rung, Select, StageUse
 from wsss.search.space.pipelines import KeyedPipelines, metric_stage
 from wsss.stages.score import LabelScoreConfig
@@ -70,221 +70,218 @@ class BatchEvaluator:
     """Evaluates batch after batch; the data set, the artifacts that were found and the digests stay loaded.
 
     Args:
-        evaluation: what all trials share.
+        sweep: what all trials share.
         tell: shown to people: a stage begins, progresses, ends.
     """
 
-    def __init__(self, evaluation: Evaluation, tell: Tell = lambda text: None) -> None:
-        self.evaluation = evaluation
+    def __init__(self, sweep: SweepContext, tell: Tell = lambda text: None) -> None:
+        self.sweep = sweep
         self.tell = tell
-        home = evaluation.home
-        self.dataset = load_dataset(evaluation.recipe.dataset, home)
-        self._pipelines = KeyedPipelines(evaluation.method, self.dataset)
-        self._store = open_store(evaluation.store_url, home / "cache" / "store")
+        home = sweep.home
+        self.dataset = load_dataset(sweep.recipe.dataset, home)
+        self._pipelines = KeyedPipelines(sweep.method, self.dataset)
+        self._store = open_store(sweep.store_url, home / "cache" / "store")
         self._costs = CostHistory(home / "costs.json")
         self._found: dict[tuple[str, str], Artifact] = {}
 
     @property
     def metric(self) -> str:
         """What is searched for."""
-        return self.evaluation.metric
+        return self.sweep.metric
 
     def pipeline_of_the_recipe(self) -> Pipeline:
-        """The pipeline before any setting changes it."""
-        return self._pipelines.of(self.evaluation.recipe).pipeline
+        """The pipeline before any trial changes it."""
+        return self._pipelines.of(self.sweep.recipe).pipeline
 
-    def open(self, number: int, settings: Mapping[str, Any]) -> Setting:
-        """Build the pipeline of a setting; one that cannot be built has failed."""
-        evaluation = self.evaluation
+    def open(self, number: int, settings: Mapping[str, Any]) -> RunningTrial:
+        """Build the pipeline of a trial; one that cannot be built has failed."""
+        sweep = self.sweep
         try:
-            keyed = self._pipelines.of(change_recipe(evaluation.recipe, settings))
+            keyed = self._pipelines.of(change_recipe(sweep.recipe, settings))
         except Exception as error:
-            return Setting(number, error=describe(error))
-        request = RunRequest(
-            evaluation.method, keyed.recipe, evaluation.recipe_name, evaluation.home, evaluation.store_url
-        )
+            return RunningTrial(number, error=describe(error))
+        request = RunRequest(sweep.method, keyed.recipe, sweep.recipe_name, sweep.home, sweep.store_url)
         prepared = PreparedRun(request, self.dataset, keyed.pipeline, self._store, Plan(()))
-        return Setting(number, keyed=keyed, prepared=prepared)
+        return RunningTrial(number, keyed=keyed, prepared=prepared)
 
-    def advance(self, settings: Sequence[Setting], metric: str) -> None:
-        """Compute what a metric needs, for all settings together. Failures are noted in the settings."""
-        alive = [setting for setting in settings if setting.going_on]
-        self.compute(alive, {setting.number: self.missing(setting, metric) for setting in alive})
+    def advance(self, trials: Sequence[RunningTrial], metric: str) -> None:
+        """Compute what a metric needs, for all trials together. Failures are noted in the trials."""
+        alive = [trial for trial in trials if trial.going_on]
+        self.compute(alive, {trial.number: self.missing(trial, metric) for trial in alive})
 
-    def preview(self, setting: Setting, rung: Rung) -> float | None:
-        """The rung's metric while the setting trains; None when it cannot be had, which stops nothing."""
-        keyed = self._pipelines.preview(setting.pipeline, rung.stage, rung.fraction)
-        if keyed is None or setting.prepared is None:
+    def preview(self, trial: RunningTrial, rung: Rung) -> float | None:
+        """The rung's metric while the trial trains; None when it cannot be had, which stops nothing."""
+        keyed = self._pipelines.preview(trial.pipeline, rung.stage, rung.fraction)
+        if keyed is None or trial.prepared is None:
             return None
-        early = Setting(setting.number, keyed=keyed, prepared=replace(setting.prepared, pipeline=keyed.pipeline))
+        early = RunningTrial(trial.number, keyed=keyed, prepared=replace(trial.prepared, pipeline=keyed.pipeline))
         self.advance([early], rung.metric)
         stage = keyed.pipeline.stage(rung.stage)
         assert isinstance(stage, TrainStage) and stage.preview is not None
         for use in self._outcome(early, None, rung.metric).stages:
-            if use.key != setting.pipeline.keys[use.name] and use.name in early.artifacts:
-                setting.looks.append(replace(use, name=f"{use.name}, epoch {stage.preview.epoch}"))
+            if use.key != trial.pipeline.keys[use.name] and use.name in early.artifacts:
+                trial.looks.append(replace(use, name=f"{use.name}, epoch {stage.preview.epoch}"))
             elif use.executed:
-                setting.executed.add(use.name)
-                setting.artifacts[use.name] = early.artifacts[use.name]
+                trial.executed.add(use.name)
+                trial.artifacts[use.name] = early.artifacts[use.name]
         value = self.value(early, rung.metric)
         if value is None:
             self.tell(f"{rung.text}: {early.error}; trains on")
             return None
-        setting.previews.append(PreviewValue(rung.metric, rung.stage, stage.preview.epoch, stage.epochs, value))
+        trial.previews.append(PreviewValue(rung.metric, rung.stage, stage.preview.epoch, stage.epochs, value))
         self.tell(f"{rung.metric} {percent(value)} % after {stage.preview.epoch} of {stage.epochs} epochs")
         return value
 
-    def discard(self, settings: Sequence[Setting]) -> None:
+    def discard(self, trials: Sequence[RunningTrial]) -> None:
         """Remove the checkpoints of trainings that were stopped."""
-        for setting in settings:
-            place = None if setting.prepared is None else setting.prepared.checkpoints
+        for trial in trials:
+            place = None if trial.prepared is None else trial.prepared.checkpoints
             if place is None or "://" in place:
                 continue
-            for seen in setting.previews:
-                stage = setting.pipeline.pipeline.stage(seen.stage)
-                name = training_name(stage, setting.pipeline.keys[seen.stage])
+            for seen in trial.previews:
+                stage = trial.pipeline.pipeline.stage(seen.stage)
+                name = training_name(stage, trial.pipeline.keys[seen.stage])
                 shutil.rmtree(Path(place) / name, ignore_errors=True)
 
-    def job(self, setting: Setting, stage: Stage) -> StageJob:
+    def job(self, trial: RunningTrial, stage: Stage) -> StageJob:
         """The stage with those of its inputs that are there."""
-        inputs = {role: name for role, name in stage.inputs.items() if name in setting.artifacts}
+        inputs = {role: name for role, name in stage.inputs.items() if name in trial.artifacts}
         bound = bind_job(
             replace(stage, inputs=inputs),
-            setting.pipeline.keys[stage.name],
+            trial.pipeline.keys[stage.name],
             self.dataset,
             self._store,
-            setting.artifacts,
-            self.evaluation.recipe.execution.mode,
+            trial.artifacts,
+            self.sweep.recipe.execution.mode,
         )
         return replace(bound, stage=stage)
 
-    def compute(self, settings: Sequence[Setting], missing: Mapping[int, set[str]]) -> None:
-        """Compute the missing stages (setting number -> names), for all settings together."""
+    def compute(self, trials: Sequence[RunningTrial], missing: Mapping[int, set[str]]) -> None:
+        """Compute the missing stages (trial number -> names), for all trials together."""
         order: dict[str, None] = {}
-        for setting in settings:
-            order.update({stage.name: None for stage in setting.pipeline.pipeline})
+        for trial in trials:
+            order.update({stage.name: None for stage in trial.pipeline.pipeline})
         for name in order:
-            wanting: dict[str, list[Setting]] = {}
-            for setting in settings:
-                if not setting.error and name in missing[setting.number]:
-                    wanting.setdefault(setting.pipeline.keys[name], []).append(setting)
+            wanting: dict[str, list[RunningTrial]] = {}
+            for trial in trials:
+                if not trial.error and name in missing[trial.number]:
+                    wanting.setdefault(trial.pipeline.keys[name], []).append(trial)
             if wanting:
                 self._settle(name, wanting)
 
-    def value(self, setting: Setting, metric: str) -> float | None:
-        """A metric of a setting that has advanced to it; None when it failed."""
-        if not setting.going_on:
+    def value(self, trial: RunningTrial, metric: str) -> float | None:
+        """A metric of a trial that has advanced to it; None when it failed."""
+        if not trial.going_on:
             return None
-        stage = setting.target(metric)
-        return float(setting.artifacts[stage].json("metrics.json")[metric])
+        stage = trial.target(metric)
+        return float(trial.artifacts[stage].json("metrics.json")[metric])
 
-    def outcomes(self, settings: Sequence[Setting]) -> list[Outcome]:
-        """Scores of settings that have advanced to the metric of the sweep."""
-        alive = [setting for setting in settings if setting.going_on]
-        evaluation = self.evaluation
+    def outcomes(self, trials: Sequence[RunningTrial]) -> list[TrialOutcome]:
+        """Scores of trials that have advanced to the metric of the sweep."""
+        alive = [trial for trial in trials if trial.going_on]
+        sweep = self.sweep
         arguments = [
-            (evaluation.metric, evaluation.select, *self._scored(setting), evaluation.limits, self._unmasked(setting))
-            for setting in alive
+            (sweep.metric, sweep.select, *self._scored(trial), sweep.limits, self._unmasked(trial)) for trial in alive
         ]
         scores = call_many(_score, arguments, int(capacity().cpus))
-        by_number = dict(zip((setting.number for setting in alive), scores, strict=True))
+        by_number = dict(zip((trial.number for trial in alive), scores, strict=True))
         return [
-            self._outcome(setting, by_number.get(setting.number))
-            if setting.going_on or setting.error
-            else self.so_far([setting])[0]
-            for setting in settings
+            self._outcome(trial, by_number.get(trial.number))
+            if trial.going_on or trial.error
+            else self.so_far([trial])[0]
+            for trial in trials
         ]
 
-    def so_far(self, settings: Sequence[Setting]) -> list[Outcome]:
-        """What settings that are stopped before their end have computed."""
+    def so_far(self, trials: Sequence[RunningTrial]) -> list[TrialOutcome]:
+        """What trials that are stopped before their end have computed."""
         outcomes = []
-        for setting in settings:
-            outcome = self._outcome(setting, None)
+        for trial in trials:
+            outcome = self._outcome(trial, None)
             there = (
                 set()
-                if setting.keyed is None
-                else {each.name for each in setting.keyed.pipeline.upstream(*setting.artifacts)}
+                if trial.keyed is None
+                else {each.name for each in trial.keyed.pipeline.upstream(*trial.artifacts)}
             )
-            uses = tuple(use for use in outcome.stages if use.name in there or use in setting.looks)
+            uses = tuple(use for use in outcome.stages if use.name in there or use in trial.looks)
             outcomes.append(replace(outcome, stages=uses))
         return outcomes
 
-    def _outcome(self, setting: Setting, score: Score | RuntimeError | None, metric: str = "") -> Outcome:
-        if setting.keyed is None:
-            return Outcome(setting.number, error=setting.error)
-        error = setting.error or (str(score) if isinstance(score, RuntimeError) else "")
+    def _outcome(self, trial: RunningTrial, score: Score | RuntimeError | None, metric: str = "") -> TrialOutcome:
+        if trial.keyed is None:
+            return TrialOutcome(trial.number, error=trial.error)
+        error = trial.error or (str(score) if isinstance(score, RuntimeError) else "")
         uses = []
         metrics: dict[str, float] = {}
         artifacts: dict[str, str] = {}
-        target = metric_stage(setting.keyed.pipeline, metric or self.metric)
+        target = metric_stage(trial.keyed.pipeline, metric or self.metric)
         # With the evaluations before the searched one, where early stopping looked at them.
-        for stage in setting.keyed.pipeline.upstream(target, *setting.executed):
-            artifact = setting.artifacts.get(stage.name) or self.find(stage.name, setting.keyed.keys[stage.name])
+        for stage in trial.keyed.pipeline.upstream(target, *trial.executed):
+            artifact = trial.artifacts.get(stage.name) or self.find(stage.name, trial.keyed.keys[stage.name])
             seconds = float(artifact.provenance.get("seconds", 0.0)) if artifact is not None else 0.0
-            executed = stage.name in setting.executed
-            uses.append(StageUse(stage.name, stage.kind, setting.keyed.keys[stage.name], executed, seconds))
+            executed = stage.name in trial.executed
+            uses.append(StageUse(stage.name, stage.kind, trial.keyed.keys[stage.name], executed, seconds))
             if artifact is not None and isinstance(stage, ReduceStage):
                 metrics.update({name: float(value) for name, value in artifact.json("metrics.json").items()})
-            if stage.name == target or stage.name in setting.keyed.pipeline.stage(target).inputs.values():
-                artifacts[stage.name] = setting.keyed.keys[stage.name]
-        return Outcome(
-            setting.number,
+            if stage.name == target or stage.name in trial.keyed.pipeline.stage(target).inputs.values():
+                artifacts[stage.name] = trial.keyed.keys[stage.name]
+        return TrialOutcome(
+            trial.number,
             error=error,
             score=score if isinstance(score, Score) and not error else None,
             metrics=metrics,
-            stages=(*setting.looks, *uses),
+            stages=(*trial.looks, *uses),
             artifacts=artifacts,
-            seed=int(setting.keyed.recipe.seed),
-            previews=tuple(setting.previews),
-            race=setting.race,
-            in_memory="" if setting.fused is None else setting.fused.stage.name,
-            share=setting.share,
+            seed=int(trial.keyed.recipe.seed),
+            previews=tuple(trial.previews),
+            race=trial.race,
+            in_memory="" if trial.fused is None else trial.fused.stage.name,
+            share=trial.share,
         )
 
-    def _scored(self, setting: Setting) -> tuple[Artifact, Artifact | None]:
+    def _scored(self, trial: RunningTrial) -> tuple[Artifact, Artifact | None]:
         """The artifact of the evaluation and of the stage with each image's confusion matrix."""
-        keyed = setting.pipeline
-        target = keyed.pipeline.stage(setting.target(self.metric))
+        keyed = trial.pipeline
+        target = keyed.pipeline.stage(trial.target(self.metric))
         scorer = target.inputs.get(CONFUSIONS)
-        return setting.artifacts[target.name], self.find(scorer, keyed.keys[scorer]) if scorer else None
+        return trial.artifacts[target.name], self.find(scorer, keyed.keys[scorer]) if scorer else None
 
-    def _unmasked(self, setting: Setting) -> Unmasked | None:
+    def _unmasked(self, trial: RunningTrial) -> Unmasked | None:
         """What the criterion without masks is computed from."""
-        criterion = self.evaluation.criterion
+        criterion = self.sweep.criterion
         if criterion is None:
             return None
-        keyed = setting.pipeline
-        target = keyed.pipeline.stage(setting.target(self.metric))
-        scorer = self._scorer(setting)
+        keyed = trial.pipeline
+        target = keyed.pipeline.stage(trial.target(self.metric))
+        scorer = self._scorer(trial)
         source = criterion_input(scorer)
-        artifact = setting.artifacts.get(source) or self.find(source, keyed.keys[source])
+        artifact = trial.artifacts.get(source) or self.find(source, keyed.keys[source])
         if artifact is None:
-            jobs = fused_jobs(setting.fused)
+            jobs = fused_jobs(trial.fused)
             place = next(place for place, job in enumerate(jobs) if job.stage.name == source)
             artifact = Recomputed(jobs[: place + 1])
         view = self.dataset.view({"images"}, scorer.image_list)
         default = None if isinstance(scorer.config, LabelScoreConfig) else target.config.default_threshold
         return Unmasked(criterion, scorer, artifact, view, default)
 
-    def _scorer(self, setting: Setting) -> Stage:
+    def _scorer(self, trial: RunningTrial) -> Stage:
         """The stage with each image's confusion matrix, where the metric has one."""
-        pipeline = setting.pipeline.pipeline
-        return pipeline.stage(pipeline.stage(setting.target(self.metric)).inputs[CONFUSIONS])
+        pipeline = trial.pipeline.pipeline
+        return pipeline.stage(pipeline.stage(trial.target(self.metric)).inputs[CONFUSIONS])
 
-    def missing(self, setting: Setting, metric: str) -> set[str]:
+    def missing(self, trial: RunningTrial, metric: str) -> set[str]:
         """Stages to compute for a metric: what is not in the store and read by what must be computed and stored."""
-        keyed = setting.pipeline
+        keyed = trial.pipeline
         wanted = [metric_stage(keyed.pipeline, metric)]
-        if self.evaluation.criterion is not None and metric == self.metric and setting.fused is None:
-            wanted.append(criterion_input(self._scorer(setting)))  # an earlier attempt may have had it in memory
-        in_memory = {job.stage.name for job in fused_jobs(setting.fused)[:-1]}
+        if self.sweep.criterion is not None and metric == self.metric and trial.fused is None:
+            wanted.append(criterion_input(self._scorer(trial)))  # an earlier attempt may have had it in memory
+        in_memory = {job.stage.name for job in fused_jobs(trial.fused)[:-1]}
 
         def there(name: str) -> bool:
-            if name not in setting.artifacts and name not in in_memory:
+            if name not in trial.artifacts and name not in in_memory:
                 artifact = self.find(name, keyed.keys[name])
                 if artifact is None:
                     return False
-                setting.artifacts[name] = artifact
+                trial.artifacts[name] = artifact
             return True
 
         return {stage.name for stage in keyed.pipeline.upstream(*wanted, stop=there)}
@@ -298,7 +295,7 @@ class BatchEvaluator:
             self._found[name, key] = artifact
         return self._found[name, key]
 
-    def _settle(self, name: str, wanting: Mapping[str, Sequence[Setting]]) -> None:
+    def _settle(self, name: str, wanting: Mapping[str, Sequence[RunningTrial]]) -> None:
         """Compute the artifacts of one stage that nobody has computed meanwhile."""
         with ExitStack() as flights:
             # In one order everywhere: two batches that want the same artifacts can not wait for each other.
@@ -308,7 +305,7 @@ class BatchEvaluator:
                         name, key, lambda holder: self.tell(f"{name}: {holder} computes it; waiting")
                     )
                 )
-            needed = {key: settings[0] for key, settings in wanting.items() if self.find(name, key) is None}
+            needed = {key: trials[0] for key, trials in wanting.items() if self.find(name, key) is None}
             errors: dict[str, str] = {}
             if needed:
                 stage = next(iter(needed.values())).pipeline.pipeline.stage(name)
@@ -317,35 +314,33 @@ class BatchEvaluator:
                 for fused in (False, True):
                     part = {key: each for key, each in needed.items() if (_fused(each, name) is not None) == fused}
                     errors.update(compute(name, part) if part else {})
-        for key, settings in wanting.items():
+        for key, trials in wanting.items():
             artifact = self.find(name, key)
-            for setting in settings:
+            for trial in trials:
                 if artifact is None:
-                    setting.error = errors.get(key) or f"stage {name} left no artifact"
+                    trial.error = errors.get(key) or f"stage {name} left no artifact"
                 else:
-                    setting.artifacts[name] = artifact
+                    trial.artifacts[name] = artifact
             if key in needed and artifact is not None:
                 needed[key].executed.update({name, *(job.stage.name for job in fused_jobs(_fused(needed[key], name)))})
 
-    def _one_by_one(self, name: str, needed: Mapping[str, Setting]) -> dict[str, str]:
+    def _one_by_one(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, str]:
         errors: dict[str, str] = {}
-        for key, setting in needed.items():
-            assert setting.prepared is not None
-            planned = self._planned(setting, name)
+        for key, trial in needed.items():
+            assert trial.prepared is not None
+            planned = self._planned(trial, name)
             observer, log = _Quiet(self.tell), _QuietLog(lambda text: None)
-            evaluation = self.evaluation
+            sweep = self.sweep
             try:
-                compute_stage(
-                    setting.prepared, planned, setting.artifacts, observer, log, evaluation.run_id, evaluation.code
-                )
-            except Exception as error:  # the other settings must not fail with this one
+                compute_stage(trial.prepared, planned, trial.artifacts, observer, log, sweep.run_id, sweep.code)
+            except Exception as error:  # the other trials must not fail with this one
                 errors[key] = f"stage {name}: {describe(error)}"
         return errors
 
-    def _map_or_reduce(self, name: str, needed: Mapping[str, Setting]) -> dict[str, str]:
-        evaluation, have = self.evaluation, capacity()
-        settings = list(needed.values())
-        prepared = settings[0].prepared
+    def _map_or_reduce(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, str]:
+        sweep, have = self.sweep, capacity()
+        trials = list(needed.values())
+        prepared = trials[0].prepared
         assert prepared is not None
         jobs = [
             _fused(each, name)
@@ -369,26 +364,26 @@ class BatchEvaluator:
             outcomes = run_reduce_jobs(jobs, cpus)
         errors: dict[str, str] = {}
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
-            error = self._publish(job, outcome, workers, use_gpu, evaluation)
+            error = self._publish(job, outcome, workers, use_gpu, sweep)
             if error:  # of stages that are computed on the way, it names the one
                 errors[key] = error if error.startswith("stage ") else f"stage {name}: {error}"
             elif not outcome.facts.get("resumed_images") and not fused_jobs(job):
                 self._costs.record(stage, self._images(stage), outcome.seconds)
         return errors
 
-    def _publish(self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, evaluation: Evaluation) -> str:
+    def _publish(self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, sweep: SweepContext) -> str:
         if outcome.error is not None:
             return describe(outcome.error)
         try:
-            publish_stage(job, outcome.seconds, workers, gpu, outcome.facts, evaluation.run_id, evaluation.code)
+            publish_stage(job, outcome.seconds, workers, gpu, outcome.facts, sweep.run_id, sweep.code)
         except WsssError as error:
             return describe(error)
         return ""
 
-    def _planned(self, setting: Setting, name: str) -> PlannedStage:
-        stage = setting.pipeline.pipeline.stage(name)
+    def _planned(self, trial: RunningTrial, name: str) -> PlannedStage:
+        stage = trial.pipeline.pipeline.stage(name)
         images = self._images(stage)
-        return PlannedStage(stage, setting.pipeline.keys[name], None, True, images, None)
+        return PlannedStage(stage, trial.pipeline.keys[name], None, True, images, None)
 
     def _images(self, stage: Stage) -> int:
         return len(self.dataset.lists[stage.image_list]) if stage.image_list else 0
@@ -405,9 +400,9 @@ class Unmasked:
     default: float | None
 
 
-def _fused(setting: Setting, name: str) -> StageJob | None:
+def _fused(trial: RunningTrial, name: str) -> StageJob | None:
     """The job of a stage that computes others on the way."""
-    return setting.fused if setting.fused is not None and setting.fused.stage.name == name else None
+    return trial.fused if trial.fused is not None and trial.fused.stage.name == name else None
 
 
 def _score(

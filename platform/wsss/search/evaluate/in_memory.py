@@ -1,6 +1,6 @@
-"""Map stages of one setting as one stage: what lies before its scorer is computed in memory, image by image.
+"""Map stages of one trial as one stage: what lies before its scorer is computed in memory, image by image.
 
-A setting of a sweep is wanted for its numbers. The maps that only it asks for are therefore neither stored nor computed
+A trial of a sweep is wanted for its numbers. The maps that only it asks for are therefore neither stored nor computed
 for images that are not scored; the artifact of the scorer is the same as without.
 """
 
@@ -83,11 +83,11 @@ def with_memory(job: StageJob, made: Mapping[str, MemoryArtifact]) -> StageJob:
 
 
 def build_fused(contexts: Sequence[StageContext]) -> Callable[[str], Sequence[Arrays]]:
-    """The scorer's arrays of an image for several settings. Stages that share work between settings share it here."""
+    """The scorer's arrays of an image for several trials. Stages that share work between trials share it here."""
     configs: list[FusedConfig] = [context.config for context in contexts]
     device = contexts[0].device
     memories = [{job.stage.name: _memory_of(job) for job in config.jobs} for config in configs]
-    # Settings may differ in which stages are theirs alone: a level holds the jobs of one stage.
+    # Trials may differ in which stages are theirs alone.
     longest_first = sorted(configs, key=lambda config: -len(config.jobs))
     order = dict.fromkeys(job.stage.name for config in longest_first for job in config.jobs)
     levels = [_level(name, configs, memories, device) for name in order]

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from wsss.evaluation.confusion import MeanOver
-from wsss.evaluation.racing import RaceRules, comparison_level, race_rounds, survivors
+from wsss.evaluation.racing import RaceRules, race
 from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import StageJob
 from wsss.execution.tasks import call_many, describe
 from wsss.pipeline import Arrays, MapStage, ReduceStage
-from wsss.search.choose.score import Counts, counts_of
+from wsss.search.choose.score import ImageCounts, counts_of
 from wsss.search.evaluate.in_memory import MemoryArtifact, with_memory
 from wsss.search.evaluate.trial import CONFUSIONS
 from wsss.search.records import Race, Select
@@ -31,8 +31,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A setting in a race: the fused job of its scorer, and its numbers, which lack that input."""
+class RacingTrial:
+    """A trial in a race: the fused job of its scorer, and its numbers, which lack that input."""
 
     number: int
     scorer: StageJob
@@ -41,7 +41,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Leader:
-    """The best setting that is known: counts of all images at its own threshold, (N, 3, C)."""
+    """The best trial that is known: counts of all images at its own threshold, (N, 3, C)."""
 
     number: int
     names: tuple[str, ...]
@@ -49,18 +49,18 @@ class Leader:
     mean_over: MeanOver
 
     def of(self, names: Sequence[str]) -> Array:
-        """Counts (n, 3, C) of some of the images."""
+        """ImageCounts (n, 3, C) of some of the images."""
         places = {name: place for place, name in enumerate(self.names)}
         return self.counts[[places[name] for name in names]]
 
 
 @dataclass(frozen=True)
-class Rule:
+class Comparison:
     """How the sweep reads its number (`score_of`), and how sure a drop must be.
 
     Attributes:
         images: those that a choice may look at.
-        comparisons: settings of the whole sweep, which share the error probability of `rules`.
+        comparisons: trials of the whole sweep, which share the error probability of `rules`.
     """
 
     metric: str
@@ -73,10 +73,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class RaceEnd:
-    """What became of a setting.
+    """What became of a trial.
 
     Attributes:
-        race: its `estimate` is there when the setting was dropped.
+        race: its `estimate` is there when the trial was dropped.
         error: why it failed; empty unless it did.
         known: image -> arrays of its scorer, of the images that it saw; empty when it was dropped.
     """
@@ -86,96 +86,78 @@ class RaceEnd:
     known: Mapping[str, Arrays] = field(default_factory=dict)
 
 
+class _WorkerDiedError(Exception):
+    """What a worker was lost with."""
+
+
 def run_race(
-    entrants: Sequence[Entrant], leader: Leader | None, rule: Rule, workers: int, gpu: bool, tell: Callable[[str], None]
+    racing: Sequence[RacingTrial],
+    leader: Leader | None,
+    rule: Comparison,
+    workers: int,
+    gpu: bool,
+    tell: Callable[[str], None],
 ) -> dict[int, RaceEnd]:
-    """Race the settings against each other and the leader; setting number -> how it ended.
+    """Race the trials against each other and the leader; trial number -> how it ended.
 
-    Empty when a worker died: the full evaluation then finds out which setting is to blame.
+    Empty when a worker died: the full evaluation then finds out which trial is to blame.
     """
-    rounds = race_rounds(len(rule.images), rule.rules)[:-1]  # after the last one nothing is saved
-    order = [rule.images[place] for place in np.random.default_rng(rule.rules.seed).permutation(len(rule.images))]
-    level = comparison_level(rule.rules, len(rounds), rule.comparisons)
-    alive = {entrant.number: entrant for entrant in entrants}
-    known: dict[int, dict[str, Arrays]] = {number: {} for number in alive}
-    counted: dict[int, list[Counts]] = {number: [] for number in alive}
-    seconds = dict.fromkeys(alive, 0.0)
-    ends: dict[int, RaceEnd] = {}
-    done = 0
+    trials = {trial.number: trial for trial in racing}
+    known: dict[int, dict[str, Arrays]] = {number: {} for number in trials}
+    counted: dict[int, ImageCounts] = {}
+    seconds, seen = dict.fromkeys(trials, 0.0), dict.fromkeys(trials, 0)
+    errors: dict[int, str] = {}
 
-    def end(number: int, estimate: float | None = None, other: int | None = None, error: str = "") -> None:
-        race = Race(done, len(rule.images), seconds[number], estimate, other)
-        ends[number] = RaceEnd(race, error, known[number] if estimate is None and not error else {})
-
-    for size in rounds:
-        names, done = order[done:size], size
+    def look(numbers: Sequence[int], positions: Sequence[int]) -> tuple[dict[int, Array], MeanOver]:
+        names = [rule.images[place] for place in positions]
         pieces = [list(piece) for piece in np.array_split(names, min(2 * max(1, workers), len(names)))]
-        settings = list(alive.values())
-        answers = call_many(score_images, [(settings, piece, gpu) for piece in pieces], workers, gpu)
-        if any(isinstance(answer, RuntimeError) for answer in answers):
-            tell(f"race: {next(answer for answer in answers if isinstance(answer, RuntimeError))}; without it")
-            return {}
+        alive = [trials[number] for number in numbers]
+        answers = call_many(score_images, [(alive, piece, gpu) for piece in pieces], workers, gpu)
+        if lost := next((answer for answer in answers if isinstance(answer, RuntimeError)), None):
+            raise _WorkerDiedError(str(lost))
         scored: dict[int, dict[str, Arrays]] = {}
-        for place, number in enumerate(list(alive)):
+        for place, number in enumerate(numbers):
+            seen[number] += len(names)
             found = [answer[place] for answer in answers]
             if error := next((each for each in found if isinstance(each, str)), ""):
-                end(number, error=error)
-                del alive[number]
+                errors[number] = error
                 continue
             scored[number] = {name: arrays for records, _ in found for name, arrays in records.items()}
             seconds[number] += sum(spent for _, spent in found) / max(1, workers)
             known[number].update(scored[number])
-        arguments = [(alive[number], records, rule.metric) for number, records in scored.items()]
+        arguments = [(trials[number], records, rule.metric) for number, records in scored.items()]
+        here: dict[int, ImageCounts] = {}
         for number, counts in zip(scored, call_many(count_images, arguments, workers), strict=True):
             if isinstance(counts, RuntimeError):
-                end(number, error=str(counts))
-                del alive[number]
-                continue
-            counted[number].append(counts.of(names))
-        if len(alive) + (leader is not None) < 2:
-            break
-        for number, estimate, other in _clearly_worse({n: counted[n] for n in alive}, leader, rule, level):
-            end(number, estimate, other)
-            del alive[number]
-    for number in alive:
-        end(number)
-    dropped = sum(each.race.estimate is not None for each in ends.values())
-    tell(f"race: {dropped} of {len(entrants)} settings dropped after at most {done} of {len(order)} images")
+                errors[number] = str(counts)
+            else:
+                here[number] = counts.of(names)
+                counted[number] = _joined(counted[number], here[number]) if number in counted else here[number]
+        truth = any(counted[number].mean_over == "truth" for number in here)
+        mean_over: MeanOver = leader.mean_over if leader is not None else "truth" if truth else "defined"
+        return {number: _at_best(replace(counted[number], mean_over=mean_over), rule) for number in here}, mean_over
+
+    best = None if leader is None else (leader.number, leader.of(rule.images))
+    try:
+        drops = race(look, list(trials), len(rule.images), rule.rules, rule.comparisons, best)
+    except _WorkerDiedError as error:
+        tell(f"race: {error}; without it")
+        return {}
+    tell(
+        f"race: {len(drops)} of {len(trials)} trials dropped after at most {max(seen.values())} of "
+        f"{len(rule.images)} images"
+    )
+    ends: dict[int, RaceEnd] = {}
+    for number in trials:
+        drop, error = drops.get(number), errors.get(number, "")
+        lost = (None, None) if drop is None else (drop.estimate, drop.beaten_by)
+        shown = Race(seen[number], len(rule.images), seconds[number], *lost)
+        ends[number] = RaceEnd(shown, error, {} if drop is not None or error else known[number])
     return ends
 
 
-def _clearly_worse(
-    seen: Mapping[int, Sequence[Counts]], leader: Leader | None, rule: Rule, level: float
-) -> list[tuple[int, float, int]]:
-    """(number, estimate of its value, number of the setting that beats it) of those that are dropped.
-
-    Every setting is given its best threshold on these very images, so that none is dropped for a misplaced one.
-    """
-    numbers = list(seen)
-    joined = [_joined(parts) for parts in seen.values()]
-    truth = any(part.mean_over == "truth" for part in joined)
-    mean_over: MeanOver = leader.mean_over if leader is not None else "truth" if truth else "defined"
-    counts = [_at_best(replace(part, mean_over=mean_over), rule) for part in joined]
-    names = joined[0].names
-    offset = 0.0
-    if leader is not None:
-        numbers.append(leader.number)
-        counts.append(leader.of(names))
-    stacked = np.stack(counts)
-    stay = survivors(stacked, len(rule.images), level, mean_over)
-    scores = [_miou(each, mean_over) for each in counts]
-    if leader is not None:
-        # The images of the round may be easier or harder than all of them; the leader tells by how much.
-        offset = _miou(leader.of(rule.images), mean_over) - scores[-1]
-    first = numbers[int(np.nanargmax(scores))]
-    return [
-        (number, float(np.clip(score + offset, 0, 1)), first)
-        for number, score, stays in zip(numbers, scores, stay, strict=True)
-        if not stays and number in seen
-    ]
-
-
-def _at_best(counts: Counts, rule: Rule) -> Array:
+def _at_best(counts: ImageCounts, rule: Comparison) -> Array:
+    """Counts (n, 3, C) at the best threshold of these very images: no trial is dropped for a misplaced one."""
     index = counts.default
     if rule.select != "default_threshold":
         curve = counts.curve(np.ones(len(counts.names), dtype=bool))
@@ -183,55 +165,50 @@ def _at_best(counts: Counts, rule: Rule) -> Array:
     return counts.images[:, index]
 
 
-def _joined(parts: Sequence[Counts]) -> Counts:
+def _joined(before: ImageCounts, more: ImageCounts) -> ImageCounts:
     return replace(
-        parts[0],
-        images=np.concatenate([part.images for part in parts]),
-        names=tuple(name for part in parts for name in part.names),
-        mean_over="truth" if any(part.mean_over == "truth" for part in parts) else "defined",
+        before,
+        images=np.concatenate([before.images, more.images]),
+        names=(*before.names, *more.names),
+        mean_over="truth" if "truth" in (before.mean_over, more.mean_over) else "defined",
     )
 
 
-def _miou(counts: Array, mean_over: MeanOver) -> float:
-    whole = Counts(counts[:, None], np.zeros(0), ("",) * len(counts), mean_over, 0)
-    return float(whole.curve(np.ones(len(counts), dtype=bool))[0])
-
-
 def score_images(
-    arguments: tuple[Sequence[Entrant], Sequence[str], bool],
+    arguments: tuple[Sequence[RacingTrial], Sequence[str], bool],
 ) -> list[tuple[dict[str, Arrays], float] | str]:
-    """Arrays of the scorer by image for every entrant, with its seconds, or why it failed. Runs in a worker."""
-    entrants, names, gpu = arguments
+    """Arrays of the scorer by image for every trial, with its seconds, or why it failed. Runs in a worker."""
+    racing, names, gpu = arguments
     torch.set_num_threads(1)
     started = time.monotonic()
-    records: list[dict[str, Arrays]] = [{} for _ in entrants]
+    records: list[dict[str, Arrays]] = [{} for _ in racing]
     try:
-        stage = entrants[0].scorer.stage
+        stage = racing[0].scorer.stage
         assert isinstance(stage, MapStage) and stage.build_many is not None
         device = "cuda:0" if gpu else "cpu"
-        with numeric_mode(entrants[0].scorer.mode):
-            scores = stage.build_many([entrant.scorer.context(device) for entrant in entrants])
-        with numeric_mode(entrants[0].scorer.mode), torch.inference_mode():
+        with numeric_mode(racing[0].scorer.mode):
+            scores = stage.build_many([trial.scorer.context(device) for trial in racing])
+        with numeric_mode(racing[0].scorer.mode), torch.inference_mode():
             for name in names:
                 for record, arrays in zip(records, scores(name), strict=True):
                     record[name] = arrays
     except Exception as error:
-        if len(entrants) == 1:
+        if len(racing) == 1:
             return [describe(error)]
-        # One of the settings is to blame: each on its own tells which.
-        return [answer for entrant in entrants for answer in score_images(([entrant], names, gpu))]
-    seconds = (time.monotonic() - started) / len(entrants)
+        # One of the trials is to blame: each on its own tells which.
+        return [answer for trial in racing for answer in score_images(([trial], names, gpu))]
+    seconds = (time.monotonic() - started) / len(racing)
     return [(record, seconds) for record in records]
 
 
-def count_images(arguments: tuple[Entrant, dict[str, Arrays], str]) -> Counts:
-    """Counts of an entrant from the arrays of its scorer. Runs in a worker."""
-    entrant, records, metric = arguments
-    stage = entrant.evaluation.stage
+def count_images(arguments: tuple[RacingTrial, dict[str, Arrays], str]) -> ImageCounts:
+    """Counts of a trial from the arrays of its scorer. Runs in a worker."""
+    trial, records, metric = arguments
+    stage = trial.evaluation.stage
     assert isinstance(stage, ReduceStage)
-    scored = MemoryArtifact(entrant.scorer.stage.name, entrant.scorer.key, records)
-    with numeric_mode(entrant.evaluation.mode):
-        reduction = stage.compute(with_memory(entrant.evaluation, {scored.stage: scored}).context("cpu"))
+    scored = MemoryArtifact(trial.scorer.stage.name, trial.scorer.key, records)
+    with numeric_mode(trial.evaluation.mode):
+        reduction = stage.compute(with_memory(trial.evaluation, {scored.stage: scored}).context("cpu"))
     arrays_of = scored.arrays if CONFUSIONS in stage.inputs else None
     counts = counts_of(metric, reduction.arrays, reduction.tables, arrays_of)
     if counts is None:

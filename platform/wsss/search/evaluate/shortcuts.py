@@ -1,5 +1,7 @@
-"""What of a batch is computed in memory, and which of its settings race: prepares `wsss.search.evaluate.in_memory` and
-`wsss.search.evaluate.race`, and applies their outcome."""
+"""Chooses which trials of a batch run in memory and which are compared early.
+
+Prepares `wsss.search.evaluate.in_memory` and `wsss.search.evaluate.race`, and applies what they find.
+"""
 
 from __future__ import annotations
 
@@ -14,113 +16,109 @@ from wsss.pipeline import MapStage, Stage
 from wsss.search.choose.score import is_choosing, read_counts
 from wsss.search.evaluate.batch import BatchEvaluator
 from wsss.search.evaluate.in_memory import fuse, fused_jobs
-from wsss.search.evaluate.race import Entrant, Leader, Rule, run_race
-from wsss.search.evaluate.trial import CONFUSIONS, Setting, best_so_far
+from wsss.search.evaluate.race import Comparison, Leader, RacingTrial, run_race
+from wsss.search.evaluate.trial import CONFUSIONS, RunningTrial, best_so_far
 from wsss.search.space.pipelines import metric_stage
 
 
-def fuse_batch(evaluator: BatchEvaluator, settings: Sequence[Setting]) -> None:
-    """Leave what only one setting will ask for to its scorer, and compute what lies before it.
+def fuse_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) -> None:
+    """Leave what only one trial will ask for to its scorer, and compute what lies before it.
 
     The recipe itself (number 0) is computed as ever: its artifacts serve runs as well.
     """
-    alive = [setting for setting in settings if setting.going_on and setting.number != 0]
-    missing = {setting.number: evaluator.missing(setting, evaluator.metric) for setting in alive}
+    alive = [trial for trial in trials if trial.going_on and trial.number != 0]
+    missing = {trial.number: evaluator.missing(trial, evaluator.metric) for trial in alive}
     tails = _tails(evaluator, alive, missing)
-    fusing = [setting for setting in alive if tails[setting.number]]
+    fusing = [trial for trial in alive if tails[trial.number]]
     before = {
         each.number: missing[each.number] - tails[each.number] - {each.target(evaluator.metric)} for each in fusing
     }
     evaluator.compute(fusing, before)
-    for setting in fusing:
-        if not setting.error:
-            tail = tails[setting.number]
-            setting.fused = fuse(
-                [evaluator.job(setting, stage) for stage in setting.pipeline.pipeline if stage.name in tail]
-            )
+    for trial in fusing:
+        if not trial.error:
+            tail = tails[trial.number]
+            trial.fused = fuse([evaluator.job(trial, stage) for stage in trial.pipeline.pipeline if stage.name in tail])
 
 
-def race_batch(evaluator: BatchEvaluator, settings: Sequence[Setting], best: Mapping[str, Any] | None) -> None:
-    """Drop fused settings that are clearly worse than the best one, where the metric allows a look at fewer images.
+def race_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial], best: Mapping[str, Any] | None) -> None:
+    """Drop fused trials that are clearly worse than the best one, where the metric allows a look at fewer images.
 
     best: number, metric, threshold and artifacts (stage -> key) of the best trial so far.
     """
-    evaluation = evaluator.evaluation
-    rules = evaluation.race
-    racing = {setting.number: setting for setting in settings if setting.going_on and fused_jobs(setting.fused)}
-    if rules is None or not racing:
+    sweep = evaluator.sweep
+    rules = sweep.race
+    raced = {trial.number: trial for trial in trials if trial.going_on and fused_jobs(trial.fused)}
+    if rules is None or not raced:
         return
-    images = _images_to_look_at(evaluator, next(iter(racing.values())))
+    images = _images_to_look_at(evaluator, next(iter(raced.values())))
     if not images or len(race_rounds(len(images), rules)) < 2:
         return
-    leader = _leader(evaluator, best or _recipe_itself(evaluator, settings))
-    if len(racing) + (leader is not None) < 2:
+    leader = _leader(evaluator, best or _recipe_itself(evaluator, trials))
+    if len(raced) + (leader is not None) < 2:
         return
-    entrants = [
-        Entrant(setting.number, setting.fused, evaluator.job(setting, _evaluation_stage(evaluator, setting)))
-        for setting in racing.values()
-        if setting.fused is not None
+    racing = [
+        RacingTrial(trial.number, trial.fused, evaluator.job(trial, _evaluation_stage(evaluator, trial)))
+        for trial in raced.values()
+        if trial.fused is not None
     ]
     have = capacity()
-    execution = next(iter(racing.values())).pipeline.recipe.execution
-    placed = [stage_resources(each.scorer.stage, execution, int(have.cpus), int(have.gpus)) for each in entrants]
+    execution = next(iter(raced.values())).pipeline.recipe.execution
+    placed = [stage_resources(each.scorer.stage, execution, int(have.cpus), int(have.gpus)) for each in racing]
     workers = min(workers for workers, _ in placed)
     gpu = any(resources.gpus > 0 for _, resources in placed)
-    rule = Rule(evaluator.metric, evaluation.select, evaluation.limits, images, evaluation.trials, rules)
-    for number, end in run_race(entrants, leader, rule, workers, gpu, evaluator.tell).items():
-        setting = racing[number]
-        setting.race, setting.error = end.race, end.error
-        setting.fused = fuse(fused_jobs(setting.fused), end.known)
+    rule = Comparison(evaluator.metric, sweep.select, sweep.limits, images, sweep.trials, rules)
+    for number, end in run_race(racing, leader, rule, workers, gpu, evaluator.tell).items():
+        trial = raced[number]
+        trial.race, trial.error = end.race, end.error
+        trial.fused = fuse(fused_jobs(trial.fused), end.known)
 
 
-def _images_to_look_at(evaluator: BatchEvaluator, setting: Setting) -> tuple[str, ...]:
+def _images_to_look_at(evaluator: BatchEvaluator, trial: RunningTrial) -> tuple[str, ...]:
     """Those that a choice may rest on, of the metric's scorer; none without one."""
-    scorer = _evaluation_stage(evaluator, setting).inputs.get(CONFUSIONS)
-    image_list = None if scorer is None else setting.pipeline.pipeline.stage(scorer).image_list
+    scorer = _evaluation_stage(evaluator, trial).inputs.get(CONFUSIONS)
+    image_list = None if scorer is None else trial.pipeline.pipeline.stage(scorer).image_list
     names = evaluator.dataset.lists[image_list] if image_list else ()
-    return tuple(name for name in names if evaluator.evaluation.select != "held_out" or is_choosing(name))
+    return tuple(name for name in names if evaluator.sweep.select != "held_out" or is_choosing(name))
 
 
 def _tails(
-    evaluator: BatchEvaluator, settings: Sequence[Setting], missing: Mapping[int, set[str]]
+    evaluator: BatchEvaluator, trials: Sequence[RunningTrial], missing: Mapping[int, set[str]]
 ) -> dict[int, set[str]]:
-    """Missing map stages of each setting that lie before its numbers and that no other setting will want."""
-    wanted = Counter(setting.pipeline.keys[name] for setting in settings for name in missing[setting.number])
+    """Missing map stages of each trial that lie before its numbers and that no other trial will want."""
+    wanted = Counter(trial.pipeline.keys[name] for trial in trials for name in missing[trial.number])
     tails: dict[int, set[str]] = {}
-    for setting in settings:
-        keyed = setting.pipeline
-        target = _evaluation_stage(evaluator, setting)
+    for trial in trials:
+        keyed = trial.pipeline
+        target = _evaluation_stage(evaluator, trial)
         own = {
             stage.name
             for stage in keyed.pipeline
-            if stage.name in missing[setting.number]
+            if stage.name in missing[trial.number]
             and isinstance(stage, MapStage)
             and wanted[keyed.keys[stage.name]] == 1
         }
-        inputs = target.inputs.values() if target.name in missing[setting.number] else ()
+        inputs = target.inputs.values() if target.name in missing[trial.number] else ()
         tail = {stage.name for stage in keyed.pipeline.upstream(*inputs, stop=lambda name, own=own: name not in own)}
-        # What some of the searched keys do not change, settings of later batches may want as well.
-        varied = [
-            stage.name for stage in keyed.pipeline.upstream(target.name) if stage.name in evaluator.evaluation.varied
-        ]
+        # What some of the searched keys do not change, trials of later batches may want as well.
+        varied = [stage.name for stage in keyed.pipeline.upstream(target.name) if stage.name in evaluator.sweep.varied]
         for name in varied:
             tail &= keyed.pipeline.downstream(name)
         # What another missing stage reads must be there as a whole.
         for stage in reversed(keyed.pipeline.stages):
-            if stage.name in missing[setting.number] - tail - {target.name}:
+            if stage.name in missing[trial.number] - tail - {target.name}:
                 tail -= {each.name for each in keyed.pipeline.upstream(stage.name)}
         scorer = target.inputs.get(CONFUSIONS)
-        tails[setting.number] = tail if varied and scorer in tail else set()
+        tails[trial.number] = tail if varied and scorer in tail else set()
     return tails
 
 
-def _evaluation_stage(evaluator: BatchEvaluator, setting: Setting) -> Stage:
-    return setting.pipeline.pipeline.stage(setting.target(evaluator.metric))
+def _evaluation_stage(evaluator: BatchEvaluator, trial: RunningTrial) -> Stage:
+    return trial.pipeline.pipeline.stage(trial.target(evaluator.metric))
 
 
-def _recipe_itself(evaluator: BatchEvaluator, settings: Sequence[Setting]) -> dict[str, Any] | None:
-    """Evaluates setting 0, where it is among them, so that the others can be held against it."""
-    recipe = [setting for setting in settings if setting.number == 0 and setting.going_on]
+def _recipe_itself(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) -> dict[str, Any] | None:
+    """Evaluates trial 0, where it is among them, so that the others can be held against it."""
+    recipe = [trial for trial in trials if trial.number == 0 and trial.going_on]
     evaluator.advance(recipe, evaluator.metric)
     for outcome in evaluator.outcomes(recipe):
         if outcome.score is not None:
@@ -131,7 +129,7 @@ def _recipe_itself(evaluator: BatchEvaluator, settings: Sequence[Setting]) -> di
 
 
 def _leader(evaluator: BatchEvaluator, best: Mapping[str, Any] | None) -> Leader | None:
-    """Counts of the best trial; None without one, or when its artifacts are gone."""
+    """ImageCounts of the best trial; None without one, or when its artifacts are gone."""
     if best is None:
         return None
     pipeline = evaluator.pipeline_of_the_recipe()

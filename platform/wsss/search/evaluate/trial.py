@@ -1,4 +1,4 @@
-"""A setting of a sweep on its way: what all have in common, what one has computed so far, and what became of it."""
+"""A trial of a sweep on its way: what all have in common, what one has computed so far, and what became of it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CONFUSIONS = "confusions"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class SweepContext:
     """What every trial of a sweep has in common; travels to the workers by pickle.
 
     Attributes:
-        recipe: what settings change.
+        recipe: what trials change.
         metric: what is searched for; limits: range of the thresholds that may be chosen, see `score_of`.
-        criterion: without masks, computed for every setting; None: none.
-        varied: the first stages that keys of the innermost search change: settings share nothing behind all of them.
-        race: how settings are raced, None: each is evaluated on all images; trials: settings of the sweep.
+        criterion: without masks, computed for every trial; None: none.
+        varied: the first stages that keys of the innermost search change: trials share nothing behind all of them.
+        race: how trials are raced, None: each is evaluated on all images; trials: trials of the sweep.
         run_id: who computes, for the manifests of artifacts; code: provenance, likewise.
     """
 
@@ -51,8 +51,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one setting. `error` is empty unless it failed; else the rest is what was known by then.
+class TrialOutcome:
+    """What became of one trial. `error` is empty unless it failed; else the rest is what was known by then.
 
     Attributes:
         race: where it took part in one; with an estimate, it was dropped there and has no score.
@@ -92,8 +92,8 @@ class Outcome:
 
 
 @dataclass
-class Setting:
-    """One setting under way. `artifacts` by stage name; `executed` are the stages that were computed for it.
+class RunningTrial:
+    """One trial under way. `artifacts` by stage name; `executed` are the stages that were computed for it.
 
     Attributes:
         previews: metrics while its stages trained; looks: the stages that this took.
@@ -127,7 +127,7 @@ class Setting:
 
     @property
     def pipeline(self) -> KeyedPipeline:
-        """The pipeline of a setting that did not fail to build one."""
+        """The pipeline of a trial that did not fail to build one."""
         assert self.keyed is not None
         return self.keyed
 

@@ -1,4 +1,4 @@
-"""Ray Tune under a search: a Tune trial evaluates one batch of settings on a warm worker.
+"""Ray Tune under a search: a Tune trial evaluates one batch of trials on a warm worker.
 
 Tune's own snapshots are not restored from. The records of the sweep say what is finished, the store what is computed,
 so that every attempt starts a Tune experiment of its own and hands out again what an earlier one left unfinished.
@@ -27,8 +27,8 @@ from wsss.formatting import percent
 from wsss.search.choose.best import ranked
 from wsss.search.evaluate.batch import BatchEvaluator
 from wsss.search.evaluate.shortcuts import fuse_batch, race_batch
-from wsss.search.evaluate.trial import Evaluation, Outcome, Setting, best_so_far
-from wsss.search.propose.nested import NestedSearch, Proposal, told_values
+from wsss.search.evaluate.trial import RunningTrial, SweepContext, TrialOutcome, best_so_far
+from wsss.search.propose.nested import NestedSearch, ProposedTrial, told_values
 from wsss.search.records import Rung, TrialRecord
 from wsss.search.study.ledger import Ledger
 
@@ -65,49 +65,49 @@ class BatchTrainable(tune.Trainable):
     """
 
     def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, config: dict[str, Any], evaluation: Evaluation, rungs: tuple[Rung, ...], board: Any
+        self, config: dict[str, Any], sweep: SweepContext, rungs: tuple[Rung, ...], board: Any
     ) -> None:
         """Called once in a worker's life."""
         self._rungs = rungs
-        self._evaluator = BatchEvaluator(evaluation, lambda text: board.tell.remote(text))
+        self._evaluator = BatchEvaluator(sweep, lambda text: board.tell.remote(text))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next batch."""
         self.cleanup()
-        self._proposals: list[dict[str, Any]] = new_config["proposals"]
+        self._proposed: list[dict[str, Any]] = new_config["trials"]
         self._waiting = list(self._rungs) if new_config["with_rungs"] else []
         self._best: dict[str, Any] | None = new_config["best"]
-        self._settings: list[Setting] | None = None
+        self._trials: list[RunningTrial] | None = None
         return True
 
     def cleanup(self) -> None:
         """A batch that was stopped before its end leaves no checkpoints."""
-        if getattr(self, "_settings", None):
-            self._evaluator.discard(self._settings or [])
+        if getattr(self, "_trials", None):
+            self._evaluator.discard(self._trials or [])
 
     def step(self) -> dict[str, Any]:
         """Advance to the next rung, or to the end."""
-        if self._settings is None:
-            self._settings = [self._evaluator.open(each["number"], each["settings"]) for each in self._proposals]
+        if self._trials is None:
+            self._trials = [self._evaluator.open(each["number"], each["settings"]) for each in self._proposed]
         while self._waiting:
             rung = self._waiting.pop(0)
             if rung.stage:
-                going_on = [setting for setting in self._settings if setting.going_on]
-                reached = [self._evaluator.preview(setting, rung) for setting in going_on[:1]]
+                going_on = [trial for trial in self._trials if trial.going_on]
+                reached = [self._evaluator.preview(trial, rung) for trial in going_on[:1]]
             else:
-                self._evaluator.advance(self._settings, rung.metric)
-                reached = [self._evaluator.value(setting, rung.metric) for setting in self._settings]
+                self._evaluator.advance(self._trials, rung.metric)
+                reached = [self._evaluator.value(trial, rung.metric) for trial in self._trials]
             known = [value for value in reached if value is not None]
             if known:
                 place = len(self._rungs) - len(self._waiting)
-                so_far = self._evaluator.so_far(self._settings)
+                so_far = self._evaluator.so_far(self._trials)
                 return {RUNG: place, RUNG_VALUE: max(known), "outcomes": so_far, "done": False}
-        fuse_batch(self._evaluator, self._settings)
-        race_batch(self._evaluator, self._settings, self._best)
-        self._evaluator.advance(self._settings, self._evaluator.metric)
-        outcomes = self._evaluator.outcomes(self._settings)
-        self._settings = []
+        fuse_batch(self._evaluator, self._trials)
+        race_batch(self._evaluator, self._trials, self._best)
+        self._evaluator.advance(self._trials, self._evaluator.metric)
+        outcomes = self._evaluator.outcomes(self._trials)
+        self._trials = []
         values = [outcome.score.value for outcome in outcomes if outcome.score is not None]
         return {
             RUNG: len(self._rungs) + 1,
@@ -125,8 +125,8 @@ class SweepSearcher(Searcher):
     ) -> None:
         super().__init__()
         self._search, self._ledger, self._rungs, self._on_trial = search, ledger, rungs, on_trial
-        self._running: dict[str, list[Proposal]] = {}
-        # Rungs compare outer settings, each once.
+        self._running: dict[str, list[ProposedTrial]] = {}
+        # Rungs compare outer trials, each once.
         self._tried = {trial.outer_key for trial in ledger.trials.values() if trial.status != "running"}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class SweepSearcher(Searcher):
         self._tried.add(batch[0].outer_key)
         return {
             "batch": batch[0].batch,
-            "proposals": [{"number": each.number, "settings": each.settings} for each in batch],
+            "trials": [{"number": each.number, "settings": each.settings} for each in batch],
             "with_rungs": bool(self._rungs) and first,
             "best": self._best_so_far(),
         }
@@ -154,21 +154,21 @@ class SweepSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A batch ended: evaluated, stopped at a rung, or lost with its worker."""
         batch = self._running.pop(trial_id, [])
-        outcomes: dict[int, Outcome] = {each.number: each for each in (result or {}).get("outcomes", ())}
+        outcomes: dict[int, TrialOutcome] = {each.number: each for each in (result or {}).get("outcomes", ())}
         pruned_at = None
         if not error and result and result.get(RUNG, 0) in range(1, len(self._rungs) + 1):
             pruned_at = (int(result[RUNG]), float(result[RUNG_VALUE]))
-        for proposal in batch:
+        for proposed in batch:
             pruned = ""
-            outcome = outcomes.get(proposal.number)
+            outcome = outcomes.get(proposed.number)
             if pruned_at is not None and not (outcome is not None and outcome.error):
                 pruned = f"stopped at {self._rungs[pruned_at[0] - 1].text} = {percent(pruned_at[1])} %"
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
                 pruned = outcome.race.text
             if outcome is None:
-                outcome = Outcome(proposal.number, error="" if pruned else "the trial's worker died repeatedly")
+                outcome = TrialOutcome(proposed.number, error="" if pruned else "the trial's worker died repeatedly")
             trial = self._ledger.finish(outcome, pruned, pruned_at)
-            self._search.tell(proposal.number, told_values(trial), pruned_at)
+            self._search.tell(proposed.number, told_values(trial), pruned_at)
             self._on_trial(trial)
         self._ledger.update()
 
@@ -191,7 +191,7 @@ class SweepSearcher(Searcher):
 def run_tune(
     search: NestedSearch,
     ledger: Ledger,
-    evaluation: Evaluation,
+    sweep: SweepContext,
     *,
     rungs: tuple[Rung, ...],
     concurrency: int,
@@ -213,7 +213,7 @@ def run_tune(
     searcher = SweepSearcher(search, ledger, rungs, on_trial)
     # It asks for no CPU, which the stages need, and stays where the driver's home is.
     trainable = tune.with_resources(
-        tune.with_parameters(BatchTrainable, evaluation=evaluation, rungs=rungs, board=board),
+        tune.with_parameters(BatchTrainable, sweep=sweep, rungs=rungs, board=board),
         {"memory": 1 << 20, **_this_node()},
     )
     scheduler = (

@@ -1,12 +1,12 @@
-"""Which setting to evaluate next: an inner search under every outer setting.
+"""Which trial to evaluate next: an inner search under every outer trial.
 
-An outer setting costs training; an inner one, under an outer setting that is there already, costs little. So every
-outer setting is judged by the best inner setting found under it, and the inner search learns over all outer
-settings together: it is told by how much a setting beats the recipe's own inner setting under the same outer one,
-which takes the outer setting's part out of the number. Each new outer setting begins with the recipe's inner
-setting and with those that did best under the earlier ones.
+An outer trial (values of the keys that force training) costs training; an inner one, under an outer trial that is there
+already, costs little. So every outer trial is judged by the best inner trial under it, and the inner search learns over
+all outer trials together: it is told by how much a trial beats the recipe's own inner values under the same outer ones,
+which takes the part of the outer values out of the number. Each new outer trial begins with the recipe's inner values
+and with those that did best under the earlier ones.
 
-Pure ask and tell: nothing here knows how a setting is evaluated.
+Pure ask and tell: nothing here knows how a trial is evaluated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from wsss.search.propose.samplers import Direction, KeySampler, Suggestion
+from wsss.search.propose.samplers import Direction, KeySampler, Sampled
 from wsss.search.records import SearchedKey, TrialRecord
 from wsss.search.space.file import number_of_values, values_of
 
@@ -33,7 +33,7 @@ class SearchPlan:
     """How a search proceeds.
 
     Attributes:
-        trials: settings in all; inner_trials: under each outer setting; batch: handed out together.
+        trials: in all; inner_trials: under each outer trial; batch: handed out together.
         directions: one an objective. More than one objective are searched over all keys together.
         flat: search all keys together although some are costlier than others: for comparison.
     """
@@ -47,13 +47,13 @@ class SearchPlan:
     flat: bool = False
 
     def nests(self, keys: Sequence[SearchedKey]) -> bool:
-        """Whether there is an inner search under each outer setting."""
+        """Whether there is an inner search under each outer trial."""
         return {"outer", "inner"} <= {key.level for key in keys} and not self.flat and len(self.directions) == 1
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A setting to evaluate; see `TrialRecord` for the fields."""
+class ProposedTrial:
+    """A trial to evaluate; see `TrialRecord` for the fields."""
 
     number: int
     outer: dict[str, Any]
@@ -63,35 +63,35 @@ class Proposal:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Outer and inner settings together."""
+        """Outer and inner values together."""
         return {**self.outer, **self.inner}
 
 
 @dataclass
 class _Outer:
-    """An outer setting and what is known under it."""
+    """An outer trial and what is known under it."""
 
     key: str
     settings: dict[str, Any]
-    suggestion: Suggestion
+    sampled: Sampled
     waiting: list[dict[str, Any]]
     seen: set[str] = field(default_factory=set)
     asked: int = 0
-    pending: dict[int, Suggestion] = field(default_factory=dict)
+    pending: dict[int, Sampled] = field(default_factory=dict)
     results: dict[int, float] = field(default_factory=dict)
-    untold: dict[int, Suggestion] = field(default_factory=dict)
+    untold: dict[int, Sampled] = field(default_factory=dict)
     reference: int | None = None
     closed: bool = False
     pruned: tuple[int, float] | None = None
 
 
 def outer_key(settings: Mapping[str, Any]) -> str:
-    """Short hash of outer settings."""
+    """Short hash of outer values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def default_inner_trials(keys: Sequence[SearchedKey], trials: int) -> int:
-    """Inner settings under each outer one: all of them if there are few, else four a key, 4 to 24."""
+    """Inner trials under each outer one: all of them if there are few, else four a key, 4 to 24."""
     outer = [key for key in keys if key.level == "outer"]
     inner = [key for key in keys if key.level == "inner"]
     if not inner:
@@ -118,7 +118,7 @@ class NestedSearch:
     Args:
         keys: with their levels; "curve" and "unused" ones are not varied.
         recipe: recipe values by key.
-        is_valid: whether settings fit together (relations between recipe keys).
+        is_valid: whether values fit together (relations between recipe keys).
     """
 
     def __init__(
@@ -142,15 +142,15 @@ class NestedSearch:
         self._sampler = KeySampler(by_level[1], recipe, plan.sampler, plan.seed + 1, plan.trials, plan.directions)
         self._outers: list[_Outer] = []
         self._home: dict[int, _Outer] = {}
-        self._proposals: dict[int, Proposal] = {}
-        self._again: list[list[Proposal]] = []
+        self._proposals: dict[int, ProposedTrial] = {}
+        self._again: list[list[ProposedTrial]] = []
         self._batches = 0
         self._exhausted = False
         self.handed_out = 0
 
     @property
     def nested(self) -> bool:
-        """Whether there is an inner search under each outer setting."""
+        """Whether there is an inner search under each outer trial."""
         return self._nested
 
     @property
@@ -158,8 +158,8 @@ class NestedSearch:
         """Whether nothing is left to ask for and nothing is pending."""
         return not self._again and not any(outer.pending for outer in self._outers) and self._nothing_left()
 
-    def ask(self) -> list[Proposal] | None:
-        """The next batch, all under one outer setting; None when nothing can be proposed before a pending batch is
+    def ask(self) -> list[ProposedTrial] | None:
+        """The next batch, all under one outer trial; None when nothing can be proposed before a pending batch is
         told, or at all (`finished`)."""
         if self._again:
             return self._again.pop(0)
@@ -179,20 +179,20 @@ class NestedSearch:
         return None
 
     def tell(self, number: int, values: Sequence[float] | None, pruned_at: tuple[int, float] | None = None) -> None:
-        """The outcome of a proposal: its objectives, None when it failed, or where its outer setting was stopped."""
+        """The outcome of a trial: its objectives, None when it failed, or where its outer trial was stopped."""
         outer = self._home.pop(number)
-        suggestion = outer.pending.pop(number)
+        sampled = outer.pending.pop(number)
         if not self._nested:
             if pruned_at is not None:
-                self._sampler.prune(suggestion, *pruned_at)
+                self._sampler.prune(sampled, *pruned_at)
             else:
-                self._sampler.tell(suggestion, values)
+                self._sampler.tell(sampled, values)
             return
         if values is None:
-            self._sampler.tell(suggestion, None)
+            self._sampler.tell(sampled, None)
         else:
             outer.results[number] = values[0]
-            outer.untold[number] = suggestion
+            outer.untold[number] = sampled
         if pruned_at is not None:
             outer.pruned, outer.closed = pruned_at, True
         if not outer.pending:
@@ -202,15 +202,15 @@ class NestedSearch:
 
     def restore(self, trials: Sequence[TrialRecord]) -> None:
         """Take up where records leave off. Running trials are handed out again, with their numbers."""
-        open_batches: dict[int, list[Proposal]] = {}
+        open_batches: dict[int, list[ProposedTrial]] = {}
         for trial in sorted(trials, key=lambda trial: trial.number):
-            proposal = Proposal(trial.number, trial.outer, trial.inner, trial.outer_key, trial.batch)
+            proposed = ProposedTrial(trial.number, trial.outer, trial.inner, trial.outer_key, trial.batch)
             outer = self._outer_of(trial)
             values = trial.inner if self._nested else trial.settings
-            self._hand_out(outer, proposal, self._sampler.take(values))
+            self._hand_out(outer, proposed, self._sampler.take(values))
             self._batches = max(self._batches, trial.batch + 1)
             if trial.status == "running":
-                open_batches.setdefault(trial.batch, []).append(proposal)
+                open_batches.setdefault(trial.batch, []).append(proposed)
         for trial in trials:
             if trial.status != "running":
                 self.tell(trial.number, told_values(trial), trial.stopped_at)
@@ -228,53 +228,53 @@ class NestedSearch:
     def _shared(self) -> _Outer:
         """All keys are searched together: one place for what was seen."""
         if not self._outers:
-            self._outers.append(_Outer("", {}, Suggestion({}, None), waiting=[self._sampler.defaults({})]))
+            self._outers.append(_Outer("", {}, Sampled({}, None), waiting=[self._sampler.defaults({})]))
         return self._outers[0]
 
     def _nothing_left(self) -> bool:
         return self.handed_out >= self.plan.trials or self._exhausted
 
-    # Nested: outer settings and the inner search under each.
+    # Nested: outer trials and the inner search under each.
 
     def _open(self) -> _Outer | None:
         for _ in range(_TRIES):
             if not self._outers:
-                suggestion = self._outer_sampler.take(self._outer_sampler.defaults({}))
+                sampled = self._outer_sampler.take(self._outer_sampler.defaults({}))
             else:
-                suggestion = self._outer_sampler.ask({})
-            key = outer_key(suggestion.values)
-            inner = self._sampler.defaults(suggestion.values)
+                sampled = self._outer_sampler.ask({})
+            key = outer_key(sampled.values)
+            inner = self._sampler.defaults(sampled.values)
             incumbents = [values for values in self._sampler.best(_INCUMBENTS) if values != inner]
             repeated = any(outer.key == key for outer in self._outers)
-            if repeated or not self._has_inner(suggestion.values, [inner, *incumbents]):
-                self._outer_sampler.tell(suggestion, None)
+            if repeated or not self._has_inner(sampled.values, [inner, *incumbents]):
+                self._outer_sampler.tell(sampled, None)
                 continue
-            outer = _Outer(key, suggestion.values, suggestion, waiting=[inner, *incumbents])
+            outer = _Outer(key, sampled.values, sampled, waiting=[inner, *incumbents])
             self._outers.append(outer)
             return outer
         self._exhausted = not any(outer.pending for outer in self._outers)
         return None
 
     def _has_inner(self, outer: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether some inner setting fits the outer one, as far as a few tries tell."""
+        """Whether some inner trial fits the outer one, as far as a few tries tell."""
         if any(self._is_valid({**outer, **values}) for values in known):
             return True
         drawn = (self._sampler.draw(outer, self._random) for _ in range(_DRAWS))
         return any(self._is_valid({**outer, **values}) for values in drawn)
 
-    def _ask_inner(self, outer: _Outer) -> list[Proposal]:
+    def _ask_inner(self, outer: _Outer) -> list[ProposedTrial]:
         count = min(self.plan.batch, self.plan.inner_trials - outer.asked, self.plan.trials - self.handed_out)
-        found: list[Proposal] = []
+        found: list[ProposedTrial] = []
         while len(found) < count:
-            suggestion = self._unseen(outer, outer.settings)
-            if suggestion is None:
+            sampled = self._unseen(outer, outer.settings)
+            if sampled is None:
                 break
-            found.append(self._propose(outer, outer.settings, suggestion.values, outer.key, suggestion))
+            found.append(self._propose(outer, outer.settings, sampled.values, outer.key, sampled))
         self._batches += 1
         return found
 
     def _tell_inner(self, outer: _Outer) -> None:
-        """Tell the inner search how much each setting beats the reference, once that is known."""
+        """Tell the inner search how much each trial beats the reference, once that is known."""
         values = outer.results
         if not values:
             return
@@ -282,55 +282,55 @@ class NestedSearch:
         if reference is None:
             ordered = sorted(values.values())
             reference = ordered[len(ordered) // 2]
-        for number, suggestion in outer.untold.items():
-            self._sampler.tell(suggestion, [values[number] - reference])
+        for number, sampled in outer.untold.items():
+            self._sampler.tell(sampled, [values[number] - reference])
         outer.untold.clear()
 
     def _close(self, outer: _Outer) -> None:
         best = max if self.plan.directions[0] == "max" else min
         outer.closed = True
         if outer.pruned is not None:
-            self._outer_sampler.prune(outer.suggestion, *outer.pruned)
+            self._outer_sampler.prune(outer.sampled, *outer.pruned)
         else:
-            self._outer_sampler.tell(outer.suggestion, [best(outer.results.values())] if outer.results else None)
+            self._outer_sampler.tell(outer.sampled, [best(outer.results.values())] if outer.results else None)
 
     # All keys together.
 
-    def _ask_joint(self) -> list[Proposal] | None:
+    def _ask_joint(self) -> list[ProposedTrial] | None:
         shared = self._shared()
         count = min(1 if self._outer_keys else self.plan.batch, self.plan.trials - self.handed_out)
-        found: list[Proposal] = []
+        found: list[ProposedTrial] = []
         names = {key.key for key in self._outer_keys}
         while len(found) < count:
-            suggestion = self._unseen(shared, {})
-            if suggestion is None:
+            sampled = self._unseen(shared, {})
+            if sampled is None:
                 break
-            outer = {name: value for name, value in suggestion.values.items() if name in names}
-            inner = {name: value for name, value in suggestion.values.items() if name not in names}
-            found.append(self._propose(shared, outer, inner, outer_key(outer), suggestion))
+            outer = {name: value for name, value in sampled.values.items() if name in names}
+            inner = {name: value for name, value in sampled.values.items() if name not in names}
+            found.append(self._propose(shared, outer, inner, outer_key(outer), sampled))
         self._batches += 1
         self._exhausted = not found and not shared.pending
         return found or None
 
     # Both.
 
-    def _unseen(self, outer: _Outer, context: Mapping[str, Any]) -> Suggestion | None:
-        """A setting that this outer one has not seen and that fits the recipe; None when there is none left.
+    def _unseen(self, outer: _Outer, context: Mapping[str, Any]) -> Sampled | None:
+        """A trial that this outer one has not seen and that fits the recipe; None when there is none left.
 
         After many fruitless proposals one that does not fit is handed out: its trial fails with the reason.
         """
-        misfit: Suggestion | None = None
+        misfit: Sampled | None = None
         while outer.waiting:
             values = outer.waiting.pop(0)
             if _text(values) not in outer.seen and (not self.handed_out or self._is_valid({**context, **values})):
                 return self._sampler.take(values)
         for _ in range(_TRIES):
-            suggestion = self._sampler.ask(context)
-            if _text(suggestion.values) not in outer.seen:
-                if self._is_valid({**context, **suggestion.values}):
-                    return suggestion
-                misfit = suggestion
-            self._sampler.tell(suggestion, None)
+            sampled = self._sampler.ask(context)
+            if _text(sampled.values) not in outer.seen:
+                if self._is_valid({**context, **sampled.values}):
+                    return sampled
+                misfit = sampled
+            self._sampler.tell(sampled, None)
         rest = self._remaining(outer, context)
         if rest is not None:
             return self._sampler.take(self._random.choice(rest)) if rest else None
@@ -341,7 +341,7 @@ class NestedSearch:
         return None if misfit is None else self._sampler.take(misfit.values)
 
     def _remaining(self, outer: _Outer, context: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """All unseen settings, where they can be listed."""
+        """All unseen trials, where they can be listed."""
         keys = self._sampler.keys
         count = number_of_values(keys)
         if count is None or count > 10_000 or any(key.conditions for key in keys):
@@ -351,20 +351,20 @@ class NestedSearch:
         return [each for each in settings if _text(each) not in outer.seen and self._is_valid({**context, **each})]
 
     def _propose(
-        self, home: _Outer, outer: Mapping[str, Any], inner: Mapping[str, Any], key: str, suggestion: Suggestion
-    ) -> Proposal:
-        proposal = Proposal(self.handed_out, dict(outer), dict(inner), key, self._batches)
-        self._hand_out(home, proposal, suggestion)
-        return proposal
+        self, home: _Outer, outer: Mapping[str, Any], inner: Mapping[str, Any], key: str, sampled: Sampled
+    ) -> ProposedTrial:
+        proposed = ProposedTrial(self.handed_out, dict(outer), dict(inner), key, self._batches)
+        self._hand_out(home, proposed, sampled)
+        return proposed
 
-    def _hand_out(self, outer: _Outer, proposal: Proposal, suggestion: Suggestion) -> None:
+    def _hand_out(self, outer: _Outer, proposed: ProposedTrial, sampled: Sampled) -> None:
         if outer.asked == 0:
-            outer.reference = proposal.number
-        outer.seen.add(_text(suggestion.values))
+            outer.reference = proposed.number
+        outer.seen.add(_text(sampled.values))
         outer.asked += 1
-        outer.pending[proposal.number] = suggestion
-        self._home[proposal.number] = outer
-        self.handed_out = max(self.handed_out, proposal.number + 1)
+        outer.pending[proposed.number] = sampled
+        self._home[proposed.number] = outer
+        self.handed_out = max(self.handed_out, proposed.number + 1)
 
 
 def _text(values: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def as_choice(value: Any) -> str | int | float | bool | None:
 
 
 @dataclass
-class Suggestion:
+class Sampled:
     """Values for the active keys; `trial` is Optuna's, None for values outside the ranges, which it cannot hold."""
 
     values: dict[str, Any]
@@ -106,7 +106,7 @@ class KeySampler:
     Args:
         keys: conditions before what depends on them.
         recipe: recipe values by key: what a condition on a key outside `keys` is held against.
-        budget: about how many suggestions will be asked for.
+        budget: about how many values will be asked for.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class KeySampler:
                 chosen[key.key] = key.default
         return chosen
 
-    def ask(self, context: Mapping[str, Any]) -> Suggestion:
+    def ask(self, context: Mapping[str, Any]) -> Sampled:
         """Values proposed beside `context` (values of keys of another level)."""
         trial = self._study.ask()
         chosen: dict[str, Any] = {}
         for key in self.keys:
             if is_active(key, {**self._recipe, **context, **chosen}):
                 chosen[key.key] = _suggest(trial, key)
-        return Suggestion(chosen, trial)
+        return Sampled(chosen, trial)
 
     def draw(self, context: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
         """Values drawn evenly from the ranges, past the sampler."""
@@ -148,30 +148,30 @@ class KeySampler:
                 chosen[key.key] = _drawn(key, rng)
         return chosen
 
-    def take(self, values: Mapping[str, Any]) -> Suggestion:
+    def take(self, values: Mapping[str, Any]) -> Sampled:
         """Given values, as if they had been proposed."""
         if not all(contains(key, values[key.key]) for key in self.keys if key.key in values):
-            return Suggestion(dict(values), None)
+            return Sampled(dict(values), None)
         active = [key for key in self.keys if key.key in values]
         self._study.enqueue_trial({key.key: as_choice(values[key.key]) for key in active})
         trial = self._study.ask()
         for key in active:
             _suggest(trial, key)
-        return Suggestion(dict(values), trial)
+        return Sampled(dict(values), trial)
 
-    def tell(self, suggestion: Suggestion, values: Sequence[float] | None) -> None:
-        """The outcome of a suggestion; None: it has none (failed, invalid, a repetition)."""
-        if suggestion.trial is not None:
+    def tell(self, sampled: Sampled, values: Sequence[float] | None) -> None:
+        """The outcome of sampled values; None: it has none (failed, invalid, a repetition)."""
+        if sampled.trial is not None:
             if values is None:
-                self._study.tell(suggestion.trial, state=TrialState.FAIL)
+                self._study.tell(sampled.trial, state=TrialState.FAIL)
             else:
-                self._study.tell(suggestion.trial, list(values))
+                self._study.tell(sampled.trial, list(values))
 
-    def prune(self, suggestion: Suggestion, step: int, value: float) -> None:
-        """The suggestion was stopped early, with this value at this step."""
-        if suggestion.trial is not None:
-            suggestion.trial.report(value, step)
-            self._study.tell(suggestion.trial, state=TrialState.PRUNED)
+    def prune(self, sampled: Sampled, step: int, value: float) -> None:
+        """The trial was stopped early, with this value at this step."""
+        if sampled.trial is not None:
+            sampled.trial.report(value, step)
+            self._study.tell(sampled.trial, state=TrialState.PRUNED)
 
     def best(self, number: int) -> list[dict[str, Any]]:
         """Up to so many of the best values told, distinct, best first (one objective)."""
@@ -196,7 +196,7 @@ def study_trial(
     attributes: Mapping[str, Any],
     span: tuple[float, float],
 ) -> FrozenTrial:
-    """One finished setting as a trial of a study that people look at; `span` is its start and end (epoch seconds)."""
+    """One trial that ended, for a study that people look at; `span` is its start and end (epoch seconds)."""
     from datetime import datetime
 
     active = [key for key in keys if key.key in settings]

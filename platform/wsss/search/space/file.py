@@ -111,7 +111,7 @@ def contains(key: SearchedKey, value: Any) -> bool:
 
 
 def number_of_values(keys: Sequence[SearchedKey]) -> int | None:
-    """How many settings the keys span, conditions aside; None when there is no end to them."""
+    """How many combinations of values the keys have, conditions aside; None when there is no end to them."""
     product = 1
     for key in keys:
         if key.kind == "categorical":

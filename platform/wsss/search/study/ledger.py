@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 
 from wsss.errors import WsssError
 from wsss.search.choose.best import best_of
-from wsss.search.evaluate.trial import Outcome
-from wsss.search.propose.nested import Proposal
+from wsss.search.evaluate.trial import TrialOutcome
+from wsss.search.propose.nested import ProposedTrial
 from wsss.search.propose.samplers import DIRECTIONS, study_trial
 from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_trials
 from wsss.tracking.tracker import Tracker
@@ -63,22 +63,24 @@ class Ledger:
             if trial.status != "running":
                 self._pass_on(trial)
 
-    def begin(self, proposals: Sequence[Proposal]) -> None:
-        """Settings that are handed out; those that were handed out before keep their record."""
-        for proposal in proposals:
-            if proposal.number not in self.trials:
+    def begin(self, proposed_trials: Sequence[ProposedTrial]) -> None:
+        """Trials that are handed out; those that were handed out before keep their record."""
+        for proposed in proposed_trials:
+            if proposed.number not in self.trials:
                 self._put(
                     TrialRecord(
-                        number=proposal.number,
-                        outer=proposal.outer,
-                        inner=proposal.inner,
-                        outer_key=proposal.outer_key,
-                        batch=proposal.batch,
+                        number=proposed.number,
+                        outer=proposed.outer,
+                        inner=proposed.inner,
+                        outer_key=proposed.outer_key,
+                        batch=proposed.batch,
                     )
                 )
 
-    def finish(self, outcome: Outcome, pruned: str = "", stopped_at: tuple[int, float] | None = None) -> TrialRecord:
-        """The outcome of a setting, on disk when this returns. `pruned`: why it was stopped early, at `stopped_at`."""
+    def finish(
+        self, outcome: TrialOutcome, pruned: str = "", stopped_at: tuple[int, float] | None = None
+    ) -> TrialRecord:
+        """The outcome of a trial, on disk when this returns. `pruned`: why it was stopped early, at `stopped_at`."""
         before = self.trials[outcome.number]
         score = outcome.score
         if score is not None and not math.isfinite(score.value):
@@ -226,7 +228,7 @@ class Ledger:
             **{f"search/{name.replace('/', '_')}": value for name, value in trial.values.items()},
         }
         if trial.race is not None and trial.race.estimate is not None:
-            # So that settings that lost a race have their line among the parallel coordinates.
+            # So that trials that lost a race have their line among the parallel coordinates.
             numbers[f"search/{self.record.metric.replace('/', '_')}"] = trial.race.estimate
         run.metrics(numbers)
         for name in dict.fromkeys(each.metric for each in trial.previews):
@@ -269,7 +271,7 @@ def _tags(record: SweepRecord) -> dict[str, Any]:
         "selection": {
             "held_out": "by masks of one half of the images, reported on the other half",
             "oracle": "by masks",
-            "default_threshold": "settings by masks, thresholds fixed",
+            "default_threshold": "trials by masks, thresholds fixed",
             "label_free": f"without masks, by {record.criterion}",
         }[record.select],
         "data_manifest": record.data_digest or None,
