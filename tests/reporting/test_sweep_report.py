@@ -34,9 +34,9 @@ IMPORTANCES = {
 }
 
 
-def _way(rule: str, settings: tuple[int, ...], images: int, by_masks: bool, gain: float) -> Selected:
+def _way(rule: str, trials: tuple[int, ...], images: int, by_masks: bool, gain: float) -> Selected:
     difference = PairedComparison(gain, gain - 0.02, gain + 0.02, 0.01)
-    return Selected(rule, settings, images, Interval(0.47 + gain, 0.45 + gain, 0.49 + gain), difference, by_masks)
+    return Selected(rule, trials, images, Interval(0.47 + gain, 0.45 + gain, 0.49 + gain), difference, by_masks)
 
 
 WAYS = (
@@ -90,7 +90,7 @@ def test_report_is_complete_and_self_contained(sweep, folder):
     for name in names:
         with Image.open(target / "figures" / name) as image:
             assert min(image.size) > 250 and len(np.unique(np.asarray(image.convert("L")))) > 5
-    order = ["Recipe and best", "Search", "Ways of choosing the setting", "How the number was chosen"]
+    order = ["Recipe and best", "Search", "Rules of choosing the trial", "How the number was chosen"]
     order += ["Confirmation over seeds", "Cost and reuse", "Importance of the searched keys", "Trials without a value"]
     positions = [page.index(f"<h2>{title}</h2>") for title in order]
     assert positions == sorted(positions)
@@ -139,7 +139,7 @@ def test_how_a_number_was_chosen_is_said(sweep, trials):
     assert row_of(selection_table(sweep, labelled), "criterion without masks")[name] == "40.00"
 
 
-def test_ways_of_choosing_the_setting(sweep):
+def test_ways_of_choosing_the_trial(sweep):
     table = selected_table(replace(sweep, selected=WAYS))
     assert "only the number on the other half" in table.note, "the search was led by the first half"
     led_by_all = selected_table(replace(sweep, selected=WAYS, select="oracle"))
@@ -155,13 +155,13 @@ def test_ways_of_choosing_the_setting(sweep):
     assert row_of(table, "best of one half, on the other half")["images"] == "11"
 
 
-def test_settings_that_lost_a_race_are_accounted_for(sweep, trials):
+def test_trials_that_lost_a_race_are_accounted_for(sweep, trials):
     lost = replace(
         trials[5], status="pruned", values={}, race=Race(50, 200, 3.0, estimate=0.3, beaten_by=0), reason="dropped"
     )
     plain, raced = cost_table(sweep, trials), cost_table(sweep, [*trials[:5], lost, *trials[6:]])
     assert "dropped" not in plain.note
-    assert "1 settings were dropped as clearly worse after 50 to 50 of 200 images" in raced.note
+    assert "1 trials were dropped as clearly worse after 50 to 50 of 200 images" in raced.note
     finished_trials = sum(trial.status == "finished" for trial in trials)
     assert f"judged on {100 * (finished_trials - 0.75) / finished_trials:.0f} % of them" in raced.note
 
@@ -199,7 +199,7 @@ def test_csv_holds_every_trial(sweep, trials):
     assert rows[4]["random_walk.method"] == "dense" and rows[4]["random_walk.exp_times"] == "", "switched off"
 
 
-def test_settings_that_are_switched_off(sweep, trials):
+def test_trials_that_are_switched_off(sweep, trials):
     conditional = next(key for key in SPACE if key.conditions)
     assert value_of(sweep, trials[4], conditional) is NO_VALUE
     assert value_of(sweep, trials[0], conditional) == 6, "the recipe's method switches it on"
@@ -210,7 +210,7 @@ def test_settings_that_are_switched_off(sweep, trials):
 def test_a_sweep_that_has_just_begun(sweep, tmp_path):
     begun = replace(sweep, best=None, confirmations=(), status="running", asked=0, executed=0, executed_seconds=0.0)
     page = write_sweep_report(begun, tmp_path).read_text()
-    assert "declares no best setting yet" in page and "<img" not in page
+    assert "declares no best trial yet" in page and "<img" not in page
     TrialRecord(number=0, outer={}, inner={}, outer_key="0", batch=0, status="failed", reason="no data").save(tmp_path)
     page = write_sweep_report(begun, tmp_path).read_text()
     assert "no data" in page and "<img" not in page
@@ -221,10 +221,10 @@ def test_only_the_recipe_has_a_value(sweep, folder, tmp_path):
     first.save(tmp_path)
     alone = replace(sweep, best=replace(sweep.best, trial=0), confirmations=())
     page = write_sweep_report(alone, tmp_path).read_text()
-    assert "No setting of 1 beats the recipe" in page and "figures/slices.png" in page
+    assert "No trial of 1 beats the recipe" in page and "figures/slices.png" in page
 
 
 def test_running_best_and_front():
-    assert best_so_far([1, 3, 2], "max") == [1, 3, 3] and best_so_far([3, 1, 2], "min") == [3, 1, 1]
-    assert pareto_front([3, 1, 2, 2], [0.5, 0.2, 0.2, 0.4], "max") == [1, 3, 0]
-    assert pareto_front([1, 2], [0.2, 0.1], "min") == [0, 1]
+    assert best_so_far([1, 3, 2]) == [1, 3, 3]
+    assert pareto_front([3, 1, 2, 2], [0.5, 0.2, 0.2, 0.4]) == [1, 3, 0]
+    assert pareto_front([1, 2], [0.2, 0.1]) == [0]

@@ -146,7 +146,7 @@ def test_the_same_sweep_again_executes_nothing(home: Path, done: SweepRecord, tr
     assert numbers_in_study(study_of(home, again)) == list(range(12))
 
 
-def test_another_sweep_over_the_same_settings_is_served_from_the_store(home: Path, done: SweepRecord) -> None:
+def test_another_sweep_over_the_same_trials_is_served_from_the_store(home: Path, done: SweepRecord) -> None:
     other = sweep(home, name="other", select="oracle")
     assert (other.asked, other.served) == (48, 48 - other.executed)
     assert other.executed <= 4 * 12 - 4, "the recipe itself, at least, is there"
@@ -172,7 +172,7 @@ def make_costly(home: Path, *stages: str) -> None:
             costs.record(planned.stage, planned.images, 100.0)
 
 
-def test_an_outer_stage_is_computed_once_for_all_settings_under_it(cluster: None, tmp_path: Path) -> None:
+def test_an_outer_stage_is_computed_once_for_all_trials_under_it(cluster: None, tmp_path: Path) -> None:
     make_costly(tmp_path, "base")
     record = sweep(tmp_path, stage_cost_limit=50.0, inner_trials=4)
     trials = load_trials(folder_of(tmp_path, record))
@@ -182,7 +182,7 @@ def test_an_outer_stage_is_computed_once_for_all_settings_under_it(cluster: None
     assert all(set(trial.outer) == {"base.position"} for trial in trials)
 
 
-def test_outer_settings_that_fall_behind_are_stopped_early(cluster: None, tmp_path: Path) -> None:
+def test_outer_trials_that_fall_behind_are_stopped_early(cluster: None, tmp_path: Path) -> None:
     make_costly(tmp_path, "base", "detail")
     record = sweep(tmp_path, stage_cost_limit=50.0, early_stop=True, trials=10, sampler="random")
     assert record.rungs == (Rung(QUALITY),) and record.scheduler == "asha"
@@ -225,7 +225,7 @@ def test_failures_are_recorded_with_their_reason_and_stop_nothing(cluster: None,
     assert states == {"COMPLETE": 9, "FAIL": 1}
 
 
-def test_a_setting_that_kills_its_worker_fails_alone(cluster: None, tmp_path: Path) -> None:
+def test_a_trial_that_kills_its_worker_fails_alone(cluster: None, tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
     (faults / "always-kill").touch()

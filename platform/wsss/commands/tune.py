@@ -1,6 +1,6 @@
 """`wsss tune --method NAME --space FILE --metric METRIC`: search settings across the stages of a pipeline.
 
-Settings that force training are searched by an outer search, all others by an inner one under each of them, so that a
+An outer search varies the keys that force training; an inner search under each outer trial varies all others. So a
 sweep costs only the work that differs. Killed at any point, the same command continues. It ends with best.yaml, which
 `reproduce.py --recipe` takes.
 """
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--metric", required=True, metavar="NAME", help="e.g. pseudo_label/miou_train")
     add_recipe(options)
     search = options.add_argument_group("search")
-    search.add_argument("--trials", type=_positive, default=40, metavar="N", help="settings in all (default: 40)")
+    search.add_argument("--trials", type=_positive, default=40, metavar="N", help="trials in all (default: 40)")
     search.add_argument(
         "--select",
         choices=("held_out", "oracle", "default_threshold", "label_free"),
@@ -46,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--label-free",
         choices=("boundary_contrast", "confidence_margin"),
-        help="compute this criterion, which needs no masks, for every setting and show what it would choose",
+        help="compute this criterion, which needs no masks, for every trial and show what it would choose",
     )
     search.add_argument("--sampler", default="tpe", help="tpe, random, cmaes, or nsga2 against the cost (default: tpe)")
     search.add_argument(
         "--search-seed", type=int, default=0, metavar="N", help="of the sampler; the seed of training is seed=N"
     )
-    search.add_argument("--inner", type=_positive, metavar="N", help="settings under each outer one (default: derived)")
-    search.add_argument("--batch", type=_positive, metavar="N", help="settings evaluated together (default: derived)")
+    search.add_argument("--inner", type=_positive, metavar="N", help="trials under each outer one (default: derived)")
+    search.add_argument("--batch", type=_positive, metavar="N", help="trials evaluated together (default: derived)")
     search.add_argument(
         "--concurrency", type=_positive, default=1, metavar="N", help="batches at a time (default: 1, repeatable)"
     )
@@ -66,23 +66,24 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--early-stop",
         action="store_true",
-        help="asynchronous halving of outer settings: while they train, and at the evaluations before the searched one",
+        help="asynchronous halving of outer trials: while they train, and at the evaluations before the searched one",
     )
     search.add_argument(
         "--no-race",
         action="store_true",
-        help="evaluate every setting on all images, although a part of them shows that it is clearly worse",
+        help="evaluate every trial on all images, also one that is clearly worse on a part of them",
     )
-    search.add_argument("--against-cost", action="store_true", help="second objective: seconds that a setting costs")
+    search.add_argument("--against-cost", action="store_true", help="second objective: seconds that a trial costs")
     search.add_argument(
         "--no-training", action="store_true", help="keep the recipe's values of the keys that force training"
     )
     search.add_argument("--flat", action="store_true", help="one search over all keys, for comparison")
+    search.add_argument("--confirm-top", type=_positive, default=3, metavar="K", help="trials to confirm (default: 3)")
     search.add_argument(
-        "--confirm-top", type=_positive, default=3, metavar="K", help="settings to confirm (default: 3)"
-    )
-    search.add_argument(
-        "--confirm-seeds", type=parse_seeds, metavar="0,1,2", help="run the best settings and the recipe under these"
+        "--confirm-seeds",
+        type=parse_seeds,
+        metavar="0,1,2",
+        help="run the best trials and the recipe under these",
     )
     search.add_argument(
         "--study", metavar="URL", help="database of the Optuna study (default: sqlite beside the sweep)"

@@ -39,7 +39,7 @@ def plot_search_history(sweep: SweepRecord, trials: Sequence[TrialRecord], path:
     held_out = any(trial.held_out is not None for trial in found)
     label = "value: on the images that choose" if held_out else "value"
     axes.plot(numbers, values, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0, label=label)
-    axes.step(numbers, best_so_far(values, sweep.mode), where="post", color=_BLUE, linewidth=1.8, label="best so far")
+    axes.step(numbers, best_so_far(values), where="post", color=_BLUE, linewidth=1.8, label="best so far")
     if held_out:
         quoted = [100 * (trial.quoted or 0.0) for trial in found]
         axes.plot(numbers, quoted, "o", color=_ORANGE, markersize=4, fillstyle="none", label="held out")
@@ -127,7 +127,7 @@ def plot_value_against_cost(sweep: SweepRecord, trials: Sequence[TrialRecord], p
     costs = [trial.cost_seconds / divisor for trial in found]
     values = [100 * trial.values[sweep.metric] for trial in found]
     axes.plot(costs, values, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0, label="trial")
-    front = pareto_front(costs, values, sweep.mode)
+    front = pareto_front(costs, values)
     axes.step(
         [costs[index] for index in front],
         [values[index] for index in front],

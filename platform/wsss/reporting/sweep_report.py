@@ -138,7 +138,7 @@ def _tables(
 def _fact_tables(sweep: SweepRecord) -> list[Table]:
     facts = {
         "sweep": sweep.sweep_id,
-        "metric": f"{sweep.metric} ({sweep.mode}), stage {sweep.metric_stage}",
+        "metric": f"{sweep.metric}, stage {sweep.metric_stage}",
         "rule": sweep.select + (f", {sweep.criterion}" if sweep.criterion else ""),
         "objectives": ", ".join(f"{name} ({mode})" for name, mode in sweep.objectives.items()),
         "sampler": f"{sweep.sampler}, seed {sweep.seed}, concurrency {sweep.concurrency}, batch {sweep.batch}",

@@ -228,8 +228,7 @@ def importance_table(importances: Mapping[str, Mapping[str, float]]) -> Table:
 
 def top_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     """The best trials, with what they change."""
-    sign = -1 if sweep.mode == "max" else 1
-    found = sorted(finished(trials, sweep.metric), key=lambda trial: (sign * trial.values[sweep.metric], trial.number))
+    found = sorted(finished(trials, sweep.metric), key=lambda trial: (-trial.values[sweep.metric], trial.number))
     held_out = any(trial.held_out is not None for trial in found)
     columns = ("trial", "value", *(("held out",) if held_out else ()), "time on its own", "spent", "settings")
     rows = tuple(

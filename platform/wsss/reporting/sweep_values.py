@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from wsss.search.records import SearchedKey, SweepRecord, TrialRecord, executed_stages
@@ -40,8 +41,7 @@ def best_trial(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> TrialRecord
     found = finished(trials, sweep.metric)
     if sweep.best is not None:
         return next((trial for trial in found if trial.number == sweep.best.trial), None)
-    sign = 1 if sweep.mode == "max" else -1
-    return max(found, key=lambda trial: (sign * trial.values[sweep.metric], -trial.number), default=None)
+    return max(found, key=lambda trial: (trial.values[sweep.metric], -trial.number), default=None)
 
 
 def recipe_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -58,21 +58,16 @@ def value_of(sweep: SweepRecord, trial: TrialRecord, key: SearchedKey) -> Any:
     return key.default if _active(sweep, trial, key) else NO_VALUE
 
 
-def best_so_far(values: Sequence[float], mode: str) -> list[float]:
+def best_so_far(values: Sequence[float]) -> list[float]:
     """Running best."""
-    better = max if mode == "max" else min
-    result: list[float] = []
-    for value in values:
-        result.append(value if not result else better(result[-1], value))
-    return result
+    return list(accumulate(values, max))
 
 
-def pareto_front(costs: Sequence[float], values: Sequence[float], mode: str) -> list[int]:
+def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Positions that no other one beats in both cost and value, by rising cost."""
-    sign = 1 if mode == "max" else -1
     front: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -sign * values[index])):
-        if not front or sign * values[index] > sign * values[front[-1]]:
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -values[index])):
+        if not front or values[index] > values[front[-1]]:
             front.append(index)
     return front
 

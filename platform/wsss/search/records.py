@@ -313,7 +313,7 @@ class SweepRecord:
 
     Attributes:
         space: every key of the search space, with its derived stage and level.
-        metric: what is searched for, e.g. "pseudo_label/miou_train"; mode: "max" or "min".
+        metric: what is searched for, e.g. "pseudo_label/miou_train"; higher is better.
         metric_stage: reduce stage that makes it; `rungs`: where early stopping compares outer trials.
         select: how the value of a trial is read off its evaluation, see `TrialRecord`.
         criterion: name of the one without masks, "" when none was asked for.
@@ -353,7 +353,6 @@ class SweepRecord:
     criterion: str = ""
     scheduler: str = "none"
     rungs: tuple[Rung, ...] = ()
-    mode: Literal["max", "min"] = "max"
     data_digest: str = ""
     study_url: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)

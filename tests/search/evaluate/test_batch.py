@@ -94,7 +94,7 @@ def drive(
     return told
 
 
-def test_a_sweep_computes_every_artifact_once_and_finds_better_settings(tmp_path: Path) -> None:
+def test_a_sweep_computes_every_artifact_once_and_finds_better_trials(tmp_path: Path) -> None:
     trials = drive(prepare_sweep(planted_method.request(tmp_path, trials=10, batch=5)))
     assert [trial.status for trial in trials] == ["finished"] * 10
     executed = [(use.name, use.key) for trial in trials for use in trial.stages if use.executed]
@@ -111,7 +111,7 @@ def test_a_sweep_computes_every_artifact_once_and_finds_better_settings(tmp_path
     assert drive(prepare_sweep(planted_method.request(tmp_path, trials=10, batch=5))) == [], "nothing is left to do"
 
 
-def test_outer_settings_that_fall_behind_stop_before_the_next_stage(tmp_path: Path) -> None:
+def test_outer_trials_that_fall_behind_stop_before_the_next_stage(tmp_path: Path) -> None:
     from wsss.plan import CostHistory
 
     costs = CostHistory(tmp_path / "costs.json")
@@ -128,7 +128,7 @@ def test_outer_settings_that_fall_behind_stop_before_the_next_stage(tmp_path: Pa
     assert Counter(use.name for use in stopped.stages if use.executed) == {"base": 1, "base_evaluation": 1}
 
 
-def test_a_failing_setting_leaves_its_batch_alone(tmp_path: Path) -> None:
+def test_a_failing_trial_leaves_its_batch_alone(tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
     (faults / "error").touch()
@@ -138,7 +138,7 @@ def test_a_failing_setting_leaves_its_batch_alone(tmp_path: Path) -> None:
     assert Counter(trial.status for trial in trials) == {"finished": 5, "failed": 1}
 
 
-def test_a_value_that_the_recipe_refuses_is_a_failed_setting(tmp_path: Path) -> None:
+def test_a_value_that_the_recipe_refuses_is_a_failed_trial(tmp_path: Path) -> None:
     prepared = prepare_sweep(planted_method.request(tmp_path))
     evaluator = BatchEvaluator(sweep_context(prepared, "x", {}))
     settings = [evaluator.open(0, {"detail.scale": 7.0}), evaluator.open(1, {"detail.scale": 0.5})]
@@ -148,7 +148,7 @@ def test_a_value_that_the_recipe_refuses_is_a_failed_setting(tmp_path: Path) -> 
     assert good.error == "" and good.score is not None and good.metrics[METRIC] == good.score.default_value
 
 
-def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path: Path) -> None:
+def test_clearly_worse_trials_are_dropped_after_a_part_of_the_images(tmp_path: Path) -> None:
     """Against the same settings without a race: the best is the same, and what was dropped was worse."""
     options: dict[str, Any] = {"trials": 12, "batch": 6, "sampler": "random"}
     many_images = ["dataset.shapes.train=240"]
@@ -182,7 +182,7 @@ def test_clearly_worse_settings_are_dropped_after_a_part_of_the_images(tmp_path:
     assert drive(prepare_sweep(planted_method.request(tmp_path / "race", many_images, **options))) == []
 
 
-def test_maps_that_one_setting_alone_asks_for_are_not_stored_and_scores_are_those_of_its_own_run(
+def test_maps_that_one_trial_alone_asks_for_are_not_stored_and_scores_are_those_of_its_own_run(
     tmp_path: Path,
 ) -> None:
     """Scored images are a part of those that the maps are for; each is computed once, whether it raced or not."""
@@ -245,7 +245,7 @@ def test_the_search_learns_from_estimates_and_continues_with_them(tmp_path: Path
     assert load_trials(tmp_path) == [trial]
 
 
-def test_a_setting_that_fails_in_a_race_fails_alone(tmp_path: Path) -> None:
+def test_a_trial_that_fails_in_a_race_fails_alone(tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()
     (faults / "error").touch()
@@ -291,7 +291,7 @@ def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterio
     assert ways["oracle"].miou.value >= max(ways[rule].miou.value for rule in ("default", "cross_fitted", "label_free"))
 
 
-def test_confirmation_evaluates_every_seed_of_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confirmation_evaluates_every_seed_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_module, "connect", lambda: Capacity(2, 0, 1, 2, False))
     options: dict[str, Any] = {"trials": 6, "batch": 6, "sampler": "random"}
     prepared = prepare_sweep(

@@ -102,7 +102,7 @@ def test_the_same_seed_proposes_the_same() -> None:
     assert Evaluated(NestedSearch(KEYS, RECIPE, plan(trials=60, seed=4))).run().settings != runs[0]
 
 
-def test_the_first_setting_is_the_recipe_and_every_outer_setting_begins_with_its_inner_part() -> None:
+def test_the_first_trial_is_the_recipe_and_every_outer_trial_begins_with_its_inner_part() -> None:
     run = Evaluated(NestedSearch(KEYS, RECIPE, plan(trials=60))).run()
     active = {key: value for key, value in RECIPE.items() if key != "z"}
     assert run.settings[0] == active
@@ -116,7 +116,7 @@ def test_a_conditional_key_is_there_only_under_its_condition() -> None:
         assert ("z" in settings) == (settings["kind"] == "r")
 
 
-def test_no_setting_is_proposed_twice_and_a_small_inner_space_is_searched_in_full() -> None:
+def test_no_trial_is_proposed_twice_and_a_small_inner_space_is_searched_in_full() -> None:
     keys = (KEYS[0], KEYS[4], SearchedKey("n", "int", 1, 3, step=1, default=1, level="inner"))
     inner = default_inner_trials(keys, 100)
     assert inner == 8  # four a key
@@ -164,7 +164,7 @@ def test_a_killed_search_continues_where_its_records_leave_off(stop: int, flat: 
     assert numbers == list(range(60)) and again.finished
 
 
-def test_a_failing_outer_setting_is_left_and_failures_count_against_the_budget() -> None:
+def test_a_failing_outer_trial_is_left_and_failures_count_against_the_budget() -> None:
     search = NestedSearch(KEYS, RECIPE, plan(trials=24))
     outers: list[str] = []
     while batch := search.ask():
@@ -178,7 +178,7 @@ def test_a_failing_outer_setting_is_left_and_failures_count_against_the_budget()
     assert outers.count(failed) == (3 if failed == outers[0] else 1)
 
 
-def test_settings_that_do_not_fit_together_are_not_proposed() -> None:
+def test_trials_that_do_not_fit_together_are_not_proposed() -> None:
     search = NestedSearch(KEYS, RECIPE, plan(trials=60), is_valid=lambda settings: settings["x"] + settings["a"] < 1)
     run = Evaluated(search).run()
     assert len(run.settings) == 60
@@ -192,7 +192,7 @@ def test_a_default_outside_its_range_is_evaluated_first_all_the_same() -> None:
     assert all(0.5 <= each.settings["x"] <= 1 for each in run[1:])
 
 
-def test_batches_under_one_outer_setting_wait_for_each_other_but_other_outer_settings_do_not() -> None:
+def test_batches_under_one_outer_trial_wait_for_each_other_but_other_outer_trials_do_not() -> None:
     search = NestedSearch(KEYS, RECIPE, plan(trials=60))
     first, second = search.ask(), search.ask()
     assert first is not None and second is not None
@@ -203,7 +203,7 @@ def test_batches_under_one_outer_setting_wait_for_each_other_but_other_outer_set
     assert third is not None and third[0].outer_key == first[0].outer_key
 
 
-def test_pruned_outer_settings_get_no_further_batch() -> None:
+def test_pruned_outer_trials_get_no_further_batch() -> None:
     search = NestedSearch(KEYS, RECIPE, plan(trials=60))
     first = search.ask()
     assert first is not None

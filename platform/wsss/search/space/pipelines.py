@@ -94,7 +94,4 @@ def metric_stage(pipeline: Pipeline, metric: str) -> str:
 def _made_by(stage: ReduceStage) -> tuple[str, ...]:
     if stage.metrics:
         return stage.metrics
-    config = stage.config
-    if isinstance(config, SummaryConfig):
-        return (f"{config.prefix}/miou_{config.split}{'_' + config.variant if config.variant else ''}",)
-    return ()
+    return (str(stage.config.name),) if isinstance(stage.config, SummaryConfig) else ()

@@ -9,7 +9,7 @@ import optuna
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
 
-from wsss.search.propose.samplers import DIRECTIONS, study_trial
+from wsss.search.propose.samplers import study_trial
 from wsss.search.records import SweepRecord, TrialRecord
 from wsss.search.space.file import contains
 
@@ -35,7 +35,7 @@ def importances(record: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str,
     varied = [key for key in shared if len({str(trial.settings[key.key]) for trial in done}) > 1]
     if len(done) < _ENOUGH_TRIALS or not varied:
         return {}
-    study = optuna.create_study(direction=DIRECTIONS[record.mode])
+    study = optuna.create_study(direction="maximize")
     keys = [replace(key, default=None) if key.kind == "categorical" else key for key in keys]
     for trial in done:
         value = [trial.values[record.metric]]
