@@ -18,7 +18,7 @@ from tests.search import planted_method
 from tests.search.planted_method import METRIC, QUALITY
 
 from wsss.errors import WsssError
-from wsss.execution import many
+from wsss.execution import map_stage, tasks
 from wsss.execution.cluster import Capacity
 from wsss.recipe import flat_dict
 from wsss.search import sweep as sweep_module
@@ -49,18 +49,19 @@ class Inline:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def gather(pieces: Any, start: Any, workers: int) -> Any:
-        for part, index in pieces:
-            yield part, start(part, index)
+    def run_tasks(pieces: Any, start: Any, workers: int, go_on: Any = None) -> Any:
+        for piece in pieces:
+            yield piece, start(*piece)
 
-    monkeypatch.setattr(many, "_gather", gather)
-    for name in ("_run_shard_of", "_run_reductions", "_call"):
-        monkeypatch.setattr(many, name, Inline(getattr(many, name)._function))
-    monkeypatch.setattr(many.ray, "put", lambda value: value)
-    monkeypatch.setattr(many.ray, "get", lambda value, timeout=None: value)
+    for module, names in ((map_stage, ("_run_shard", "_run_reductions")), (tasks, ("_call",))):
+        monkeypatch.setattr(module, "run_tasks", run_tasks)
+        for name in names:
+            monkeypatch.setattr(module, name, Inline(getattr(module, name)._function))
+    monkeypatch.setattr(map_stage.ray, "put", lambda value: value)
+    monkeypatch.setattr(map_stage.ray, "get", lambda value, timeout=None: value)
     for module in (batch_module, shortcuts):
         monkeypatch.setattr(module, "capacity", lambda: Capacity(2, 0, 1, 2, False))
-    many._built.clear()
+    map_stage._built.clear()
     yield
 
 
