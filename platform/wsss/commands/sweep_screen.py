@@ -9,7 +9,7 @@ from typing import Any
 from wsss.commands.conclusion import track_files
 from wsss.commands.screen import print_downloads, print_table
 from wsss.formatting import duration, interval, mean_and_spread, percent
-from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
+from wsss.search.records import BEST_FILE, SweepRecord, TrialRecord, load_trials, value_text
 from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
 from wsss.tracking import ui_command
@@ -23,8 +23,8 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     rows = [
         (
             key.key,
-            range_in_words(key),
-            plain(key.default),
+            key.text,
+            value_text(key.default),
             key.level,
             key.stage or "none of this metric",
             ", ".join(key.trains),
@@ -133,7 +133,7 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
     assert best is not None
     defaults = {key.key: key.default for key in record.space}
     rows: list[tuple[Any, ...]] = [
-        (key, plain(defaults.get(key)), plain(value)) for key, value in best.settings.items()
+        (key, value_text(defaults.get(key)), value_text(value)) for key, value in best.settings.items()
     ]
     rows.append((_number_in_words(record), percent(best.default_reported), percent(best.reported)))
     print_table(
@@ -168,27 +168,6 @@ def print_outcome(record: SweepRecord, folder: Path, report: Path, tracking_uri:
         f"MLflow:  {ui_command(folder.parents[1], tracking_uri)}"
     )
     print(f"run it:  python reproduce.py --method {record.method} --recipe {folder / BEST_FILE}")
-
-
-def range_in_words(key: SearchedKey) -> str:
-    """`4 to 24`, `0.01 to 0.2, log`, `a | b`, with the condition."""
-    if key.kind == "categorical":
-        text = " | ".join(plain(choice) for choice in key.choices)
-    else:
-        text = f"{key.low:g} to {key.high:g}" + (", log" if key.log else "")
-        text += f", step {key.step:g}" if key.step and not (key.kind == "int" and key.step == 1) else ""
-    for name, allowed in key.conditions.items():
-        text += f"; when {name} = {' or '.join(plain(value) for value in allowed)}"
-    return text
-
-
-def plain(value: Any) -> str:
-    """A recipe value as people write it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(value)
 
 
 def _number_in_words(record: SweepRecord) -> str:

@@ -31,7 +31,7 @@ from wsss.reporting.sweep_tables import (
 )
 from wsss.reporting.sweep_values import best_trial, finished, recipe_trial, shown_value
 from wsss.reporting.tables import Table, to_html, to_markdown
-from wsss.search.records import BEST_FILE, SearchedKey, SweepRecord, TrialRecord, load_trials
+from wsss.search.records import BEST_FILE, SweepRecord, TrialRecord, load_trials
 
 Figures = list[tuple[str, Path]]
 
@@ -151,7 +151,7 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
         "data": sweep.data_digest,
         **{name: str(value) for name, value in sweep.provenance.items()},
     }
-    space = tuple((key.key, _range(key), shown_value(key.default), key.stage, key.level) for key in sweep.space)
+    space = tuple((key.key, key.text, shown_value(key.default), key.stage, key.level) for key in sweep.space)
     return [
         Table("Search space", ("key", "range", "recipe", "stage", "level"), space),
         Table(
@@ -161,18 +161,6 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
             note="With a concurrency above 1 the order of results, and so the suggestions, differ between repetitions.",
         ),
     ]
-
-
-def _range(key: SearchedKey) -> str:
-    if key.kind == "categorical":
-        text = "one of " + ", ".join(shown_value(choice) for choice in key.choices)
-    else:
-        text = f"{shown_value(key.low)} to {shown_value(key.high)}"
-        text += (", logarithmic" if key.log else "") + (f", in steps of {key.step:g}" if key.step else "")
-    when = " and ".join(
-        f"{name} is {' or '.join(shown_value(value) for value in values)}" for name, values in key.conditions.items()
-    )
-    return f"{text}; when {when}" if when else text
 
 
 def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:

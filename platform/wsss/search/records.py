@@ -14,9 +14,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from wsss.errors import WsssError
 from wsss.evaluation.bootstrap import Interval, PairedComparison
@@ -29,6 +31,7 @@ TRIALS_FOLDER = "trials"
 BEST_FILE = "best.yaml"
 STUDY_FILE = "study.db"
 
+Record = TypeVar("Record")
 Level = Literal["outer", "inner", "curve", "unused"]
 TrialStatus = Literal["running", "finished", "failed", "pruned"]
 SweepStatus = Literal["running", "finished", "failed", "stopped"]
@@ -68,6 +71,18 @@ class SearchedKey:
     stage: str = ""
     level: Level = "inner"
     trains: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Its values in words: `4 to 24, step 2`, `0.01 to 0.2, log`, `a | b`; with its conditions."""
+        if self.kind == "categorical":
+            text = " | ".join(value_text(choice) for choice in self.choices)
+        else:
+            text = f"{self.low:g} to {self.high:g}" + (", log" if self.log else "")
+            text += f", step {self.step:g}" if self.step and not (self.kind == "int" and self.step == 1) else ""
+        for name, allowed in self.conditions.items():
+            text += f"; when {name} = {' or '.join(value_text(value) for value in allowed)}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -382,6 +397,13 @@ class SweepRecord:
         _write(folder / SWEEP_FILE, asdict(self))
 
 
+def value_text(value: Any) -> str:
+    """A value of the recipe as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def executed_stages(trials: Iterable[TrialRecord]) -> set[tuple[str, str]]:
     """(name, key) of every stage that some trial computed: what was there before the sweep is not among them."""
     return {(use.name, use.key) for trial in trials for use in trial.stages if use.executed}
@@ -398,34 +420,7 @@ def load_sweep(folder: Path) -> SweepRecord:
     Raises:
         SweepRecordError: there is none, or it is not readable.
     """
-    content = _read(folder / SWEEP_FILE)
-    try:
-        content["space"] = tuple(
-            SearchedKey(**{**key, "choices": tuple(key["choices"]), "trains": tuple(key["trains"])})
-            for key in content["space"]
-        )
-        content["best"] = None if content["best"] is None else Best(**content["best"])
-        content["confirmations"] = tuple(
-            ConfirmedTrial(**{**each, "seeds": tuple(each["seeds"]), "values": tuple(each["values"])})
-            for each in content["confirmations"]
-        )
-        content["selected"] = tuple(
-            Selected(
-                **{
-                    **each,
-                    "trials": tuple(each["trials"]),
-                    "miou": Interval(**each["miou"]),
-                    "gain": PairedComparison(**each["gain"]),
-                }
-            )
-            for each in content.get("selected", ())
-        )
-        content["rungs"] = tuple(Rung(**each) for each in content["rungs"])
-        for name in ("seeds", "notes"):
-            content[name] = tuple(content[name])
-        return SweepRecord(**content)
-    except (KeyError, TypeError) as error:
-        raise _unreadable(folder / SWEEP_FILE, error) from error
+    return _load(SweepRecord, folder / SWEEP_FILE)
 
 
 def load_trials(folder: Path) -> list[TrialRecord]:
@@ -439,19 +434,7 @@ def load_trials(folder: Path) -> list[TrialRecord]:
 
 def load_trial(path: Path) -> TrialRecord:
     """Read one trial's file. Raises SweepRecordError."""
-    content = _read(path)
-    try:
-        content["curve"] = tuple(CurvePoint(**point) for point in content["curve"])
-        content["stages"] = tuple(StageUse(**stage) for stage in content["stages"])
-        content["run_ids"] = tuple(content["run_ids"])
-        content["criterion"] = tuple(CriterionPoint(**point) for point in content.get("criterion", ()))
-        content["previews"] = tuple(PreviewValue(**each) for each in content.get("previews", ()))
-        content["race"] = None if content.get("race") is None else Race(**content["race"])
-        stopped = content.get("stopped_at")
-        content["stopped_at"] = None if stopped is None else tuple(stopped)
-        return TrialRecord(**content)
-    except (KeyError, TypeError) as error:
-        raise _unreadable(path, error) from error
+    return _load(TrialRecord, path)
 
 
 def find_sweeps(home: Path) -> list[SweepRecord]:
@@ -465,20 +448,34 @@ def find_sweeps(home: Path) -> list[SweepRecord]:
     return sorted(records, key=lambda record: record.started)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _load(kind: type[Record], path: Path) -> Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _decoded(kind, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise SweepRecordError("there is no such sweep or trial", str(path), "`wsss ls sweeps` lists them") from error
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "it is no JSON object")
-    return content
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SweepRecordError(
+            f"the record cannot be read: {error}", str(path), "run the same `wsss tune` command again"
+        ) from error
 
 
-def _unreadable(path: Path, why: object) -> SweepRecordError:
-    return SweepRecordError(f"the record cannot be read: {why}", str(path), "run the same `wsss tune` command again")
+def _decoded(kind: Any, value: Any) -> Any:
+    """JSON as the annotated type: dataclasses and tuples come back, all else is as it stands."""
+    arguments = get_args(kind)
+    if is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{name: _decoded(hints[name], each) for name, each in value.items()})  # pyright: ignore
+    if get_origin(kind) is tuple:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_decoded(each, part) for each, part in zip(kinds, value, strict=True))
+    if get_origin(kind) is UnionType and value is not None:
+        return _decoded(next(each for each in arguments if each is not type(None)), value)
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

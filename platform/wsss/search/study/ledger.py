@@ -58,7 +58,15 @@ class Ledger:
         self._parent = None
         if tracker is not None:
             self._parent = tracker.run(key=record.sweep_id, name=f"sweep {record.sweep_id}", tags=_tags(record))
-            self._parent.params({"space": {key.key: _words(key) for key in record.space}, "search": _search(record)})
+            self._parent.params(
+                {
+                    "space": {
+                        key.key: f"{key.kind} {key.text} ({key.level}, stage {key.stage or 'none'})"
+                        for key in record.space
+                    },
+                    "search": _search(record),
+                }
+            )
         for trial in self.trials.values():
             if trial.status != "running":
                 self._pass_on(trial)
@@ -283,11 +291,6 @@ def _search(record: SweepRecord) -> Mapping[str, Any]:
     names = ("metric", "select", "sampler", "scheduler", "seed", "trials", "inner_trials", "batch", "concurrency")
     fields = asdict(replace(record, space=(), recipe={}, provenance={}))
     return {name: fields[name] for name in names}
-
-
-def _words(key: Any) -> str:
-    values = ", ".join(map(str, key.choices)) if key.kind == "categorical" else f"{key.low:g} to {key.high:g}"
-    return f"{key.kind} {values}{' log' if key.log else ''} ({key.level}, stage {key.stage or 'none'})"
 
 
 def _how(executed: bool) -> str:
