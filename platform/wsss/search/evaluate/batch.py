@@ -5,15 +5,16 @@ Runs where the trial runs, on a worker that takes no CPU; the stages take the cl
 
 from __future__ import annotations
 
+import operator
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import load_dataset
-from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.execution.cluster import capacity
 from wsss.execution.compute import compute_stage
@@ -26,16 +27,19 @@ from wsss.formatting import duration, percent
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
 from wsss.recipe import change_recipe
-from wsss.search.choose.criteria import Criterion, ImageArrays, criterion_curve, criterion_input
+from wsss.search.choose.criteria import criterion_curve, criterion_input
 from wsss.search.choose.score import Score, score_of
 from wsss.search.evaluate.in_memory import Recomputed, fused_jobs
 from wsss.search.evaluate.trial import CONFUSIONS, RunningTrial, SweepContext, TrialOutcome
-from wsss.search.records import PreviewValue, Rung, Select, StageUse
+from wsss.search.records import CriterionPoint, PreviewValue, Rung, Select, StageUse
 from wsss.search.space.pipelines import KeyedPipelines, metric_stage
 from wsss.stages.score import LabelScoreConfig
 from wsss.store import Artifact, open_store
 
 Tell = Callable[[str], None]
+Artifacts = tuple[Artifact, Artifact | None]
+Limits = tuple[float, float] | None
+CriterionOf = Callable[[], tuple[CriterionPoint, ...]]
 
 
 class _Quiet:
@@ -174,16 +178,17 @@ class BatchEvaluator:
         if not trial.going_on:
             return None
         stage = trial.target(metric)
-        return float(trial.artifacts[stage].json("metrics.json")[metric])
+        return float(trial.artifacts[stage.name].json("metrics.json")[metric])
 
     def outcomes(self, trials: Sequence[RunningTrial]) -> list[TrialOutcome]:
         """Scores of trials that have advanced to the metric of the sweep."""
         alive = [trial for trial in trials if trial.going_on]
         sweep = self.sweep
-        arguments = [
-            (sweep.metric, sweep.select, *self._scored(trial), sweep.limits, self._unmasked(trial)) for trial in alive
+        calls = [
+            partial(_score, sweep.metric, sweep.select, self._scored(trial), sweep.limits, self._criterion(trial))
+            for trial in alive
         ]
-        scores = call_many(_score, arguments, int(capacity().cpus))
+        scores = call_many(operator.call, calls, int(capacity().cpus))
         by_number = dict(zip((trial.number for trial in alive), scores, strict=True))
         return [
             self._outcome(trial, by_number.get(trial.number))
@@ -197,11 +202,8 @@ class BatchEvaluator:
         outcomes = []
         for trial in trials:
             outcome = self._outcome(trial, None)
-            there = (
-                set()
-                if trial.keyed is None
-                else {each.name for each in trial.keyed.pipeline.upstream(*trial.artifacts)}
-            )
+            stages = () if trial.keyed is None else trial.keyed.pipeline.upstream(*trial.artifacts)
+            there = {stage.name for stage in stages}
             uses = tuple(use for use in outcome.stages if use.name in there or use in trial.looks)
             outcomes.append(replace(outcome, stages=uses))
         return outcomes
@@ -238,20 +240,20 @@ class BatchEvaluator:
             share=trial.share,
         )
 
-    def _scored(self, trial: RunningTrial) -> tuple[Artifact, Artifact | None]:
+    def _scored(self, trial: RunningTrial) -> Artifacts:
         """The artifact of the evaluation and of the stage with each image's confusion matrix."""
         keyed = trial.pipeline
-        target = keyed.pipeline.stage(trial.target(self.metric))
+        target = trial.target(self.metric)
         scorer = target.inputs.get(CONFUSIONS)
         return trial.artifacts[target.name], self.find(scorer, keyed.keys[scorer]) if scorer else None
 
-    def _unmasked(self, trial: RunningTrial) -> Unmasked | None:
-        """What the criterion without masks is computed from."""
+    def _criterion(self, trial: RunningTrial) -> CriterionOf | None:
+        """Computes the criterion without masks, where it was asked for."""
         criterion = self.sweep.criterion
         if criterion is None:
             return None
         keyed = trial.pipeline
-        target = keyed.pipeline.stage(trial.target(self.metric))
+        target = trial.target(self.metric)
         scorer = self._scorer(trial)
         source = criterion_input(scorer)
         artifact = trial.artifacts.get(source) or self.find(source, keyed.keys[source])
@@ -261,12 +263,11 @@ class BatchEvaluator:
             artifact = Recomputed(jobs[: place + 1])
         view = self.dataset.view({"images"}, scorer.image_list)
         default = None if isinstance(scorer.config, LabelScoreConfig) else target.config.default_threshold
-        return Unmasked(criterion, scorer, artifact, view, default)
+        return partial(criterion_curve, criterion, scorer, artifact, view, self.sweep.limits, default)
 
     def _scorer(self, trial: RunningTrial) -> Stage:
         """The stage with each image's confusion matrix, where the metric has one."""
-        pipeline = trial.pipeline.pipeline
-        return pipeline.stage(pipeline.stage(trial.target(self.metric)).inputs[CONFUSIONS])
+        return trial.pipeline.pipeline.stage(trial.target(self.metric).inputs[CONFUSIONS])
 
     def missing(self, trial: RunningTrial, metric: str) -> set[str]:
         """Stages to compute for a metric: what is not in the store and read by what must be computed and stored."""
@@ -389,29 +390,10 @@ class BatchEvaluator:
         return len(self.dataset.lists[stage.image_list]) if stage.image_list else 0
 
 
-@dataclass(frozen=True)
-class Unmasked:
-    """Arguments of `criterion_curve`, see there."""
-
-    criterion: Criterion
-    scorer: Stage
-    artifact: ImageArrays
-    view: DataView
-    default: float | None
-
-
 def _fused(trial: RunningTrial, name: str) -> StageJob | None:
     """The job of a stage that computes others on the way."""
     return trial.fused if trial.fused is not None and trial.fused.stage.name == name else None
 
 
-def _score(
-    arguments: tuple[str, Select, Artifact, Artifact | None, tuple[float, float] | None, Unmasked | None],
-) -> Score:
-    metric, select, evaluation, scorer, limits, unmasked = arguments
-    points = ()
-    if unmasked is not None:
-        points = criterion_curve(
-            unmasked.criterion, unmasked.scorer, unmasked.artifact, unmasked.view, limits, unmasked.default
-        )
-    return score_of(metric, select, evaluation, scorer, limits, points)
+def _score(metric: str, select: Select, artifacts: Artifacts, limits: Limits, criterion: CriterionOf | None) -> Score:
+    return score_of(metric, select, *artifacts, limits, () if criterion is None else criterion())

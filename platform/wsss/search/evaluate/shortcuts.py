@@ -12,7 +12,7 @@ from typing import Any
 from wsss.evaluation.racing import race_rounds
 from wsss.execution.cluster import capacity
 from wsss.execution.scheduling import stage_resources
-from wsss.pipeline import MapStage, Stage
+from wsss.pipeline import MapStage
 from wsss.search.choose.score import is_choosing, read_counts
 from wsss.search.evaluate.batch import BatchEvaluator
 from wsss.search.evaluate.in_memory import fuse, fused_jobs
@@ -31,7 +31,7 @@ def fuse_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) -> Non
     tails = _tails(evaluator, alive, missing)
     fusing = [trial for trial in alive if tails[trial.number]]
     before = {
-        each.number: missing[each.number] - tails[each.number] - {each.target(evaluator.metric)} for each in fusing
+        each.number: missing[each.number] - tails[each.number] - {each.target(evaluator.metric).name} for each in fusing
     }
     evaluator.compute(fusing, before)
     for trial in fusing:
@@ -57,7 +57,7 @@ def race_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial], best: 
     if len(raced) + (leader is not None) < 2:
         return
     racing = [
-        RacingTrial(trial.number, trial.fused, evaluator.job(trial, _evaluation_stage(evaluator, trial)))
+        RacingTrial(trial.number, trial.fused, evaluator.job(trial, trial.target(evaluator.metric)))
         for trial in raced.values()
         if trial.fused is not None
     ]
@@ -75,7 +75,7 @@ def race_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial], best: 
 
 def _images_to_look_at(evaluator: BatchEvaluator, trial: RunningTrial) -> tuple[str, ...]:
     """Those that a choice may rest on, of the metric's scorer; none without one."""
-    scorer = _evaluation_stage(evaluator, trial).inputs.get(CONFUSIONS)
+    scorer = trial.target(evaluator.metric).inputs.get(CONFUSIONS)
     image_list = None if scorer is None else trial.pipeline.pipeline.stage(scorer).image_list
     names = evaluator.dataset.lists[image_list] if image_list else ()
     return tuple(name for name in names if evaluator.sweep.select != "held_out" or is_choosing(name))
@@ -89,7 +89,7 @@ def _tails(
     tails: dict[int, set[str]] = {}
     for trial in trials:
         keyed = trial.pipeline
-        target = _evaluation_stage(evaluator, trial)
+        target = trial.target(evaluator.metric)
         own = {
             stage.name
             for stage in keyed.pipeline
@@ -110,10 +110,6 @@ def _tails(
         scorer = target.inputs.get(CONFUSIONS)
         tails[trial.number] = tail if varied and scorer in tail else set()
     return tails
-
-
-def _evaluation_stage(evaluator: BatchEvaluator, trial: RunningTrial) -> Stage:
-    return trial.pipeline.pipeline.stage(trial.target(evaluator.metric))
 
 
 def _recipe_itself(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) -> dict[str, Any] | None:

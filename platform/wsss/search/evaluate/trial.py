@@ -11,6 +11,7 @@ from wsss.evaluation.racing import RaceRules
 from wsss.execution.prepare import PreparedRun
 from wsss.execution.stage_job import StageJob
 from wsss.method import Method
+from wsss.pipeline import Stage
 from wsss.search.choose.criteria import Criterion
 from wsss.search.choose.score import Score
 from wsss.search.evaluate.in_memory import fused_jobs
@@ -131,9 +132,9 @@ class RunningTrial:
         assert self.keyed is not None
         return self.keyed
 
-    def target(self, metric: str) -> str:
+    def target(self, metric: str) -> Stage:
         """The stage that makes a metric."""
-        return metric_stage(self.pipeline.pipeline, metric)
+        return self.pipeline.pipeline.stage(metric_stage(self.pipeline.pipeline, metric))
 
 
 def best_so_far(number: int, metric: float, threshold: float | None, artifacts: Mapping[str, str]) -> dict[str, Any]:
