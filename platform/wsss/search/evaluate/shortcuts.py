@@ -43,7 +43,7 @@ def fuse_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) -> Non
 def race_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial], best: Mapping[str, Any] | None) -> None:
     """Drop fused trials that are clearly worse than the best one, where the metric allows a look at fewer images.
 
-    best: number, metric, threshold and artifacts (stage -> key) of the best trial so far.
+    best: number, threshold and artifacts (stage -> key) of the best trial so far.
     """
     sweep = evaluator.sweep
     rules = sweep.race
@@ -118,9 +118,7 @@ def _recipe_itself(evaluator: BatchEvaluator, trials: Sequence[RunningTrial]) ->
     evaluator.advance(recipe, evaluator.metric)
     for outcome in evaluator.outcomes(recipe):
         if outcome.score is not None:
-            return best_so_far(
-                outcome.number, outcome.metrics[evaluator.metric], outcome.score.threshold, outcome.artifacts
-            )
+            return best_so_far(outcome.number, outcome.score.threshold, outcome.artifacts)
     return None
 
 

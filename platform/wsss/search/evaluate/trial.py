@@ -137,6 +137,6 @@ class RunningTrial:
         return self.pipeline.pipeline.stage(metric_stage(self.pipeline.pipeline, metric))
 
 
-def best_so_far(number: int, metric: float, threshold: float | None, artifacts: Mapping[str, str]) -> dict[str, Any]:
+def best_so_far(number: int, threshold: float | None, artifacts: Mapping[str, str]) -> dict[str, Any]:
     """What a race is told of the best trial: plain values, because Tune passes it on."""
-    return {"number": number, "metric": metric, "threshold": threshold, "artifacts": dict(artifacts)}
+    return {"number": number, "threshold": threshold, "artifacts": dict(artifacts)}

@@ -173,12 +173,11 @@ class SweepSearcher(Searcher):
         self._ledger.update()
 
     def _best_so_far(self) -> dict[str, Any] | None:
-        metric = self._ledger.record.metric
-        order = ranked(list(self._ledger.trials.values()), metric)
+        order = ranked(list(self._ledger.trials.values()), self._ledger.record.metric)
         if not order:
             return None
         best = order[0]
-        return best_so_far(best.number, best.metrics[metric], best.threshold, best.artifacts)
+        return best_so_far(best.number, best.threshold, best.artifacts)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the records are the state."""
