@@ -7,13 +7,16 @@ import pytest
 from wsss.evaluation.confusion import (
     EvaluationError,
     all_background,
+    class_counts,
     class_iou,
     confusion_matrix,
     counted_truth,
+    intersections_and_totals,
     iou,
     mean_accuracy,
     miou,
     pixel_accuracy,
+    smoothed_miou,
 )
 
 SHARED = Path(os.environ.get("WSSS_SHARED", Path(__file__).parents[3] / "shared"))
@@ -84,6 +87,23 @@ def test_miou_over_defined_or_true_classes():
     assert class_iou(confusion, ["background", "a", "b"]) == {"background": 0.8, "a": 0.0, "b": None}
     with pytest.raises(EvaluationError):
         class_iou(confusion, ["background"])
+
+
+def test_smoothed_miou_differs_by_its_epsilon_only():
+    # Class 2 is predicted and in no truth, class 3 in neither.
+    confusion = np.array([[6, 1, 1, 0], [2, 10, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert smoothed_miou(confusion) == pytest.approx((6 / 10 + 10 / 13) / 2, abs=1e-5)
+    assert smoothed_miou(confusion) < miou(confusion, "truth")
+    assert smoothed_miou(confusion, epsilon=10.0) == pytest.approx((6 / 20 + 10 / 23) / 2)
+    assert smoothed_miou(np.zeros((4, 4), int)) == 0
+
+
+def test_class_counts_are_one_array_of_what_a_score_needs():
+    stack = np.random.default_rng(0).integers(0, 9, (4, 5, 3, 3))
+    counts = class_counts(stack)
+    assert counts.shape == (4, 5, 3, 3) and counts.dtype == np.int64
+    for place, expected in enumerate(intersections_and_totals(stack)):
+        np.testing.assert_array_equal(counts[..., place, :], expected)
 
 
 def test_scores_take_leading_axes():

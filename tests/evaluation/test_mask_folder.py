@@ -10,8 +10,8 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.palette import write_palette_mask
 from wsss.data.shapes import ShapesConfig
-from wsss.evaluation.bootstrap import bootstrap_interval
-from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou, pixel_accuracy
+from wsss.evaluation.bootstrap import bootstrap_interval_from_counts
+from wsss.evaluation.confusion import EvaluationError, class_counts, confusion_matrix, miou, pixel_accuracy
 from wsss.evaluation.mask_folder import FolderScoreConfig, resized, score_folder
 
 SHAPES = ShapesConfig(train=1, train_aug_extra=0, val=4, size=48, classes=3)
@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_the_confusion_matrices(dataset, folder):
     metrics = score.metrics(samples=50)
     for mean_over in ("defined", "truth"):
         assert metrics[f"miou_{mean_over}"] == pytest.approx(miou(score.confusion, mean_over))
-        interval = bootstrap_interval(per_image, samples=50, mean_over=mean_over)
+        interval = bootstrap_interval_from_counts(class_counts(per_image), samples=50, mean_over=mean_over)
         assert (metrics[f"miou_{mean_over}_low"], metrics[f"miou_{mean_over}_high"]) == (interval.low, interval.high)
     assert metrics["pixel_accuracy"] == pytest.approx(pixel_accuracy(score.confusion))
     assert [row["class"] for row in score.per_class()] == list(dataset.classes)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss.evaluation.confusion import EvaluationError, intersections_and_totals, miou, miou_from_counts
+from wsss.evaluation.confusion import EvaluationError, class_counts, miou, miou_from_counts
 from wsss.evaluation.selection import (
     best_setting,
     choose,
@@ -60,7 +60,7 @@ def test_no_choice_is_worth_more_than_the_oracle(mean_over, seed, number, images
     rng = np.random.default_rng(seed)
     per_image = rng.integers(0, 4, (number, images, classes, classes)) * (rng.random((classes, classes)) < 0.3)
     per_image[:, :, 0, 0] += 1
-    counts = np.stack(intersections_and_totals(per_image), axis=2)
+    counts = class_counts(per_image)
     chosen = choose(counts, names_of(images), mean_over=mean_over)
     assert all(chosen.oracle_miou >= value for value in chosen.mious if value is not None)
     assert chosen.cross_fitted_miou is None or chosen.oracle_miou >= chosen.cross_fitted_miou
@@ -74,7 +74,7 @@ def test_two_settings_mixed_do_not_count_for_more_than_the_best_one(mean_over):
     first = [[[0, 0, 2], [0, 1, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 3, 1]]]  # one matrix for each half
     second = [[[2, 0, 0], [1, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, 0], [4, 0, 0]]]
     halves = np.array([first, second])
-    chosen = choose_by_halves(np.stack(intersections_and_totals(halves), axis=2), mean_over)
+    chosen = choose_by_halves(class_counts(halves), mean_over)
     assert chosen.cross_fitted == (1, 0)
     mixed = float(miou(halves[0, 0] + halves[1, 1], mean_over))
     assert mixed > max(value for value in chosen.mious if value is not None) + 0.2
@@ -83,12 +83,12 @@ def test_two_settings_mixed_do_not_count_for_more_than_the_best_one(mean_over):
 
 def test_the_first_of_equal_settings_is_chosen():
     confusions = np.array([[[0, 5], [5, 0]], [[5, 0], [0, 5]], [[5, 0], [0, 5]]])[:, None]
-    assert best_setting(np.stack(intersections_and_totals(confusions), axis=2)) == 1
+    assert best_setting(class_counts(confusions)) == 1
 
 
 def test_what_does_not_fit_is_said():
     counts = random_counts(0, 3, 5)
-    with pytest.raises(EvaluationError, match="stack bootstrap"):
+    with pytest.raises(EvaluationError, match="stack confusion"):
         setting_mious(counts[0])
     with pytest.raises(EvaluationError, match="4 names"):
         choose(counts, names_of(4))

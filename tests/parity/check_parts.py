@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from tests.parity.fixtures import ParityError
 from torch import Tensor, nn
+
+from wsss.evaluation.confusion import iou, mean_accuracy, miou, pixel_accuracy
 
 
 def prose_number(text: str, pattern: str, default: float) -> float:
@@ -38,3 +41,10 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> list[float]:
 def shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Name -> shape of a state dict."""
     return {name: list(value.shape) for name, value in state.items()}
+
+
+def final_scores(confusion: np.ndarray) -> list[float]:
+    """Pixel accuracy, mean recall, IoU weighted by the truth's pixels, mean IoU: the official table, in its order."""
+    in_truth = confusion.sum(axis=1)
+    weighted = float(np.nansum(in_truth * iou(confusion)) / in_truth.sum())
+    return [pixel_accuracy(confusion), mean_accuracy(confusion), weighted, miou(confusion, mean_over="truth")]

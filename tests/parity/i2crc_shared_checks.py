@@ -9,14 +9,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tests.parity.check_parts import set_rates, shapes
+from tests.parity.check_parts import final_scores, set_rates, shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
 
 from wsss.data.augment.color_jitter import adjusted_color
 from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, scale_crop
 from wsss.data.transforms import channels_first, normalize, resize
-from wsss.evaluation.confusion import confusion_matrix
-from wsss.evaluation.segmentation_metrics import final_metrics
+from wsss.evaluation.confusion import confusion_matrix, iou
 from wsss.nn.deeplabv2 import DilatedClassifiers
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups, published_name
 from wsss.ops.crf import DenseCrfSettings
@@ -186,12 +185,6 @@ def check_crf(fixture: OwnToleranceFixture) -> None:
             fixture.expect(f"{case}.q_max", last.max(axis=0))
 
 
-def scores_of(confusion: np.ndarray) -> list[float]:
-    """In the order of the official table."""
-    found = final_metrics(confusion)
-    return [found.pixel_accuracy, found.mean_accuracy, found.frequency_weighted_iou, found.miou]
-
-
 @torch.no_grad()
 def check_test(fixture: OwnToleranceFixture) -> None:
     network = network_of(fixture)
@@ -215,7 +208,7 @@ def check_test(fixture: OwnToleranceFixture) -> None:
         for name, label in labels.items():
             confusions[name] = confusions[name] + confusion_matrix(truth, label, len(probabilities), 255)
     for name, confusion in confusions.items():
-        fixture.expect(name, np.array(scores_of(np.asarray(confusion))))
+        fixture.expect(name, np.array(final_scores(np.asarray(confusion))))
 
 
 def check_miou(fixture: OwnToleranceFixture) -> None:
@@ -225,9 +218,9 @@ def check_miou(fixture: OwnToleranceFixture) -> None:
         [confusion_matrix(fixture.input(f"gt{n}"), fixture.input(f"pred{n}"), classes, 255) for n in numbers], axis=0
     )
     names = ("Pixel Accuracy", "Mean Accuracy", "Frequency Weighted IoU", "Mean IoU")
-    for name, value in zip(names, scores_of(confusion), strict=True):
+    for name, value in zip(names, final_scores(confusion), strict=True):
         fixture.expect(name, value)
-    per_class = final_metrics(confusion).iou
+    per_class = iou(confusion)
     fixture.expect("class_present", ~np.isnan(per_class))
     fixture.expect("class_iou_nan_as_minus1", np.nan_to_num(per_class, nan=-1.0))
 

@@ -12,12 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.evaluation.confusion import (
-    EvaluationError,
-    MeanOver,
-    intersections_and_totals,
-    miou_from_counts,
-)
+from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CHUNK = 64
@@ -46,36 +41,6 @@ class PairedComparison:
     p_value: float
 
 
-def image_counts(per_image: Array) -> Array:
-    """(N, C, C) confusion matrices -> int64 (N, 3, C): right, in the truth, predicted."""
-    if per_image.ndim != 3:
-        raise EvaluationError(
-            f"per-image confusion matrices are (N, C, C), not {per_image.shape}",
-            "bootstrap",
-            "stack one confusion matrix for each image",
-        )
-    return np.stack(intersections_and_totals(per_image), axis=1)
-
-
-def bootstrap_interval(
-    per_image: Array,
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    mean_over: MeanOver = "defined",
-) -> Interval:
-    """Percentile interval of mIoU when the N images are drawn anew with replacement.
-
-    per_image: (N, C, C) integer confusion matrices. confidence in (0, 1). The same seed gives the same
-    interval. A class that a resample happens to miss is left out of that resample's mean.
-    Raises EvaluationError without images or without scored pixels.
-    """
-    return bootstrap_interval_from_counts(
-        image_counts(per_image), samples=samples, confidence=confidence, seed=seed, mean_over=mean_over
-    )
-
-
 def bootstrap_interval_from_counts(
     counts: Array,
     *,
@@ -84,7 +49,12 @@ def bootstrap_interval_from_counts(
     seed: int = 0,
     mean_over: MeanOver = "defined",
 ) -> Interval:
-    """`bootstrap_interval` from `image_counts` (N, 3, C)."""
+    """Percentile interval of mIoU when the N images are drawn anew with replacement.
+
+    counts: `class_counts` of every image, integer (N, 3, C). confidence in (0, 1). The same seed gives the same
+    interval. A class that a resample happens to miss is left out of that resample's mean.
+    Raises EvaluationError without images or without scored pixels.
+    """
     _check(counts, samples, confidence)
     value = _miou(counts.sum(axis=0), mean_over)
     if np.isnan(value):
@@ -96,7 +66,7 @@ def bootstrap_interval_from_counts(
     return Interval(float(value), low, high)
 
 
-def paired_comparison(
+def paired_comparison_from_counts(
     first: Array,
     second: Array,
     *,
@@ -107,29 +77,9 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compare two results on the same images: both are drawn with the same resamples.
 
-    first, second: (N, C, C) confusion matrices, image i the same in both.
+    first, second: `class_counts` of every image, integer (N, 3, C), image i the same in both.
     Raises EvaluationError when they differ in shape.
     """
-    return paired_comparison_from_counts(
-        image_counts(first),
-        image_counts(second),
-        samples=samples,
-        confidence=confidence,
-        seed=seed,
-        mean_over=mean_over,
-    )
-
-
-def paired_comparison_from_counts(
-    first: Array,
-    second: Array,
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    mean_over: MeanOver = "defined",
-) -> PairedComparison:
-    """`paired_comparison` from `image_counts` (N, 3, C): with C classes 3/C of the confusion matrices."""
     if first.shape != second.shape:
         raise EvaluationError(
             f"the two results cover {first.shape} and {second.shape}",
@@ -181,7 +131,7 @@ def _check(counts: Array, samples: int, confidence: float) -> None:
         raise EvaluationError(
             f"image counts are (N, 3, C) with N at least 1, not {counts.shape}",
             "bootstrap",
-            "give at least one image; build the counts with image_counts",
+            "give at least one image; build the counts with class_counts",
         )
     if samples < 1 or not 0 < confidence < 1:
         raise EvaluationError(

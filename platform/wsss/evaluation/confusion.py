@@ -81,6 +81,11 @@ def intersections_and_totals(confusion: Array) -> tuple[Array, Array, Array]:
     return right, confusion.sum(axis=-1, dtype=np.int64), confusion.sum(axis=-2, dtype=np.int64)
 
 
+def class_counts(confusion: Array) -> Array:
+    """`intersections_and_totals` in one array: int64 (..., 3, C), all that a mIoU needs to know of an image."""
+    return np.stack(intersections_and_totals(confusion), axis=-2)
+
+
 def iou(confusion: Array) -> Array:
     """Intersection over union per class: float64 (..., C) in 0..1, NaN where a class is in neither map."""
     return iou_from_counts(*intersections_and_totals(confusion))
@@ -95,9 +100,9 @@ def iou_from_counts(right: Array, in_truth: Array, predicted: Array) -> Array:
 def miou(confusion: Array, mean_over: MeanOver = "defined") -> Any:
     """Mean IoU in 0..1: float64 (...), a float for one matrix; NaN when no class takes part.
 
-    mean_over "defined": the classes that have a value (in the truth or predicted), as the CAM and
-    pseudo-label scores do. "truth": the classes present in the truth, as the segmentation scores do:
-    a class predicted but absent from the truth then costs only the classes it covers.
+    mean_over "defined": the classes that have a value (in the truth or predicted), as IRN's step/eval_cam.py
+    does. "truth": the classes in the truth; a class that is predicted and in no truth then costs only the classes
+    that it covers.
     """
     return miou_from_counts(*intersections_and_totals(confusion), mean_over=mean_over)
 
@@ -110,6 +115,16 @@ def miou_from_counts(right: Array, in_truth: Array, predicted: Array, mean_over:
     total = np.where(taking_part, values, 0.0).sum(axis=-1)
     mean = np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
     return float(mean) if mean.ndim == 0 else mean
+
+
+def smoothed_miou(confusion: Array, epsilon: float = 1e-5) -> float:
+    """Mean over the classes in the truth of right / (union + epsilon); 0 for one empty matrix (C, C).
+
+    BECO's co-training keeps its best epoch by it.
+    """
+    right, in_truth, predicted = intersections_and_totals(confusion)
+    present = in_truth > 0
+    return float((right / (in_truth + predicted - right + epsilon))[present].mean()) if present.any() else 0.0
 
 
 def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float | None]:

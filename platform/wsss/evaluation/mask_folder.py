@@ -22,6 +22,7 @@ from wsss.data.view import DataView
 from wsss.evaluation.bootstrap import Interval, bootstrap_interval_from_counts
 from wsss.evaluation.confusion import (
     EvaluationError,
+    class_counts,
     class_iou,
     confusion_matrix,
     intersections_and_totals,
@@ -66,7 +67,7 @@ class FolderScore:
     Attributes:
         images: names of the scored images, in the order of the list.
         confusion: int64 (C, C), rows truth, columns prediction, over all images.
-        image_counts: int64 (N, 3, C), as of `wsss.evaluation.bootstrap.image_counts`.
+        image_counts: int64 (N, 3, C), `class_counts` of each.
     """
 
     classes: tuple[str, ...]
@@ -141,7 +142,7 @@ def score_folder(
                 errors.append(found)
             else:
                 total += found
-                counts.append(np.stack(intersections_and_totals(found)))
+                counts.append(class_counts(found))
             progress(done, len(names))
     _raise_all(errors, len(names), folder)
     if not total.any():

@@ -1,7 +1,7 @@
 """Which of several settings to take, and what the choice is worth on images that it was not made on.
 
 Settings (thresholds, iteration counts, recipes of a search) are compared on the same images. An image enters
-through its counts alone, (3, C): pixels right, in the truth, predicted, as `bootstrap.image_counts` gives them;
+through its counts alone, (3, C): pixels right, in the truth, predicted, as `confusion.class_counts` gives them;
 everything here is a function of counts int64 (S, N, 3, C), S settings on N images. A setting chosen on the very
 images that it is reported on looks better than it is, the more so the more settings there are: what it is worth on
 other images stands beside it.
@@ -102,6 +102,6 @@ def _checked(counts: Array) -> Array:
         raise EvaluationError(
             f"counts of settings are (S, N, 3, C) with at least one setting and one image, not {counts.shape}",
             "selection",
-            "stack bootstrap.image_counts of every setting",
+            "stack confusion.class_counts of every setting",
         )
     return counts

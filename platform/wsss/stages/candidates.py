@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss.evaluation.confusion import confusion_matrix
+from wsss.evaluation.confusion import confusion_matrix, smoothed_miou
 from wsss.evaluation.counts import Counts
-from wsss.evaluation.segmentation_metrics import selection_metrics
 from wsss.pipeline import Arrays, MapStage, Reads, ReduceStage, Reduction, Stage, StageContext
 from wsss.store import Artifact
 
@@ -147,7 +146,7 @@ def choose_by_masks(context: StageContext) -> Reduction:
     names = sorted(artifact.images())
     epochs = artifact.arrays(names[0])["epochs"]
     total = np.sum([Counts.read(artifact.arrays(name)).dense() for name in names], axis=0)
-    scores = [selection_metrics(confusion, config.epsilon).miou for confusion in total]
+    scores = [smoothed_miou(confusion, config.epsilon) for confusion in total]
     best = int(np.argmax(scores))
     rows = [
         {"epoch": int(epoch), "miou": score, "selected": index == best}

@@ -23,6 +23,7 @@ from wsss.evaluation.confusion import (
     EvaluationError,
     MeanOver,
     all_background,
+    class_counts,
     class_iou,
     confusion_matrix,
     intersections_and_totals,
@@ -39,7 +40,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ScoreReader = Callable[[str], tuple[Array, Array]]
 LabelReader = Callable[[str], Array]
 
-# The sweep 0.05 to 0.50 that the project reports beside the single official threshold.
+# The thresholds whose scores stand beside that of the recipe's own.
 DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
 
 
@@ -56,9 +57,9 @@ class CurveScoreConfig:
         thresholds: background constants to score.
         maps, keys: names of the upstream arrays: (K, h, w) scores and (K,) class ids, 1-based.
         upsample: 0 resizes maps that are smaller than the mask bilinearly to the mask's size; a factor
-            n upsamples by n and crops to the mask (how a stride-n map is brought back).
+            n upsamples by n and crops to the mask, which brings a map of stride n back.
         normalize: "none"; "image_maximum" divides by the maximum over all classes after upsampling, when
-            it is positive (random-walk scores).
+            it is positive, as IRN's step/make_sem_seg_labels.py does with random-walk scores.
         ignore_index: truth value that is not scored.
     """
 
@@ -232,10 +233,10 @@ def summarize_curve(context: StageContext) -> Reduction:
             halves[half] = found.dense()
         else:
             found.add_to(accumulated)
-        counts.append(np.stack(intersections_and_totals(found.at(default).dense())))
+        counts.append(class_counts(found.at(default).dense()))
     curve = np.sum([half for half in halves if half is not None], axis=0)
     sums = np.stack([np.zeros_like(curve) if half is None else half for half in halves], axis=1)
-    chosen = choose_by_halves(np.stack(intersections_and_totals(sums), axis=2), config.mean_over)
+    chosen = choose_by_halves(class_counts(sums), config.mean_over)
 
     metrics, tables, arrays = _scores_of(
         config, curve[default], np.stack(counts), names, context.data.classes, context.stage
@@ -272,7 +273,7 @@ def summarize_labels(context: StageContext) -> Reduction:
     for name in names:
         confusion = Counts.read(artifact.arrays(name)).dense()
         total = confusion if total is None else total + confusion
-        counts.append(np.stack(intersections_and_totals(confusion)))
+        counts.append(class_counts(confusion))
     assert total is not None
     metrics, tables, arrays = _scores_of(config, total, np.stack(counts), names, context.data.classes, context.stage)
     return Reduction(metrics=metrics, tables=tables, arrays=arrays)
