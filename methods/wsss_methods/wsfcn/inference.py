@@ -56,7 +56,7 @@ class ChoiceConfig:
 
 @dataclass(frozen=True)
 class ScoresConfig:
-    """S2a."""
+    """What the stored masks depend on."""
 
     network: NetworkSettings
     inference: InferenceSettings
@@ -77,7 +77,7 @@ class PresenceConfig:
 
 @dataclass(frozen=True)
 class PredictionConfig:
-    """S2b."""
+    """Label maps at one background constant."""
 
     presence: PresenceConfig
     bg_score: float
@@ -85,7 +85,7 @@ class PredictionConfig:
 
 @dataclass(frozen=True)
 class CurveConfig:
-    """S2b for every background constant; `ignore_index` and `normalize` are what the curve scorer asks for."""
+    """Label maps at every background constant; `ignore_index` and `normalize` are what the curve scorer asks for."""
 
     presence: PresenceConfig
     thresholds: tuple[float, ...]
@@ -96,7 +96,7 @@ class CurveConfig:
 
 @dataclass(frozen=True)
 class CrfConfig:
-    """S2c."""
+    """Label maps after the dense CRF over a background of (1 - largest class) ** alpha."""
 
     presence: PresenceConfig
     alpha: float
@@ -112,7 +112,9 @@ def load_network(context: StageContext, network: Any, artifact: Artifact, epoch:
 
 
 def build_candidate_losses(context: StageContext) -> Callable[[str], Arrays]:
-    """Losses of every candidate on an augmented crop of an image of val (WS-FCN, section 6, checkpoint selection).
+    """Losses of every candidate on an augmented crop of an image of val.
+
+    As `train.py` of the official code does it: with the training transform.
 
     The crop is drawn from the image's name and the seed, so all candidates see the same one. All candidates are
     held in memory. Returns "classification", "mask", "presence_gate" float32 (E,), "probabilities" float32
@@ -187,13 +189,13 @@ def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> flo
 
 
 def build_scores(context: StageContext) -> Callable[[str], Arrays]:
-    """S2a: class scores and merged soft masks (WS-FCN, section 7, steps 1 to 3).
+    """Class scores and merged soft masks (`infer_val.py` of the official code).
 
     Returns "score" float32 (K,), the highest probability of every foreground class over the inputs; "keys" int64
     (M,), the classes kept, ids from 1; "masks" float16 (M, H, W) in [0, 1], their mean masks at the image's size.
 
     A class is dropped when it scores at most `keep_score` and its mask stays below `keep_mask` everywhere: it can pass
-    no score threshold that the recipe allows, and beat no background constant (at least 0.05), so the labels of S2b
+    no score threshold that the recipe allows, and beat no background constant (at least 0.05), so the labels
     are those of all masks under either presence filter. Masks are stored at full size: the inputs' content boxes lie at
     fractions of the network's grid that mirroring does not map to each other, so merging on that grid is not exact,
     and the grids of all inputs together hold as many values as one merged mask.
@@ -231,7 +233,7 @@ def present_masks(
 
 
 def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
-    """S2b: "prediction" uint8 (H, W), the best class where it beats the background constant."""
+    """Map function: "prediction" uint8 (H, W), the best class where it beats the background constant."""
     config: PredictionConfig = context.config
     artifact = context.inputs["scores"]
 
@@ -243,7 +245,7 @@ def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def build_curve(context: StageContext) -> Callable[[str], Arrays]:
-    """S2b and S3 for every background constant at once: "confusion" (T, C, C), "thresholds" (T,)."""
+    """Counts of the label maps of every background constant at once: "confusion" (T, C, C), "thresholds" (T,)."""
     artifact = context.inputs["scores"]
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +255,7 @@ def build_curve(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def build_crf_predictions(context: StageContext) -> Callable[[str], Arrays]:
-    """S2c: "prediction" uint8 (H, W) after the dense CRF over all classes of the data set."""
+    """Map function: "prediction" uint8 (H, W) after the dense CRF over all classes of the data set."""
     config: CrfConfig = context.config
     artifact = context.inputs["scores"]
 

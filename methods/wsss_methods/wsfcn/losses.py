@@ -1,4 +1,4 @@
-"""Scores, pseudo labels and losses behind the last convolution (WS-FCN, sections 3.9 and 4)."""
+"""Scores, pseudo labels and losses behind the last convolution, those of 1-stage-wseg (Araslanov and Roth, 2020)."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def mask_loss(logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:
 
     logits: (N, C, h, w), resized to the label's size. label: uint8 (N, H, W). labels: (N, C - 1).
     A class of N_c among N labeled pixels weighs (N - N_c) / (1 + N). The mean runs over all pixels, unlabeled ones
-    included (WS-FCN, section 12, trap 9).
+    included, as in the official code.
     """
     counts = class_counts(label, logits.shape[1])
     total = counts.sum(dim=1, keepdim=True)

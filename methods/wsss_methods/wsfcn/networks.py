@@ -113,7 +113,7 @@ class ContextAggregation(nn.Module):
 
     The two norms that are called keep their initial statistics 0 and 1 for ever; their weight and bias are trained.
     At 321 pixels most taps of the far branches fall outside the map and see only zeros; they matter on the large
-    canvas of inference, so they are neither removed nor initialized otherwise (WS-FCN, section 12, trap 6).
+    canvas of inference, so they are neither removed nor initialized otherwise.
     """
 
     def __init__(self, in_channels: int, width: int = 256, dropout: float = 0.5) -> None:
@@ -216,8 +216,8 @@ class StochasticGate(nn.Module):
     """Mixes a deep and a shallow map; in training each element comes from one of them.
 
     Inference: (1 - psi) deep + psi shallow. Training: shallow with probability psi, else
-    (deep - psi shallow) / (1 - psi), whose expectation is the deep map, not the inference mixture: the published
-    behaviour (WS-FCN, section 3.7).
+    (deep - psi shallow) / (1 - psi), whose expectation is the deep map, not the inference mixture: the behaviour
+    of 1-stage-wseg (`models/mods/sg.py`).
     """
 
     def __init__(self, psi: float = 0.3) -> None:
@@ -318,7 +318,7 @@ def official_state_dict(network: WsFcn) -> dict[str, Tensor]:
 
 
 def pamr_kernels() -> dict[str, Tensor]:
-    """The constant buffers of the published state dict: shifts of PAMR as 3x3 kernels (WS-FCN, section 3.10)."""
+    """The constant buffers of the published state dict: shifts of PAMR as 3x3 kernels (`models/mods/pamr.py`)."""
     others = [position for position in range(9) if position != 4]
     shift = torch.zeros(8, 1, 3, 3)
     difference = torch.zeros(8, 1, 3, 3)
@@ -337,7 +337,7 @@ def parameter_groups(
     weight_decay: float,
     multipliers: tuple[float, float, float, float],
 ) -> list[dict[str, Any]]:
-    """Parameters that are trained, in the four published groups and their order (WS-FCN, section 6).
+    """Parameters that are trained, in the four published groups and their order (`train.py`).
 
     Weights and biases of the body, then weights and biases of everything new; norms count by the same rule. Biases
     have no weight decay. Each group also carries "names", the published parameter names. A group may be empty.

@@ -24,6 +24,7 @@ from wsss_methods.wsfcn.recipe import WsFcnRecipe
 from wsss_methods.wsfcn.training import WEIGHTS, structure_of
 
 _LAST_BIAS = "last_conv.8.bias"
+_SHARD = 128
 # A name that only this body has.
 _SIGNS = {
     "resnet38": "b7.conv_branch2a.weight",
@@ -95,9 +96,6 @@ def check_released_network(path: Path, recipe: WsFcnRecipe, dataset: Dataset) ->
     """Raises CheckpointError where the file is in another layout or is not of the recipe's network."""
     with torch.random.fork_rng():  # building a network draws weights
         load_official(WsFcn(structure_of(recipe.network, dataset.num_classes)), path)
-
-
-_SHARD = 128
 
 
 class LayoutError(WsssError):

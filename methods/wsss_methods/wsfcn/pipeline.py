@@ -1,4 +1,4 @@
-"""WS-FCN as a graph of stages: one training run, then scores, labels, CRF and numbers (WS-FCN, section 2)."""
+"""WS-FCN as a graph of stages: one training run, then scores, labels, CRF and numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The typed recipe of WS-FCN: every setting with its range. Defaults are the published configuration on VOC.
 
-Names follow the specification's hyperparameter table (WS-FCN, section 9). A stage's configuration is built from whole
-sections, so that a setting enters the keys of the stages that use it and of nothing else.
+A stage's configuration is built from whole sections, so that a setting enters the keys of the stages that use it and
+of nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WeightSettings:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Network and class score (sections 3 and 3.9). Inference needs them as well as training."""
+    """Network and class score. Inference needs them as well as training."""
 
     backbone: str = setting("resnet38", choices=TAP_BACKBONES, help="body of the network; the first four are published")
     backbone_width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the body; 1 takes ImageNet weights")
@@ -54,7 +54,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Optimization and augmentation (sections 5.3 and 6)."""
+    """Optimization and augmentation."""
 
     crop_size: int = setting(321, minimum=33, maximum=1024, help="side of a training crop")
     crop_scale_min: float = setting(0.9, minimum=0.1, maximum=1, help="smallest share of the area that is cropped")
@@ -110,7 +110,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class PseudoLabelSettings:
-    """On-line pseudo labels (sections 3.10 and 4)."""
+    """On-line pseudo labels: masks refined by PAMR, of which the certain pixels are labels."""
 
     pamr_iters: int = setting(10, minimum=0, maximum=50, help="iterations of the mask refinement (COCO 5)")
     pamr_dilations: tuple[int, ...] = setting(DILATIONS, minimum=1, maximum=64, help="distances of its neighbours")
@@ -125,7 +125,7 @@ class PseudoLabelSettings:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """Which epoch's weights are used (section 6, checkpoint selection)."""
+    """Which epoch's weights are used."""
 
     rule: str = setting(
         "val_loss",
@@ -137,7 +137,7 @@ class SelectionSettings:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Multi-scale inference on a padded canvas (section 7); what the network has to run for."""
+    """Multi-scale inference on a padded canvas; what the network has to run for."""
 
     infer_scales: tuple[float, ...] = setting(
         (1.0, 0.5, 1.5, 2.0), minimum=0.25, maximum=4, help="sizes of the image, each also mirrored"
@@ -168,7 +168,7 @@ class InferenceSettings:
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """From stored masks to labels (section 7, steps 2 to 4)."""
+    """From stored masks to labels."""
 
     fp_cut_score: float = setting(0.1, minimum=0.001, below=1, help="a class below this score is not in the image")
     bg_score: float = setting(0.25, minimum=0.05, maximum=0.5, help="constant that a class must beat")
@@ -185,7 +185,7 @@ class PredictionSettings:
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Dense CRF (section 7, step 5)."""
+    """Dense CRF of `infer_val.py`."""
 
     enabled: bool = setting(True, help="also score after a dense CRF")
     alpha: float = setting(5.0, minimum=0.1, maximum=64, help="background is (1 - largest class) ** alpha")

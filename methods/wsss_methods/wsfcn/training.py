@@ -1,4 +1,4 @@
-"""Stage S1: the network, its losses and its optimizer as a training task (WS-FCN, sections 4 to 6)."""
+"""The network, its losses and its optimizer as a training task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """S1. `candidate_every`: epochs between stored candidates, 0 for none."""
+    """What the training depends on. `candidate_every`: epochs between stored candidates, 0 for none."""
 
     network: NetworkSettings
     train: TrainSettings
@@ -47,7 +47,7 @@ class TrainConfig:
 
 
 class ImageSamples:
-    """Augmented crops with the labels of their images (WS-FCN, section 5.3)."""
+    """Augmented crops with the labels of their images."""
 
     def __init__(self, context: StageContext, settings: TrainSettings) -> None:
         self.data = context.data
@@ -143,7 +143,7 @@ def focal_of(network: NetworkSettings) -> FocalPenalty:
 
 
 def build_training(context: StageContext) -> TrainTask:
-    """S1: one network, SGD with four groups, classification alone at first, then with the mask loss."""
+    """One network, SGD with four groups, classification alone at first, then with the mask loss."""
     config: TrainConfig = context.config
     train = config.train
     network = WsFcn(structure_of(config.network, context.data.num_classes, train))
