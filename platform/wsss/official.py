@@ -1,0 +1,246 @@
+"""Layouts of official code that methods share: PNG and NumPy folders, IRN's dictionaries and network, state dicts."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from wsss.data.dataset import Dataset
+from wsss.errors import WsssError
+from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
+from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
+from wsss.stages.cam import read_high_res
+from wsss.store import Artifact, ArtifactWriter
+
+Write = Callable[[Artifact, Dataset, Path], int]
+Read = Callable[[Path, Dataset, tuple[str, ...], ArtifactWriter], None]
+
+AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
+_SHARD = 128
+_CAM_CONVERSION = (
+    "convert the folder once where you trust it: for each file "
+    "d = np.load(f, allow_pickle=True).item(); np.savez(f[:-4] + '.npz', "
+    "keys=np.asarray(d['keys']), cam=np.asarray(d['cam']), high_res=d['high_res'])"
+)
+
+
+class LayoutError(WsssError):
+    """Files are not in the layout of the official code."""
+
+
+def write_cam_dictionaries(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+    """The official dictionaries: 0-based int64 `keys` and float32 `cam` as tensors, float32 `high_res`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in artifact.images():
+        arrays = artifact.arrays(name)
+        content = {
+            "keys": torch.from_numpy(arrays["keys"].astype(np.int64) - 1),
+            "cam": torch.from_numpy(arrays["cam"].astype(np.float32)),
+            "high_res": read_high_res(arrays),
+        }
+        np.save(folder / f"{name}.npy", np.array(content, dtype=object), allow_pickle=True)
+    return len(artifact.images())
+
+
+def read_cam_dictionaries(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+    """Takes in the dictionaries of `write_cam_dictionaries` once they are converted; LayoutError for pickles."""
+    if (folder / f"{names[0]}.npy").is_file() and not (folder / f"{names[0]}.npz").is_file():
+        raise LayoutError(
+            "the .npy files of the official code are pickles, which can run code when read, and are never loaded",
+            str(folder),
+            _CAM_CONVERSION,
+        )
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        path = folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                keys = np.asarray(content["keys"], dtype=np.int64) + 1
+                cam, high_res = content["cam"], content["high_res"]
+        except (OSError, KeyError, ValueError) as error:
+            raise LayoutError(f"the file cannot be read: {error}", str(path), _CAM_CONVERSION) from error
+        if not len(keys) == len(cam) == len(high_res):
+            raise LayoutError("keys, cam and high_res differ in length", str(path), _CAM_CONVERSION)
+        return {
+            "keys": keys,
+            "cam": cam.astype(np.float16),
+            "high_res": high_res.astype(np.float16),
+            "size": np.array(high_res.shape[1:], dtype=np.int64),
+        }
+
+    _add_images(names, read, writer)
+
+
+def write_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+    """IRN's `res50_irn.pth` of the stage that trained it; its mean displacement is zero."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        official_names(read_checkpoint(artifact.path("affinity_network.pt")), AFFINITY_ALIASES),
+        folder / "res50_irn.pth",
+    )
+    return 1
+
+
+def write_shifted_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+    """IRN's `res50_irn.pth` with the mean displacement over the train list."""
+    weights = input_of(artifact, "weights")
+    state = read_checkpoint(weights.path("affinity_network.pt"))
+    names = [name for name in dataset.lists["train"] if name in set(artifact.images())]
+    # The official program goes through whole batches of 16 and leaves the rest out.
+    whole = len(names) // 16 * 16 or len(names)
+    mean = np.mean([artifact.arrays(name)["displacement"] for name in names[:whole]], axis=0)
+    state["mean_shift.running_mean"] = torch.from_numpy(mean.astype(np.float32))
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(official_names(state, AFFINITY_ALIASES), folder / "res50_irn.pth")
+    return 1
+
+
+def read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+    """Takes in IRN's `res50_irn.pth`."""
+    state = read_canonical(path, AFFINITY_ALIASES, TRAINING_BUFFERS)
+    require_tensor(state, "fc_edge6.weight", path)
+    writer.add_file("affinity_network.pt", encode_state(state))
+    writer.add_file("history.json", b"{}")
+
+
+def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+    """`<name>.npy`, float32 (classes, h, w) of the array "scores"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in artifact.images():
+        np.save(folder / f"{name}.npy", artifact.arrays(name)["scores"].astype(np.float32), allow_pickle=False)
+    return len(artifact.images())
+
+
+def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+    """Takes in the files of `write_scores`; LayoutError names the one that does not fit."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        path = folder / f"{name}.npy"
+        try:
+            scores = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise LayoutError(f"the file cannot be read: {error}", str(path), "complete the folder") from error
+        if scores.ndim != 3 or len(scores) != dataset.num_classes:
+            raise LayoutError(
+                f"scores are {scores.shape}, expected ({dataset.num_classes}, h, w)", str(path), "check the folder"
+            )
+        return {"scores": scores.astype(np.float32)}
+
+    _add_images(names, read, writer)
+
+
+def png_writer(array: str, encode: Callable[[np.ndarray], bytes]) -> Write:
+    """Writes `<name>.png` of an array; encode: array -> the file's bytes."""
+
+    def write(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in artifact.images():
+            (folder / f"{name}.png").write_bytes(encode(artifact.arrays(name)[array]))
+        return len(artifact.images())
+
+    return write
+
+
+def png_reader(array: str, decode: Callable[[Path], np.ndarray]) -> Read:
+    """Takes `<name>.png` in as an array of the picture's size; decode: file -> array. LayoutError if one is wrong."""
+
+    def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+        missing = [name for name in names if not (folder / f"{name}.png").is_file()]
+        if missing:
+            raise LayoutError(
+                f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}.png",
+                str(folder),
+                "give the folder that holds one PNG for each image of the stage's list",
+            )
+        view = dataset.view({"images"}, None)
+
+        def arrays(name: str) -> dict[str, np.ndarray]:
+            values = decode(folder / f"{name}.png")
+            if values.shape != view.image_size(name):
+                raise LayoutError(
+                    f"the map is {values.shape}, its picture {view.image_size(name)}",
+                    str(folder / f"{name}.png"),
+                    "use maps at the size of the pictures",
+                )
+            return {array: values}
+
+        _add_images(names, arrays, writer)
+
+    return read
+
+
+def _add_images(names: Iterable[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
+    ordered = list(names)
+    for index, start in enumerate(range(0, len(ordered), _SHARD)):
+        writer.add_shard(index, {name: read(name) for name in ordered[start : start + _SHARD]})
+
+
+def encode_png(values: np.ndarray) -> bytes:
+    """A PNG of grey or RGB values, uint8 (H, W) or (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """A picture as uint8 (H, W, 3). Raises LayoutError when it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise LayoutError(f"the file cannot be decoded: {error}", str(path), "copy it again") from error
+
+
+def official_names(state: Mapping[str, Tensor], aliases: Aliases) -> dict[str, Tensor]:
+    """The state dict with every tensor also under its further published names."""
+    published = dict(state)
+    for alias, canonical in aliases:
+        for name, value in state.items():
+            if name.startswith(f"{canonical}."):
+                published[alias + name.removeprefix(canonical)] = value
+    return published
+
+
+def read_canonical(path: Path, aliases: Aliases, ignore: Sequence[str] = ()) -> dict[str, Tensor]:
+    """State dict of a file under its canonical names, without what matches one of the patterns `ignore`."""
+    state = state_dict_of(read_checkpoint(path), where=str(path))
+    state = {name: value for name, value in state.items() if not any(re.fullmatch(each, name) for each in ignore)}
+    return canonical_state_dict(state, aliases, str(path))
+
+
+def encode_state(state: Mapping[str, Any]) -> bytes:
+    """The bytes that torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def require_tensor(state: Mapping[str, Any], name: str, path: Path) -> None:
+    """Raises CheckpointError when a state dict lacks the tensor by which its file is known."""
+    if name not in state:
+        raise CheckpointError(
+            f"the checkpoint has no tensor {name!r}",
+            str(path),
+            "give the file that the official program wrote for this stage",
+        )
+
+
+def input_of(artifact: Artifact, role: str) -> Artifact:
+    """The artifact that another one was computed from, in the same store."""
+    place = artifact.provenance.get("inputs", {}).get(role)
+    if not place:
+        raise LayoutError(
+            f"artifact of stage {artifact.stage!r} does not say what it was computed from",
+            artifact.location,
+            "export the training stage's own layout instead",
+        )
+    stage, _, key = place.partition("/")
+    return Artifact(artifact.backend, stage, key)
