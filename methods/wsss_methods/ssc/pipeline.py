@@ -18,11 +18,10 @@ from wsss.stages.candidates import (
     selection_stages,
     weight_inputs,
 )
-from wsss.stages.maps_from_folder import maps_from_folder
 from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
 from wsss.stages.refine import ScoresConfig, named, refinement_stages
-from wsss.stages.superpixels import build_superpixels
+from wsss.stages.superpixels import superpixel_stage
 from wsss.weights import WeightUse, required_weights, resolve_path
 from wsss_methods.ssc.recipe import CamSettings, SscRecipe
 from wsss_methods.ssc.segmentation import (
@@ -62,7 +61,7 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     training_list = "train_aug" if "train_aug" in dataset.lists else "train"
     walk = RandomWalkConfig(recipe.random_walk.radius, recipe.random_walk.beta, recipe.random_walk.exp_times)
     stages: list[Stage] = [
-        *(_superpixel_stages(recipe, dataset, training_list) if settings.loss_weight_alignment else ()),
+        *([superpixel_stage(recipe.superpixels, dataset, training_list)] if settings.loss_weight_alignment else ()),
         *_cam_stages(recipe, settings, files, training_list),
         *affinity_stages(
             recipe.ir_label,
@@ -114,24 +113,6 @@ def _superpixel_problems(recipe: SscRecipe, dataset: Dataset) -> list[str]:
     return [
         f"superpixels.folder = {folder} is no folder: unpack the official voc_superpixels.zip there, "
         "or use superpixels.source=slic"
-    ]
-
-
-def _superpixel_stages(recipe: SscRecipe, dataset: Dataset, training_list: str) -> list[Stage]:
-    settings = recipe.superpixels
-    if settings.source == "folder":
-        assert settings.folder is not None  # asked before
-        folder = resolve_path(settings.folder, dataset)
-        return [maps_from_folder("superpixels", "superpixels", folder, dataset, training_list)]
-    return [
-        MapStage(
-            name="superpixels",
-            version=1,
-            config=settings,
-            reads=IMAGES,
-            image_list=training_list,
-            build=build_superpixels,
-        )
     ]
 
 

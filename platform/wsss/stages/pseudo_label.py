@@ -104,10 +104,13 @@ def _thresholded(context: StageContext, name: str) -> PseudoLabel:
     return pseudo_label_of_walk(walk, arrays["keys"], size, context.config.sem_seg_bg_thres)
 
 
-def pseudo_label_stages(config: PseudoLabelConfig, image_list: str) -> list[Stage]:
-    """Pseudo labels and confidence masks of the stage "random_walk", and the score of the labels on train."""
+def pseudo_label_stages(config: PseudoLabelConfig, image_list: str, maps: str = "random_walk") -> list[Stage]:
+    """Pseudo labels and confidence masks of a stage's maps, and the score of the labels on train.
+
+    maps: a stage that makes "walk" (K, ceil(H/4), ceil(W/4)) and "keys" (K,), class ids from 1.
+    """
     threshold = config.sem_seg_bg_thres
-    walk = {"random_walk": "random_walk"}
+    walk = {"random_walk": maps}
     return [
         MapStage(
             name="pseudo_label",
@@ -133,7 +136,7 @@ def pseudo_label_stages(config: PseudoLabelConfig, image_list: str) -> list[Stag
             config=CurveScoreConfig(
                 thresholds=thresholds_with(threshold), maps="walk", upsample=STRIDE, normalize="image_maximum"
             ),
-            inputs={"scores": "random_walk"},
+            inputs={"scores": maps},
             reads=frozenset({"masks"}),
             image_list="train",
             build=build_curve_scorer,

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsss.data.dataset import Dataset
 from wsss.data.superpixels import slic_superpixels
 from wsss.data.transforms import resize, resize_long
-from wsss.pipeline import Arrays, StageContext
+from wsss.pipeline import Arrays, MapStage, StageContext
 from wsss.recipe import setting
+from wsss.stages.maps_from_folder import maps_from_folder
+from wsss.weights import resolve_path
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class SuperpixelConfig:
             return "given as a folder"
         reduced = f", on the image reduced to {self.max_side}" if self.max_side else ""
         return f"SLIC, {self.segments} segments, compactness {self.compactness:g}{reduced}"
+
+
+def superpixel_stage(config: SuperpixelConfig, dataset: Dataset, image_list: str) -> MapStage:
+    """The stage "superpixels", made or read. Raises DataError naming every file of a folder that does not fit."""
+    if config.source == "folder":
+        folder = resolve_path(config.folder or Path(), dataset)
+        return maps_from_folder("superpixels", "superpixels", folder, dataset, image_list)
+    return MapStage(
+        name="superpixels",
+        version=1,
+        config=config,
+        reads=frozenset({"images"}),
+        image_list=image_list,
+        build=build_superpixels,
+    )
 
 
 def build_superpixels(context: StageContext) -> Callable[[str], Arrays]:
