@@ -28,6 +28,9 @@ from wsss.weights import file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ("demo", "mini", "paper")
+MODULES = {"__init__", "recipe", "networks", "losses", "training", "pipeline", "official"}
+MORE_MODULES = 2
+LINES = 2100
 # A heading may say more ("Claims and verdict"); each of these words must be in one.
 CARD_HEADINGS = ("Idea", "Claims", "Verdict", "Protocol", "Known gaps", "of the original")
 
@@ -112,6 +115,17 @@ def test_method_says_what_it_is(method: Method) -> None:
     assert method.title.strip() and method.citation.strip()
     assert module.__file__ is not None and method.folder.resolve() == Path(module.__file__).resolve().parent
     assert dataclasses.is_dataclass(method.recipe_type)
+
+
+def test_folder_has_the_same_few_files(method: Method) -> None:
+    """A method may lack a module that it has nothing to say in; what two methods share is in `wsss/stages`."""
+    modules = {path.stem: path for path in method.folder.glob("*.py")}
+    assert {"__init__", "recipe", "pipeline"} <= set(modules)
+    more = sorted(set(modules) - MODULES)
+    assert len(more) <= MORE_MODULES, f"beside {sorted(MODULES)} there are {more}"
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules.values()) <= LINES
+    others = {path.name for path in method.folder.iterdir()} - {path.name for path in modules.values()}
+    assert others - {"__pycache__"} == {"recipes", "claims.yaml", "README.md"}
 
 
 def test_recipe_has_the_sections_of_the_platform(method: Method) -> None:
