@@ -1,1 +1,1 @@
-"""The command line: one module per verb, each with `parser()` and `run(arguments) -> exit code`."""
+"""The command line: one module per verb, each with `add_options(parser)` and `run(arguments) -> exit code`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,14 @@ class Selection:
     recipe: Any
 
 
-def add_locations(parser: argparse.ArgumentParser) -> None:
-    """`--home`, `--store`, `--tracking`."""
+def make_parser(
+    program: str, description: str | None, add_options: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    """The parser of a command: its own options, then `--home`, `--store` and `--tracking`."""
+    # A description of one line is wrapped, a longer one keeps its lines.
+    formatter = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
+    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=formatter)
+    add_options(parser)
     parser.add_argument("--home", metavar="FOLDER", help="runs, reports and caches (default: $WSSS_HOME, else ./.wsss)")
     parser.add_argument(
         "--store",
@@ -45,6 +51,7 @@ def add_locations(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="MLflow server or database (default: $MLFLOW_TRACKING_URI, else a database in HOME)",
     )
+    return parser
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsss.commands.arguments import add_locations, locations
+from wsss.commands.arguments import locations
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import print_table
 from wsss.data.config import DatasetConfig
@@ -33,11 +33,8 @@ class DataRecipe:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("action", choices=("check", "fetch"))
     options.add_argument("name", help="data set: voc2012, coco2014, shapes")
     options.add_argument(
@@ -45,8 +42,6 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
     options.add_argument("--url", help="fetch: another place of the same archive (coco2014: of all archives)")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from wsss.commands.arguments import Selection, locations
+from wsss.commands.arguments import locations, select
 from wsss.commands.methods import UsageError
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
 from wsss.commands.screen import print_plan
@@ -17,8 +17,9 @@ from wsss.execution.scheduling import check_schedulable, stage_resources
 from wsss.plan import PlannedStage
 
 
-def build_requests(arguments: argparse.Namespace, selection: Selection) -> tuple[RunRequest, ...]:
+def build_requests(arguments: argparse.Namespace) -> tuple[RunRequest, ...]:
     """One request a seed; without `--seeds` the seed of the recipe."""
+    selection = select(arguments.method, arguments.recipe, arguments.overrides)
     places = locations(arguments)
     seeds = arguments.seeds or (selection.recipe.seed,)
     checkpoint: Path | None = arguments.from_checkpoint

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsss.commands.arguments import add_locations, locations, run_folder
+from wsss.commands.arguments import locations, run_folder
 from wsss.commands.methods import UsageError
 from wsss.errors import nearest
 from wsss.formatting import duration
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from wsss.store import Artifact, Store
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(prog="wsss explain", description=__doc__)
     options.add_argument("run", help="run id, or its beginning; `wsss ls runs` lists them")
     options.add_argument("metric", help="name of the number as the run's table prints it")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsss.commands.arguments import add_locations, add_recipe, locations, run_folder, select
+from wsss.commands.arguments import add_recipe, locations, run_folder, select
 from wsss.commands.methods import UsageError, method_names
 from wsss.formatting import count
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(prog="wsss export", description=__doc__)
     options.add_argument("source", metavar="RUN|METHOD", help="a run, or a method with --recipe and overrides")
     options.add_argument("stage", help="stage, or the name of one of its layouts")
     options.add_argument("folder", type=Path, help="folder to write into")
     add_recipe(options)
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,23 +9,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsss.commands.arguments import add_locations, add_recipe, locations, select
+from wsss.commands.arguments import add_recipe, locations, select
 from wsss.commands.methods import UsageError
 from wsss.formatting import count
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("method", help="name of the method; `wsss ls METHOD` lists what it can take in")
     options.add_argument("stage", help="stage, or the name of one of its layouts")
     options.add_argument("path", type=Path, help="file or folder in the layout of the official code")
     add_recipe(options)
     options.add_argument("--note", default="", help="where the files come from; kept with the artifact")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from wsss.commands.arguments import add_locations, locations, select
+from wsss.commands.arguments import locations, select
 from wsss.commands.methods import find_methods, recipe_names
 from wsss.commands.screen import print_table
 from wsss.formatting import byte_count, count, duration, percent
@@ -16,15 +16,12 @@ from wsss.pipeline import Stage
 from wsss.recipe import settings_of
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(prog="wsss ls", description=__doc__)
     options.add_argument("what", nargs="?", help="a method, `runs`, `sweeps` or `store`; nothing lists the methods")
     options.add_argument(
         "--recipe", default="demo", metavar="NAME|FILE", help="recipe whose values and stages are shown"
     )
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

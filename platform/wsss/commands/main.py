@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from wsss import __version__
+from wsss.commands.arguments import make_parser
 from wsss.commands.failures import exit_code_of
 
 # verb -> (module, what it does)
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"wsss.commands.{VERBS[words[0]][0]}")
-    arguments = module.parser().parse_intermixed_args(words[1:])
+    parser = make_parser(f"wsss {words[0]}", module.__doc__, module.add_options)
+    arguments = parser.parse_intermixed_args(words[1:])
     return exit_code_of(lambda: module.run(arguments))
 
 

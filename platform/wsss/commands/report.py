@@ -9,20 +9,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsss.commands.arguments import add_locations, locations, run_folder
+from wsss.commands.arguments import locations, run_folder
 from wsss.commands.methods import UsageError
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("runs", nargs="+", metavar="RUN", help="run id, or its beginning; `wsss ls runs` lists them")
     options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced")
     options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from wsss.commands.arguments import add_locations, locations
+from wsss.commands.arguments import locations
 from wsss.commands.methods import UsageError
 from wsss.formatting import byte_count
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(prog="wsss rm", description=__doc__)
     options.add_argument("artifact", metavar="STAGE/KEY", help="as `wsss ls store` prints it; a key may be cut short")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsss.commands.arguments import add_locations, locations
+from wsss.commands.arguments import locations
 from wsss.commands.data import DataRecipe, Ticker
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import print_table
@@ -32,11 +32,8 @@ MEANS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("--masks", metavar="FOLDER", type=Path, required=True, help="folder with <image name>.png")
     options.add_argument(
         "overrides",
@@ -72,8 +69,6 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="write .json or .csv; may be repeated",
     )
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

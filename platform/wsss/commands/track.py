@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from wsss.commands.arguments import add_locations, locations
+from wsss.commands.arguments import locations
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(prog="wsss track", description=__doc__)
     options.add_argument("action", choices=("sync",))
     options.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to try (default: 60)")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsss.commands.arguments import add_locations, add_recipe, locations, parse_seeds, select
+from wsss.commands.arguments import add_recipe, locations, parse_seeds, select
 from wsss.commands.methods import UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 SPACES_FOLDER = "search_spaces"
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("--method", required=True, metavar="NAME", help="the method; `wsss ls` lists them")
     options.add_argument(
         "--space",
@@ -91,8 +88,6 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--name", help="id of the sweep (default: derived from what is searched)")
     search.add_argument("--new", action="store_true", help="begin another sweep instead of continuing this one")
     options.add_argument("--dry-run", action="store_true", help="print the plan, refuse what can never run, and stop")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsss.commands.arguments import add_locations, locations
+from wsss.commands.arguments import locations
 from wsss.commands.data import Ticker
 from wsss.commands.methods import UsageError
 from wsss.commands.screen import print_table
@@ -16,16 +16,11 @@ from wsss.formatting import byte_count
 from wsss.weights import WEIGHTS, WeightFile, fetch_weight, weights_folder
 
 
-def parser() -> argparse.ArgumentParser:
+def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options = argparse.ArgumentParser(
-        prog="wsss weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     options.add_argument("action", choices=("ls", "fetch"))
     options.add_argument("names", nargs="*", metavar="NAME", help="fetch: rows of `wsss weights ls`")
     options.add_argument("--url", help="fetch: another place of the same file, for one NAME")
-    add_locations(options)
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:
