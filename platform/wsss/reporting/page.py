@@ -1,35 +1,100 @@
-"""The HTML page that reports share: one look, no script, figures by relative paths."""
+"""The pages that reports share: HTML in one look, without a script, and Markdown; figures by relative paths."""
 
 from __future__ import annotations
 
 import html
 import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from wsss.reporting.plots import DOTS_PER_INCH
+from wsss.reporting.tables import Table, to_html, to_markdown
 
+REPORT_FOLDER = "report"
 _PIXELS_PER_INCH = 88
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page. title: plain text; parts: HTML, in order."""
-    return _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(parts))
+@dataclass(frozen=True)
+class Section:
+    """Figures under one heading, each a title and a PNG file."""
+
+    title: str
+    figures: Sequence[tuple[str, Path]]
 
 
-def figure(title: str, path: Path, target: Path) -> str:
-    """<figure> of a PNG below `target`, as wide as it should be shown: figures are drawn denser than a screen."""
-    with Image.open(path) as image:
-        width = round(image.width * _PIXELS_PER_INCH / DOTS_PER_INCH)
-    source = path.relative_to(target).as_posix()
-    return f'<figure><img src="{source}" alt="{html.escape(title)}" width="{width}"></figure>'
+@dataclass(frozen=True)
+class Page:
+    """A report from top to bottom, as plain text. Tables without rows and sections without figures are left out.
+
+    Attributes:
+        lead: one sentence that says what came out; empty for none.
+        details: tables that the HTML page folds.
+    """
+
+    title: str
+    subtitle: str
+    lead: str
+    notes: Sequence[str]
+    blocks: Sequence[Table | Section]
+    details: Sequence[Table]
+
+
+def new_report_folder(folder: Path) -> tuple[Path, Path]:
+    """`<folder>/report` and the empty folder for its figures; figures of an earlier report are removed."""
+    target = folder / REPORT_FOLDER
+    shutil.rmtree(target / "figures", ignore_errors=True)
+    (target / "figures").mkdir(parents=True)
+    return target, target / "figures"
+
+
+def write_page(page: Page, target: Path) -> tuple[Path, Path]:
+    """Write index.html and report.md; returns their paths. All figures lie below `target`."""
+    web = [f"<h1>{html.escape(page.title)}</h1>", _paragraph(page.subtitle, "subtitle")]
+    text = [f"# {page.title}\n", f"{page.subtitle}\n"]
+    for words, style in ((page.lead, ""), *((note, "note") for note in page.notes)):
+        if words:
+            web.append(_paragraph(words, style))
+            text.append(f"{words}\n")
+    for block in page.blocks:
+        if isinstance(block, Table) and block.rows:
+            web.append(f"<h2>{html.escape(block.title)}</h2>\n{to_html(block)}")
+            text.append(to_markdown(block))
+        elif isinstance(block, Section) and block.figures:
+            web.append(f"<h2>{html.escape(block.title)}</h2>")
+            web += [_figure(title, path, target) for title, path in block.figures]
+            text.append(f"## {block.title}\n")
+            text += [f"![{title}]({path.relative_to(target).as_posix()})\n" for title, path in block.figures]
+    for table in page.details:
+        if table.rows:
+            opening = "<details open>" if table.title == "Protocol" else "<details>"
+            web.append(f"{opening}<summary>{html.escape(table.title)}</summary>{to_html(table)}</details>")
+            text.append(to_markdown(table))
+    whole = _PAGE.replace("{title}", html.escape(f"{page.title}: {page.subtitle}")).replace("{body}", "\n".join(web))
+    (target / "index.html").write_text(whole, encoding="utf-8")
+    (target / "report.md").write_text("\n".join(text), encoding="utf-8")
+    return target / "index.html", target / "report.md"
 
 
 def slug(text: str) -> str:
     """Part of a file name: small letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _paragraph(words: str, style: str) -> str:
+    opening = f'<p class="{style}">' if style else "<p>"
+    return f"{opening}{html.escape(words)}</p>"
+
+
+def _figure(title: str, path: Path, target: Path) -> str:
+    """<figure> of a PNG, as wide as it should be shown: figures are drawn denser than a screen."""
+    with Image.open(path) as image:
+        width = round(image.width * _PIXELS_PER_INCH / DOTS_PER_INCH)
+    source = path.relative_to(target).as_posix()
+    return f'<figure><img src="{source}" alt="{html.escape(title)}" width="{width}"></figure>'
 
 
 _PAGE = """<!doctype html>

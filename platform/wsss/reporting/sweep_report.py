@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wsss.formatting import duration, percent, points
-from wsss.reporting.page import figure, page
+from wsss.reporting.page import Page, Section, new_report_folder, write_page
 from wsss.reporting.plots import plot_threshold_curve
-from wsss.reporting.report import REPORT_FOLDER
 from wsss.reporting.sweep_plots import (
     plot_importance,
     plot_reuse,
@@ -30,10 +27,8 @@ from wsss.reporting.sweep_tables import (
     trials_csv,
 )
 from wsss.reporting.sweep_values import best_trial, finished, recipe_trial, shown_value
-from wsss.reporting.tables import Table, to_html, to_markdown
+from wsss.reporting.tables import Table
 from wsss.search.records import BEST_FILE, SweepRecord, TrialRecord, load_trials
-
-Figures = list[tuple[str, Path]]
 
 
 def write_sweep_report(
@@ -52,47 +47,47 @@ def write_sweep_report(
     Returns:
         The path of index.html.
     """
-    trials = load_trials(folder)
-    target = folder / REPORT_FOLDER
-    shutil.rmtree(target / "figures", ignore_errors=True)
-    figures_folder = target / "figures"
-    figures_folder.mkdir(parents=True)
-    figures = _draw(sweep, trials, importances or {}, figures_folder)
-    tables = _tables(sweep, trials, importances or {})
-    details = [top_table(sweep, trials), *_fact_tables(sweep)]
-    index = target / "index.html"
-    index.write_text(_html_page(sweep, trials, tables, figures, details, target), encoding="utf-8")
-    markdown = _markdown_page(sweep, trials, tables, figures, details, target)
-    (target / "report.md").write_text(markdown, encoding="utf-8")
+    trials, shares = load_trials(folder), importances or {}
+    target, figures_folder = new_report_folder(folder)
+    page = Page(
+        title=f"Search over {sweep.method}: {sweep.metric}",
+        subtitle=f"{sweep.dataset}, recipe {sweep.recipe_name}, space {sweep.space_name}",
+        lead=_headline(sweep, trials),
+        notes=sweep.notes,
+        blocks=[
+            best_table(sweep, trials),
+            *_draw(sweep, trials, shares, figures_folder),
+            selected_table(sweep),
+            selection_table(sweep, trials),
+            confirmation_table(sweep),
+            cost_table(sweep, trials),
+            importance_table(shares),
+            failed_table(sweep, trials),
+        ],
+        details=[top_table(sweep, trials), *_fact_tables(sweep)],
+    )
     (target / "trials.csv").write_text(trials_csv(sweep, trials), encoding="utf-8")
-    return index
+    return write_page(page, target)[0]
 
 
 def _draw(
-    sweep: SweepRecord,
-    trials: Sequence[TrialRecord],
-    importances: Mapping[str, Mapping[str, float]],
-    folder: Path,
-) -> dict[str, Figures]:
-    """Section -> figures."""
+    sweep: SweepRecord, trials: Sequence[TrialRecord], importances: Mapping[str, Mapping[str, float]], folder: Path
+) -> list[Section]:
     if not finished(trials, sweep.metric):
-        return {}
-    drawn: dict[str, Figures] = {
-        "Search": [("Value by trial", plot_search_history(sweep, trials, folder / "history.png"))]
-    }
+        return []
+    drawn = [Section("Search", [("Value by trial", plot_search_history(sweep, trials, folder / "history.png"))])]
     if any(importances.values()):
-        drawn["Importance"] = [("Importance", plot_importance(importances, folder / "importance.png"))]
+        path = plot_importance(importances, folder / "importance.png")
+        drawn.append(Section("Importance", [("Importance", path)]))
     if any(key.level != "unused" for key in sweep.space):
-        drawn["Value against each key"] = [("Slices", plot_slices(sweep, trials, folder / "slices.png"))]
-    curves = _curves(sweep, trials)
-    if curves:
+        path = plot_slices(sweep, trials, folder / "slices.png")
+        drawn.append(Section("Value against each key", [("Slices", path)]))
+    if curves := _curves(sweep, trials):
         path = plot_threshold_curve(f"{sweep.metric} against threshold, all images", curves, folder / "curves.png")
-        drawn["mIoU against the background threshold"] = [("Curves", path)]
-    drawn["Cost"] = [
-        ("Value against cost", plot_value_against_cost(sweep, trials, folder / "cost.png")),
-        ("Reuse", plot_reuse(sweep, trials, folder / "reuse.png")),
-    ]
-    return drawn
+        drawn.append(Section("mIoU against the background threshold", [("Curves", path)]))
+    cost = plot_value_against_cost(sweep, trials, folder / "cost.png")
+    reuse = plot_reuse(sweep, trials, folder / "reuse.png")
+    return [*drawn, Section("Cost", [("Value against cost", cost), ("Reuse", reuse)])]
 
 
 def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, list[dict[str, object]]]:
@@ -116,23 +111,6 @@ def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> dict[str, list
             for point in trial.curve
         ]
     return found
-
-
-def _tables(
-    sweep: SweepRecord,
-    trials: Sequence[TrialRecord],
-    importances: Mapping[str, Mapping[str, float]],
-) -> list[Table]:
-    tables = [
-        best_table(sweep, trials),
-        selected_table(sweep),
-        selection_table(sweep, trials),
-        confirmation_table(sweep),
-        cost_table(sweep, trials),
-        importance_table(importances),
-        failed_table(sweep, trials),
-    ]
-    return [table for table in tables if table.rows]
 
 
 def _fact_tables(sweep: SweepRecord) -> list[Table]:
@@ -185,54 +163,3 @@ def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
         f"({points(gain)}, {basis}), after {done} trials in {duration(sweep.wall_seconds)}. {BEST_FILE} is its recipe."
         f"{state}"
     )
-
-
-def _title(sweep: SweepRecord) -> str:
-    return f"Search over {sweep.method}: {sweep.metric}"
-
-
-def _subtitle(sweep: SweepRecord) -> str:
-    return f"{sweep.dataset}, recipe {sweep.recipe_name}, space {sweep.space_name}"
-
-
-def _html_page(
-    sweep: SweepRecord,
-    trials: Sequence[TrialRecord],
-    tables: Sequence[Table],
-    figures: Mapping[str, Figures],
-    details: Sequence[Table],
-    target: Path,
-) -> str:
-    parts = [f"<h1>{html.escape(_title(sweep))}</h1>", f'<p class="subtitle">{html.escape(_subtitle(sweep))}</p>']
-    parts.append(f"<p>{html.escape(_headline(sweep, trials))}</p>")
-    parts += [f'<p class="note">{html.escape(note)}</p>' for note in sweep.notes]
-    first, rest = tables[:1], tables[1:]
-    parts += [f"<h2>{html.escape(table.title)}</h2>\n{to_html(table)}" for table in first]
-    for title, drawn in figures.items():
-        parts.append(f"<h2>{html.escape(title)}</h2>")
-        parts += [figure(name, path, target) for name, path in drawn]
-    parts += [f"<h2>{html.escape(table.title)}</h2>\n{to_html(table)}" for table in rest]
-    parts += [
-        f"<details><summary>{html.escape(table.title)}</summary>{to_html(table)}</details>"
-        for table in details
-        if table.rows
-    ]
-    return page(f"{_title(sweep)}: {_subtitle(sweep)}", parts)
-
-
-def _markdown_page(
-    sweep: SweepRecord,
-    trials: Sequence[TrialRecord],
-    tables: Sequence[Table],
-    figures: Mapping[str, Figures],
-    details: Sequence[Table],
-    target: Path,
-) -> str:
-    parts = [f"# {_title(sweep)}\n", f"{_subtitle(sweep)}\n", f"{_headline(sweep, trials)}\n"]
-    parts += [f"{note}\n" for note in sweep.notes]
-    parts += [to_markdown(table) for table in tables[:1]]
-    for title, drawn in figures.items():
-        parts.append(f"## {title}\n")
-        parts += [f"![{name}]({path.relative_to(target).as_posix()})\n" for name, path in drawn]
-    parts += [to_markdown(table) for table in [*tables[1:], *details] if table.rows]
-    return "\n".join(parts)

@@ -159,7 +159,8 @@ def stage_table(report: RunReport) -> Table:
 def class_table(report: RunReport) -> Table:
     """IoU in percent: one row for each class, one column for each scored output (mean over seeds)."""
     series = class_iou_series(report)
-    rows = [(name, *(percent(values.get(name)) for values in series.values())) for name in report.classes]
+    names = report.classes if any(series.values()) else ()
+    rows = [(name, *(percent(values.get(name)) for values in series.values())) for name in names]
     columns = ("class", *series)
     return Table(
         "IoU by class", columns, tuple(rows), frozenset(columns[1:]), "Percent; - where a class is in neither map."
