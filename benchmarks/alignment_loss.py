@@ -15,14 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / part) for part in ("platform", "methods")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "methods"), str(ROOT)]
 
 
 def measure(queue, one_hot: bool, batch: int, crop: int, superpixels: int, repeat: int) -> None:
     """Best time of forward and backward in seconds, growth of the peak memory in MiB, loss."""
     import torch
+    from tests.references import superpixel_mean_one_hot
 
-    from wsss.ops.superpixel_mean import superpixel_mean_one_hot
     from wsss_methods.ssc import losses
 
     torch.set_num_threads(1)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "platform")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
 
 def case(height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,18 +37,17 @@ def case(height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]
 def measure(queue, method: str, height: int, width: int, classes: int, repeat: int) -> None:
     """Best time of `repeat` runs in seconds, growth of the peak memory in MiB, and the result."""
     import torch
-
-    from wsss.ops.random_walk import random_walk
+    from tests.references import edge_walk_in_form
 
     torch.set_num_threads(1)
     x, edge = case(height, width, classes)
-    random_walk(x[:, :12, :12], edge[:12, :12], exp_times=1)
+    edge_walk_in_form("chebyshev", x[:, :12, :12], edge[:12, :12], exp_times=1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     result = x
     for _ in range(repeat):
         start = time.perf_counter()
-        result = random_walk(x, edge, method=method)  # pyright: ignore[reportArgumentType]
+        result = edge_walk_in_form(method, x, edge)  # pyright: ignore[reportArgumentType]
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     queue.put((min(times), peak / 1024, result))
@@ -96,8 +96,9 @@ def main() -> None:
 def compare_affinities(edge: np.ndarray, repeat: int) -> None:
     """Print the best times of `pair_affinity` and `direction_affinity` at some radii; tests hold their values equal."""
     import torch
+    from tests.references import padded_pair_affinity
 
-    from wsss.ops.random_walk import direction_affinity, padded_pair_affinity
+    from wsss.ops.random_walk import direction_affinity
 
     torch.set_num_threads(1)
     print("\n| radius | as in training, ms | for the walk, ms | times faster |")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "platform")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
 BETA, RADIUS, CHANNELS = 8.0, 5, 32
 
@@ -26,21 +27,21 @@ def measure(queue, method: str, height: int, width: int, classes: int, exp_times
     """Best time of `repeat` walks in seconds, growth of the peak memory in MiB, and the walked maps."""
     import torch
     from scipy.ndimage import gaussian_filter
+    from tests.references import walk_in_form
 
     from wsss.ops.affinity_psa import feature_affinity
-    from wsss.ops.random_walk import walk_maps
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     features = gaussian_filter(rng.normal(size=(CHANNELS, height // 8, width // 8)), (0, 2, 2)).astype(np.float32) * 8
     maps = gaussian_filter(rng.random((classes + 1, height // 8, width // 8)), (0, 4, 4)).astype(np.float32)
     affinity = feature_affinity(torch.from_numpy(features), RADIUS)
-    walk_maps(maps, affinity, BETA, 1)
+    walk_in_form("chebyshev", maps, affinity, BETA, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times, walked = [], maps
     for _ in range(repeat):
         started = time.perf_counter()
-        walked = walk_maps(maps, affinity, BETA, exp_times, method)  # pyright: ignore[reportArgumentType]
+        walked = walk_in_form(method, maps, affinity, BETA, exp_times)  # pyright: ignore[reportArgumentType]
         times.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     queue.put((min(times), peak / 1024, walked))

@@ -8,13 +8,20 @@ Prints both times for an image and their ratio, and fails when the two differ in
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from wsss.evaluation.confusion import confusion_matrix
-from wsss.evaluation.curves import label_at_threshold, threshold_confusions
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
+
+from tests.references import label_at_threshold  # noqa: E402
+
+from wsss.evaluation.confusion import confusion_matrix  # noqa: E402
+from wsss.evaluation.curves import threshold_confusions  # noqa: E402
 
 NUM_CLASSES = 21
 HEIGHT, WIDTH = 375, 500  # the usual size of a VOC picture

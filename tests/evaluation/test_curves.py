@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.evaluation.test_confusion import fixture
+from tests.references import label_at_threshold
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, iou, miou
-from wsss.evaluation.curves import label_at_threshold, threshold_confusions
+from wsss.evaluation.curves import threshold_confusions
 
 NUM_CLASSES = 5
 # Few distinct values, most of them also thresholds: ties between classes, and with the background, abound.

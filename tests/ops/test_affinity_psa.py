@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.references import dense_transition
 
 from wsss.ops.affinity_psa import (
     affinity_label,
@@ -14,7 +15,6 @@ from wsss.ops.affinity_psa import (
     walk_with_background,
     walked_label,
 )
-from wsss.ops.random_walk import dense_transition
 
 
 @pytest.mark.parametrize(("size", "radius", "exp_times"), [((14, 17), 5, 6), ((9, 20), 5, 8), ((6, 3), 5, 4)])

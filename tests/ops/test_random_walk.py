@@ -5,13 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.references import dense_transition, edge_walk_in_form, grid_affinity, padded_pair_affinity
 
 from wsss.ops.affinity_path import path_index
 from wsss.ops.random_walk import (
-    dense_transition,
     direction_affinity,
-    grid_affinity,
-    padded_pair_affinity,
     random_walk,
     walk,
     walk_chebyshev,
@@ -49,14 +47,17 @@ def _double_walk(x: np.ndarray, edge: np.ndarray, radius: int, beta: float, step
 def test_sparse_walks_equal_the_definition(height, width, classes, radius, exp_times, seed):
     x, edge = _case(height, width, classes, seed)
     expected = _double_walk(x, edge, radius, 10, 2**exp_times)
-    for method in ("sparse", "chebyshev"):
-        assert _distance(random_walk(x, edge, radius, 10, exp_times, method), expected) < 5e-5
+    for walked in (
+        random_walk(x, edge, radius, 10, exp_times),
+        edge_walk_in_form("sparse", x, edge, radius, 10, exp_times),
+    ):
+        assert _distance(walked, expected) < 5e-5
 
 
 def test_dense_form_equals_the_definition():
     x, edge = _case(9, 13, 2, 3)
     expected = _double_walk(x, edge, 5, 10, 256)
-    assert _distance(random_walk(x, edge, method="dense"), expected) < 1e-4
+    assert _distance(edge_walk_in_form("dense", x, edge), expected) < 1e-4
 
 
 def test_chebyshev_series_equals_step_by_step():

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from tests.parity.check_parts import shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
+from tests.references import affinity_loss_counts, dense_transition, pair_destinations
 
 from wsss.data.augment.rescaled_crop import CanvasCrop
 from wsss.data.transforms import channels_first, normalize, resize, resize_spline
 from wsss.nn.affinity_net import AffinityNet
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, published_name
-from wsss.ops.affinity import affinity_loss_counts, affinity_targets, pair_loss_sums
+from wsss.ops.affinity import affinity_targets, pair_loss_sums
 from wsss.ops.affinity_psa import (
     STRIDE,
     UNSURE,
@@ -24,7 +25,6 @@ from wsss.ops.affinity_psa import (
     walk_with_background,
     walked_label,
 )
-from wsss.ops.random_walk import dense_transition
 from wsss.stages.affinity_psa import LOSS_WEIGHTS, image_features, training_pair
 
 FIXTURE = OwnToleranceFixture
@@ -55,7 +55,7 @@ def check_pairs(fixture: OwnToleranceFixture) -> None:
         case = fixture.input(name)
         index = pair_index(case["radius"], tuple(case["size"]))
         fixture.expect(f"{name}.ind_from", index.sources)
-        fixture.expect(f"{name}.ind_to", index.destinations.reshape(-1))
+        fixture.expect(f"{name}.ind_to", pair_destinations(index).reshape(-1))
 
 
 def check_labels(fixture: OwnToleranceFixture) -> None:
@@ -99,8 +99,9 @@ def check_walk(fixture: OwnToleranceFixture) -> None:
     keys = [int(number) + 1 for number in fixture.input("present_classes")]
     fixture.expect("label", walked_label(walk, keys, image.shape[:2]))
     index = pair_index(RADIUS, (11, 13))
-    sources = np.broadcast_to(index.sources, index.destinations.shape)
-    fixture.expect("indices_in_radius", np.stack([sources.reshape(-1), index.destinations.reshape(-1)], axis=1))
+    destinations = pair_destinations(index)
+    sources = np.broadcast_to(index.sources, destinations.shape)
+    fixture.expect("indices_in_radius", np.stack([sources.reshape(-1), destinations.reshape(-1)], axis=1))
 
 
 def check_data(fixture: OwnToleranceFixture) -> None:

@@ -14,6 +14,15 @@ import torch
 from tests.parity.check_parts import gradient_norms, prose_number, set_rates, shapes
 from tests.parity.fixtures import Fixture
 from tests.parity.instance import centroid_clusters, refined_centroids
+from tests.references import (
+    affinity_loss_counts,
+    affinity_losses,
+    dense_transition,
+    edge_walk_in_form,
+    grid_affinity,
+    padded_pair_affinity,
+    pair_destinations,
+)
 
 from wsss.data.augment.rescaled_crop import (
     quartered_label,
@@ -23,8 +32,6 @@ from wsss.nn.checkpoint import official_state_dict
 from wsss.nn.irn import AffinityNetwork, build_affinity_network, training_buffers
 from wsss.ops.affinity import (
     LOSS_WEIGHTS,
-    affinity_loss_counts,
-    affinity_losses,
     affinity_targets,
     displacement_target,
     pair_affinity,
@@ -32,7 +39,7 @@ from wsss.ops.affinity import (
 )
 from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
-from wsss.ops.random_walk import dense_transition, grid_affinity, padded_pair_affinity, random_walk
+from wsss.ops.random_walk import random_walk
 from wsss.schedules import polynomial_decay
 from wsss.stages.affinity_irn import IrLabelConfig, affinity_optimizer, ir_label, padded_affinity_forward
 from wsss.stages.pseudo_label import pseudo_label_of_walk
@@ -80,8 +87,8 @@ def check_path_index(fixture: Fixture) -> None:
             f"{prefix}path_lengths", np.array([(len(group[0]), len(group)) for group in groups], dtype=np.int64)
         )
         fixture.expect(f"{prefix}src", index.sources)
-        fixture.expect(f"{prefix}dst_shape", np.array(index.destinations.shape))
-        fixture.equal(f"{prefix}dst_crc32", _crc32(index.destinations), fixture.meta[f"{prefix}dst_crc32"])
+        fixture.expect(f"{prefix}dst_shape", np.array(pair_destinations(index).shape))
+        fixture.equal(f"{prefix}dst_crc32", _crc32(pair_destinations(index)), fixture.meta[f"{prefix}dst_crc32"])
         sums = [_crc32(index.flat_paths(group)) for group in groups]
         fixture.equal(f"{prefix}path_crc32", sums, fixture.meta[f"{prefix}path_crc32"])
         for number, group in enumerate(groups):
@@ -214,7 +221,7 @@ def check_random_walk(fixture: Fixture) -> None:
     short = int(prose_number(fixture.what("rw_short"), r"exp_times (\d+)", 2))
     for name, exp_times in (("rw", settings["exp_times"]), ("rw_short", short)):
         for method in ("dense", "sparse", "chebyshev"):
-            walked = random_walk(x, edge, radius, beta, exp_times, method)
+            walked = edge_walk_in_form(method, x, edge, radius, beta, exp_times)
             fixture.expect(name, walked[:, None])
 
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.evaluation.test_confusion import fixture
+from tests.references import label_at_threshold
 
 from wsss.evaluation.confusion import EvaluationError, confusion_matrix, miou
 from wsss.evaluation.counts import Counts
-from wsss.evaluation.curves import label_at_threshold, threshold_confusions
+from wsss.evaluation.curves import threshold_confusions
 from wsss.evaluation.selection import half_of
 from wsss.pipeline import StageContext
 from wsss.stages.score import (

@@ -18,19 +18,6 @@ from wsss.evaluation.confusion import EvaluationError, counted_truth
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def label_at_threshold(maps: Array, keys: Array, threshold: float) -> Array:
-    """Labels of one threshold by the definition: argmax over (constant background, maps).
-
-    maps: (K, H, W) floating point. keys: (K,) integer class ids, 1-based. Returns int64 (H, W).
-    The background stands first and argmax takes the first maximum, so background wins ties with a class,
-    and the earlier class wins ties with a later one. The constant is rounded to the maps' dtype.
-    """
-    maps, keys = _checked(maps, keys)
-    background = np.full((1, *maps.shape[1:]), threshold, dtype=maps.dtype)
-    winner = np.concatenate([background, maps]).argmax(axis=0)
-    return np.concatenate([[0], keys])[winner]
-
-
 def threshold_confusions(
     cam: Array,
     keys: Array,
@@ -39,7 +26,9 @@ def threshold_confusions(
     num_classes: int,
     ignore_index: int | None = 255,
 ) -> Array:
-    """Confusion matrices of `label_at_threshold` for every threshold, in one pass.
+    """Confusion matrices of the argmax over (constant background, maps) for every threshold, in one pass.
+
+    The background stands first, so it wins ties with a class, and the earlier class wins ties with a later one.
 
     cam: (K, H, W) floating point (float16 counts as float32); K may be 0. keys: (K,) class ids 1-based.
     truth: (H, W) integer. thresholds: (T,), in any order, repeats allowed; each is rounded to the dtype of

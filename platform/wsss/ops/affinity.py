@@ -131,22 +131,10 @@ LOSS_WEIGHTS = {
 }
 
 
-def affinity_loss_counts(targets: AffinityTargets) -> dict[str, Tensor]:
-    """Denominator of each loss: number of pairs (twice for the two displacement components) + 1e-5."""
-    background, foreground = targets.background.sum().float(), targets.foreground.sum().float()
-    return {
-        "background_positive": background + EPSILON,
-        "foreground_positive": foreground + EPSILON,
-        "negative": targets.negative.sum().float() + EPSILON,
-        "displacement_foreground": 2 * foreground + EPSILON,
-        "displacement_background": 2 * background + EPSILON,
-    }
-
-
 def affinity_loss_sums(
     edge_logits: Tensor, displacement: Tensor, targets: AffinityTargets, index: PathIndex
 ) -> dict[str, Tensor]:
-    """Numerator of each loss, summed over the batch; see `affinity_loss_counts` and `LOSS_WEIGHTS`.
+    """Each loss summed over the pairs of the batch; see `LOSS_WEIGHTS`.
 
     edge_logits (N, 1, h, w), displacement (N, 2, h, w), on the grid of `index`.
     """
@@ -172,12 +160,3 @@ def pair_loss_sums(affinity: Tensor, targets: AffinityTargets) -> dict[str, Tens
         "foreground_positive": (alike * targets.foreground).sum(),
         "negative": (unlike * targets.negative).sum(),
     }
-
-
-def affinity_losses(
-    edge_logits: Tensor, displacement: Tensor, targets: AffinityTargets, index: PathIndex
-) -> dict[str, Tensor]:
-    """The five losses of one batch, each a ratio; their weighted sum is the objective."""
-    counts = affinity_loss_counts(targets)
-    sums = affinity_loss_sums(edge_logits, displacement, targets, index)
-    return {name: value / counts[name] for name, value in sums.items()}

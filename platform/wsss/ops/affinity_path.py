@@ -71,12 +71,6 @@ class PathIndex:
         return (y * self.size[1] + x).reshape(-1).astype(np.int64)
 
     @cached_property
-    def destinations(self) -> Array:
-        """Flat positions of the destinations, int64 (directions, sources)."""
-        steps = self.directions[:, 0] * self.size[1] + self.directions[:, 1]
-        return steps[:, None] + self.sources[None]
-
-    @cached_property
     def offsets(self) -> Array:
         """Every (dy, dx) that occurs on a path, int64 (offsets, 2)."""
         return np.unique(np.concatenate(self.paths), axis=0)

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from wsss.ops.affinity import pair_affinity
 from wsss.ops.affinity_path import path_index
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Method = Literal["chebyshev", "sparse", "dense"]
 Step = Callable[[Tensor], Tensor]
 
 
@@ -30,7 +28,6 @@ def random_walk(
     radius: int = 5,
     beta: float = 10,
     exp_times: int = 8,
-    method: Method = "chebyshev",
     affinity: DirectionAffinity | None = None,
 ) -> Array:
     """`walk_maps` by the affinities of an edge map, which is also what the walk starts from: x * (1 - edge).
@@ -39,7 +36,7 @@ def random_walk(
         x: class maps, float32 (K, h, w).
         edge: edge probabilities, float32 (h, w).
         radius: reach of one step, in positions.
-        beta, exp_times, method: as of `walk_maps`.
+        beta, exp_times: as of `walk_maps`.
         affinity: of this edge map, within the radius or more, where several walks share it; None computes it.
 
     Returns:
@@ -48,34 +45,28 @@ def random_walk(
     if edge.shape != x.shape[1:]:
         raise ValueError(f"edge map {edge.shape} and class maps {x.shape} differ in size")
     affinity = affinity or direction_affinity(edge, radius)
-    return walk_maps(x * (1.0 - edge), affinity.within(radius), beta, exp_times, method)
+    return walk_maps(x * (1.0 - edge), affinity.within(radius), beta, exp_times)
 
 
-def walk_maps(
-    x: Array, affinity: DirectionAffinity, beta: float, exp_times: int, method: Method = "chebyshev"
-) -> Array:
+def walk_maps(x: Array, affinity: DirectionAffinity, beta: float, exp_times: int) -> Array:
     """Spread class maps along affinities for 2 ** exp_times steps, wherever the affinities come from.
+
+    About 6 * sqrt(steps) sparse products instead of one for each step, equal to float32 rounding (1e-5). The published
+    form squares the full matrix again and again: gigabytes for a full-size image.
 
     Args:
         x: class maps, float32 (K, h, w).
         affinity: on the grid of the maps.
         beta: power of the affinities.
         exp_times: doublings of the number of steps.
-        method: "chebyshev": about 6 * sqrt(steps) sparse products instead of one for each step, equal to float32
-            rounding (1e-5); "sparse": one product for each step; "dense": the published form, repeated squaring
-            of the full matrix (gigabytes for a full-size image).
 
     Returns:
         float32 (K, h, w).
     """
     if len(x) == 0:
         return np.zeros(x.shape, dtype=np.float32)
-    start = x.reshape(len(x), -1).astype(np.float32)
-    if method == "dense":
-        return walk_dense(start, affinity.matrix(), beta, exp_times).reshape(x.shape)
-    step = walk_step(affinity, beta)
-    walking = walk_chebyshev if method == "chebyshev" else walk
-    return walking(torch.from_numpy(start), step, 2**exp_times).numpy().reshape(x.shape)
+    start = torch.from_numpy(x.reshape(len(x), -1).astype(np.float32))
+    return walk_chebyshev(start, walk_step(affinity, beta), 2**exp_times).numpy().reshape(x.shape)
 
 
 def walk(start: Tensor, step: Step, steps: int) -> Tensor:
@@ -174,7 +165,8 @@ def direction_affinity(edge: Array, radius: int) -> DirectionAffinity:
     left out.
     """
     height, width = edge.shape
-    padded = _padded(edge, radius)
+    values = torch.from_numpy(np.array(edge, dtype=np.float32))
+    padded = torch.nn.functional.pad(values, (radius, radius, 0, radius), value=1.0)
     index = path_index(radius, (padded.shape[0], padded.shape[1]))
     fits = np.flatnonzero((index.directions[:, 0] < height) & (np.abs(index.directions[:, 1]) < width))
     largest = padded.new_empty((len(fits), height, width))
@@ -184,11 +176,6 @@ def direction_affinity(edge: Array, radius: int) -> DirectionAffinity:
         for point in points[1:-1]:
             torch.maximum(largest[place], point, out=largest[place])
     return DirectionAffinity(radius, index.directions[fits], 1.0 - largest)
-
-
-def _padded(edge: Array, radius: int) -> Tensor:
-    values = torch.from_numpy(np.array(edge, dtype=np.float32))
-    return torch.nn.functional.pad(values, (radius, radius, 0, radius), value=1.0)
 
 
 def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array:
@@ -207,31 +194,3 @@ def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array
         row[offset:] = weight[: count - offset]
     data[-1] = 1
     return sparse.dia_array((data, [*(-offset for offset in offsets), *offsets, 0]), shape=(count, count))
-
-
-def grid_affinity(edge: Array, radius: int) -> sparse.csr_array:
-    """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
-    return direction_affinity(edge, radius).matrix()
-
-
-def padded_pair_affinity(edge: Array, radius: int) -> Array:
-    """Affinities of all pairs on the padded grid, float32 (directions, sources); edge float32 (h, w)."""
-    padded = _padded(edge, radius)
-    return pair_affinity(padded[None, None], path_index(radius, (padded.shape[0], padded.shape[1])))[0].numpy()
-
-
-def dense_transition(affinity: sparse.csr_array, beta: float, exp_times: int = 0) -> Array:
-    """Transition matrix as published: float32 (positions, positions), columns sum to 1.
-
-    `exp_times` is how often it is multiplied by itself, 2 ** exp_times steps of the walk.
-    """
-    powered = affinity.toarray().astype(np.float32) ** np.float32(beta)
-    transition = torch.from_numpy(powered / powered.sum(axis=0, keepdims=True))
-    for _ in range(exp_times):
-        transition = transition @ transition
-    return transition.numpy()
-
-
-def walk_dense(start: Array, affinity: sparse.csr_array, beta: float, exp_times: int) -> Array:
-    """Reference: (K, positions) maps times the repeatedly squared dense transition matrix."""
-    return start @ dense_transition(affinity, beta, exp_times)

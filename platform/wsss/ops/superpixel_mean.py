@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def superpixel_mean(values: Tensor, ids: Tensor) -> Tensor:
@@ -34,12 +33,3 @@ def superpixel_mean(values: Tensor, ids: Tensor) -> Tensor:
     sizes = source.new_zeros(number * count).index_add_(0, flat, torch.ones_like(source))
     means = sums / sizes.clamp_min(1.0)
     return means[flat].reshape(values.shape).to(values.dtype)
-
-
-def superpixel_mean_one_hot(values: Tensor, ids: Tensor) -> Tensor:
-    """Reference: the same through one-hot superpixel masks, (n, superpixels, h * w) of memory."""
-    flat = ids.reshape(ids.shape[0], -1).long()
-    one_hot = functional.one_hot(flat, int(flat.max()) + 1).to(values.dtype)
-    sums = torch.einsum("np,nps->ns", values.reshape(values.shape[0], -1), one_hot)
-    means = sums / one_hot.sum(dim=1).clamp_min(1.0)
-    return torch.einsum("ns,nps->np", means, one_hot).reshape(values.shape)

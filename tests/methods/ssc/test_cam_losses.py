@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from tests.references import superpixel_mean_one_hot
 from torch.nn import functional
 
-from wsss.ops.superpixel_mean import superpixel_mean_one_hot
 from wsss_methods.ssc.losses import (
     AlignmentSettings,
     MobileNetFeatures,

@@ -1,0 +1,108 @@
+"""Plain forms of what the platform computes faster or on less memory; tests and benchmarks hold it against them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
+
+from wsss.ops.affinity import EPSILON, AffinityTargets, affinity_loss_sums, pair_affinity
+from wsss.ops.affinity_path import PathIndex, path_index
+from wsss.ops.random_walk import DirectionAffinity, direction_affinity, walk, walk_maps, walk_step
+
+WalkForm = Literal["chebyshev", "sparse", "dense"]
+
+
+def label_at_threshold(maps: np.ndarray, keys: np.ndarray, threshold: float) -> np.ndarray:
+    """Labels of one threshold by the definition: argmax over (constant background, maps).
+
+    maps: (K, H, W) floating point, float16 counting as float32. keys: (K,) class ids, 1-based. Returns int64 (H, W).
+    The background stands first and argmax takes the first maximum, so background wins ties with a class,
+    and the earlier class wins ties with a later one. The constant is rounded to the maps' dtype.
+    """
+    maps = maps.astype(np.promote_types(maps.dtype, np.float32))
+    background = np.full((1, *maps.shape[1:]), threshold, dtype=maps.dtype)
+    winner = np.concatenate([background, maps]).argmax(axis=0)
+    return np.concatenate([[0], keys.astype(np.int64)])[winner]
+
+
+def superpixel_mean_one_hot(values: Tensor, ids: Tensor) -> Tensor:
+    """`superpixel_mean` through one-hot superpixel masks, (n, superpixels, h * w) of memory."""
+    flat = ids.reshape(ids.shape[0], -1).long()
+    one_hot = functional.one_hot(flat, int(flat.max()) + 1).to(values.dtype)
+    sums = torch.einsum("np,nps->ns", values.reshape(values.shape[0], -1), one_hot)
+    means = sums / one_hot.sum(dim=1).clamp_min(1.0)
+    return torch.einsum("ns,nps->np", means, one_hot).reshape(values.shape)
+
+
+def affinity_loss_counts(targets: AffinityTargets) -> dict[str, Tensor]:
+    """Denominator of each loss: number of pairs (twice for the two displacement components) + 1e-5, as published."""
+    background, foreground = targets.background.sum().float(), targets.foreground.sum().float()
+    return {
+        "background_positive": background + EPSILON,
+        "foreground_positive": foreground + EPSILON,
+        "negative": targets.negative.sum().float() + EPSILON,
+        "displacement_foreground": 2 * foreground + EPSILON,
+        "displacement_background": 2 * background + EPSILON,
+    }
+
+
+def affinity_losses(
+    edge_logits: Tensor, displacement: Tensor, targets: AffinityTargets, index: PathIndex
+) -> dict[str, Tensor]:
+    """The five losses of one batch, each a ratio; their weighted sum is the objective."""
+    counts = affinity_loss_counts(targets)
+    sums = affinity_loss_sums(edge_logits, displacement, targets, index)
+    return {name: value / counts[name] for name, value in sums.items()}
+
+
+def pair_destinations(index: PathIndex) -> np.ndarray:
+    """Flat positions of the destinations, int64 (directions, sources)."""
+    return index.directions @ np.array([[index.size[1]], [1]]) + index.sources
+
+
+def grid_affinity(edge: np.ndarray, radius: int) -> sparse.csr_array:
+    """Symmetric affinity matrix of a grid, float32 (h * w, h * w), 1 on the diagonal; edge float32 (h, w)."""
+    return direction_affinity(edge, radius).matrix()
+
+
+def padded_pair_affinity(edge: np.ndarray, radius: int) -> np.ndarray:
+    """Affinities of all pairs, as training computes them, on the grid that `direction_affinity` pads the map to.
+
+    edge float32 (h, w) -> float32 (directions, sources).
+    """
+    padded = functional.pad(torch.from_numpy(edge), (radius, radius, 0, radius), value=1.0)
+    return pair_affinity(padded[None, None], path_index(radius, (padded.shape[0], padded.shape[1])))[0].numpy()
+
+
+def dense_transition(affinity: sparse.csr_array, beta: float, exp_times: int = 0) -> np.ndarray:
+    """Transition matrix as published: float32 (positions, positions), columns sum to 1.
+
+    `exp_times` is how often it is multiplied by itself, 2 ** exp_times steps of the walk.
+    """
+    powered = affinity.toarray().astype(np.float32) ** np.float32(beta)
+    transition = torch.from_numpy(powered / powered.sum(axis=0, keepdims=True))
+    for _ in range(exp_times):
+        transition = transition @ transition
+    return transition.numpy()
+
+
+def walk_in_form(form: WalkForm, x: np.ndarray, affinity: DirectionAffinity, beta: float, exp_times: int) -> np.ndarray:
+    """`walk_maps` ("chebyshev"), one product for each step ("sparse"), or the squared full matrix ("dense")."""
+    if form == "chebyshev":
+        return walk_maps(x, affinity, beta, exp_times)
+    start = x.reshape(len(x), -1).astype(np.float32)
+    if form == "dense":
+        return (start @ dense_transition(affinity.matrix(), beta, exp_times)).reshape(x.shape)
+    return walk(torch.from_numpy(start), walk_step(affinity, beta), 2**exp_times).numpy().reshape(x.shape)
+
+
+def edge_walk_in_form(
+    form: WalkForm, x: np.ndarray, edge: np.ndarray, radius: int = 5, beta: float = 10, exp_times: int = 8
+) -> np.ndarray:
+    """`random_walk` in one of the forms of `walk_in_form`."""
+    return walk_in_form(form, x * (1.0 - edge), direction_affinity(edge, radius), beta, exp_times)
