@@ -170,7 +170,7 @@ def report(title: str, family: Family) -> dict[str, np.ndarray]:
         criterion = np.array(values, dtype=np.float64).T
         means = np.nanmean(criterion, axis=1)
         chosen = int(np.nanargmax(means))
-        correlation = float(stats.spearmanr(means, mious).statistic)
+        correlation = float(np.asarray(stats.spearmanr(means, mious))[0])
         print(
             f"  {name:20s} {100 * mious[chosen]:6.2f}   {family.settings[chosen]}   rank correlation {correlation:+.2f}"
         )

@@ -99,7 +99,7 @@ def artifacts_of(arguments: argparse.Namespace) -> list[str]:
     recipe = load_recipe(method.recipe_type, method.recipe_path(arguments.recipe), arguments.overrides)
     dataset = load_dataset(recipe.dataset, arguments.home)
     keyed = KeyedPipelines(method, dataset).of(recipe)
-    return [f"{stage.name}/{keyed.keys[stage.name]}" for stage in keyed.upstream(*arguments.given)]
+    return [f"{stage.name}/{keyed.keys[stage.name]}" for stage in keyed.pipeline.upstream(*arguments.given)]
 
 
 def link(home: Path, artifacts: list[str], fresh: Path) -> None:

@@ -49,6 +49,7 @@ def task(samples: int = 48, batch: int = 12, norm: bool = False, **settings: Any
     """`settings` are fields of the task; without `epochs` or `steps` it has three epochs."""
     torch.manual_seed(0)
     module = Module(norm)
+    settings = settings if "steps" in settings else {"epochs": 3, **settings}
     sgd = torch.optim.SGD(module.network.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(module.second.parameters(), lr=0.01)
     return TrainTask(
@@ -68,7 +69,7 @@ def task(samples: int = 48, batch: int = 12, norm: bool = False, **settings: Any
         global_batch=batch,
         trained_weights=lambda: {"weights": module.state_dict()},
         find_unused_parameters=True,
-        **({"epochs": 3} if "steps" not in settings else {}) | settings,
+        **settings,
     )
 
 

@@ -63,9 +63,10 @@ def test_groups_of_the_optimizer():
 def test_norms_are_frozen_or_take_groups_of_images():
     images = torch.rand(4, 3, 33, 33)
     frozen = DeepLabV2Msc(SMALL, 4).train()
-    before = frozen.base.backbone.bn1.running_mean.clone()
+    norm = frozen.get_buffer("base.backbone.bn1.running_mean")
+    before = norm.clone()
     frozen(images)
-    assert torch.equal(frozen.base.backbone.bn1.running_mean, before)
+    assert torch.equal(norm, before)
     torch.manual_seed(2)
     grouped = DeepLabV2Msc(replace(SMALL, freeze_norm=False, norm_group=2), 4).train()
     whole = [logits[2:] for logits in grouped(images)]

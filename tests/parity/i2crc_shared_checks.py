@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -193,7 +194,7 @@ def check_test(fixture: OwnToleranceFixture) -> None:
     for value in network.base.aspp.state_dict().values():
         value.mul_(float(factor[1]))
     published = crf_of({"iter_max": 10, "pos_xy_std": 1, "pos_w": 3, "bi_xy_std": 67, "bi_rgb_std": 3, "bi_w": 4})
-    confusions = {"scores": 0, "scores_crf": 0}
+    confusions: dict[str, Any] = {"scores": 0, "scores_crf": 0}
     for case in (name.removeprefix("gt_") for name in fixture.inputs if name.startswith("gt_")):
         image, truth = np.ascontiguousarray(fixture.input(f"image_bgr_{case}")[..., ::-1]), fixture.input(f"gt_{case}")
         logits = network(torch.from_numpy(caffe_input(image))[None])[0]

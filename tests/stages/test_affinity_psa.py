@@ -41,7 +41,7 @@ def build_blob(context: StageContext) -> Any:
 
     def cam(name: str) -> dict[str, np.ndarray]:
         mask, keys = context.data.mask(name), np.array(context.data.present_classes(name))
-        depth = np.stack([distance_transform_edt(mask == key) for key in keys])
+        depth = np.stack([np.asarray(distance_transform_edt(mask == key)) for key in keys])
         return {"high_res": (depth / depth.max(axis=(1, 2), keepdims=True).clip(1)).astype(np.float16), "keys": keys}
 
     return cam
