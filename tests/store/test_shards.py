@@ -52,7 +52,7 @@ def test_only_the_wanted_image_is_read(tmp_path: Path) -> None:
     damaged_at = content.index(RECORDS["2007_000039"]["cam"].tobytes())
     content[damaged_at] ^= 1
     index = ShardIndex.open(write(tmp_path, bytes(content)))
-    assert index.images() == ("2007_000032", "2007_000039")
+    assert tuple(index.entries) == ("2007_000032", "2007_000039")
     np.testing.assert_array_equal(index.arrays("2007_000032")["cam"], RECORDS["2007_000032"]["cam"])
     with pytest.raises(StoreError, match=r"image '2007_000039'|2007_000039/cam\.npy"):
         index.arrays("2007_000039")

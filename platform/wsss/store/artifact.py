@@ -36,17 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact, opened for reading. Picklable: travels as store and key, without its manifest.
-
-    Attributes:
-        backend: the place that holds it.
-        stage: name of the stage that computed it.
-        key: content key.
-    """
+    """A published artifact, opened for reading. Picklable: travels as store and key, without its manifest."""
 
     backend: Backend
     stage: str
     key: str
+
+    def __post_init__(self) -> None:
+        check_name(self.stage, "stage")
+        check_name(self.key, "key")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"backend": self.backend, "stage": self.stage, "key": self.key}
@@ -56,6 +54,10 @@ class Artifact:
         """Path below the store."""
         return f"{self.stage}/{self.key}"
 
+    def place(self, file: str) -> str:
+        """Path of one of its files below the store."""
+        return f"{self.folder}/{file}"
+
     @property
     def location(self) -> str:
         """Where it lies, for people."""
@@ -64,14 +66,23 @@ class Artifact:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Format, `stage`, `key`, `files` (name -> size, sha256), `shards` (file -> images), `provenance`."""
-        content = self.backend.read(f"{self.folder}/{MANIFEST}")
+        content = self.backend.read(self.place(MANIFEST))
         if content is None:
             raise StoreError(
-                f"artifact of stage {self.stage!r} is no longer in the store",
-                self.location,
-                "run the stage again",
+                f"artifact of stage {self.stage!r} is no longer in the store", self.location, "run the stage again"
             )
-        return parse_manifest(content, self)
+        try:
+            manifest = json.loads(content)
+            known = (manifest["format"], manifest["stage"], manifest["key"]) == (FORMAT, self.stage, self.key)
+            if known and all(isinstance(manifest[name], dict) for name in ("files", "shards", "provenance")):
+                return manifest
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise StoreError(
+            f"{MANIFEST} is not one of format {FORMAT} for stage {self.stage!r} and this key",
+            self.location,
+            f"update wsss, or remove it (`wsss rm {self.folder}`, or delete that folder)",
+        )
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -98,22 +109,23 @@ class Artifact:
         Raises:
             StoreError: the artifact has no such image, or its shard is missing or damaged.
         """
-        try:
-            shard = self._shard_of[image]
-        except KeyError:
+        shard = self._shard_of.get(image)
+        if shard is None:
             raise StoreError(
                 f"image {image!r} is not among the {len(self._shard_of)} of stage {self.stage!r}",
                 self.location,
                 "check that both stages run over the same image list",
-            ) from None
+            )
         if shard not in self._indexes:
             self._indexes[shard] = ShardIndex.open(self.path(shard))
         return self._indexes[shard].arrays(image)
 
     def path(self, file: str) -> Path:
         """A local path with the content of a file, size verified; downloaded once if the store is remote."""
-        entry = self._entry(file)
-        return self.backend.local_path(f"{self.folder}/{file}", entry["size"], entry["sha256"])
+        if file not in self.files:
+            has = f"it has: {', '.join(self.files) or 'none'}"
+            raise StoreError(f"artifact of stage {self.stage!r} has no file {file!r}", self.location, has)
+        return self.backend.local_path(self.place(file), self.files[file]["size"], self.files[file]["sha256"])
 
     def json(self, file: str) -> Any:
         """Content of a JSON file of the artifact."""
@@ -127,13 +139,16 @@ class Artifact:
             # The listing of an object store may lag behind: what looks wrong in it is asked for directly.
             size = listed.get(file)
             if size != entry["size"]:
-                size = self.backend.size(f"{self.folder}/{file}")
-            if size is None:
-                bad.append(f"{file} (missing)")
-            elif size != entry["size"]:
-                bad.append(f"{file} ({size} bytes instead of {entry['size']})")
+                size = self.backend.size(self.place(file))
+            if size != entry["size"]:
+                found = "missing" if size is None else f"{size} bytes instead of {entry['size']}"
+                bad.append(f"{file} ({found})")
         if bad:
-            raise self._damaged(bad)
+            raise StoreError(
+                f"artifact of stage {self.stage!r} is damaged: {', '.join(bad)}",
+                self.location,
+                f"remove it (`wsss rm {self.folder}`, or delete that folder), run the stage again",
+            )
 
     @cached_property
     def _shard_of(self) -> dict[str, str]:
@@ -143,65 +158,16 @@ class Artifact:
     def _indexes(self) -> dict[str, ShardIndex]:
         return {}
 
-    def _entry(self, file: str) -> dict[str, Any]:
-        try:
-            return self.files[file]
-        except KeyError:
-            raise StoreError(
-                f"artifact of stage {self.stage!r} has no file {file!r}",
-                self.location,
-                f"it has: {', '.join(self.files) or 'none'}",
-            ) from None
 
-    def _damaged(self, files: list[str]) -> StoreError:
-        return StoreError(
-            f"artifact of stage {self.stage!r} is damaged: {', '.join(files)}",
-            self.location,
-            f"remove it (`wsss rm {self.stage}/{self.key}`, or delete that folder), run the stage again",
-        )
-
-
-def parse_manifest(content: bytes, artifact: Artifact) -> dict[str, Any]:
-    """The manifest; StoreError when it is not that of this artifact in a format known here."""
-    try:
-        manifest = json.loads(content)
-        known = manifest["format"] == FORMAT and (manifest["stage"], manifest["key"]) == (
-            artifact.stage,
-            artifact.key,
-        )
-        complete = known and all(isinstance(manifest[name], dict) for name in ("files", "shards", "provenance"))
-    except (ValueError, KeyError, TypeError):
-        complete = False
-        manifest = {}
-    if not complete:
-        raise StoreError(
-            f"{MANIFEST} is not one of format {FORMAT} for stage {artifact.stage!r} and this key",
-            artifact.location,
-            f"update wsss, or remove it (`wsss rm {artifact.stage}/{artifact.key}`, or delete that folder)",
-        )
-    return manifest
-
-
+@dataclass(frozen=True)
 class ArtifactWriter:
-    """Fills one artifact, possibly from several processes at once, and publishes it.
+    """Fills an artifact, possibly from several processes at once, and publishes it. Picklable.
 
     Whatever was added survives the death of the process. Adding to an artifact that is already published does
     nothing (equal keys mean equal content), and publishing it again returns it.
-
-    Picklable: workers may add shards while the driver publishes.
     """
 
-    def __init__(self, backend: Backend, stage: str, key: str) -> None:
-        check_name(stage, "stage")
-        check_name(key, "key")
-        self.backend = backend
-        self.stage = stage
-        self.key = key
-
-    @property
-    def artifact(self) -> Artifact:
-        """The artifact as readers will see it."""
-        return Artifact(self.backend, self.stage, self.key)
+    artifact: Artifact
 
     def add_shard(self, index: int, records: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Store the arrays of a group of images: image name -> array name -> array.
@@ -226,18 +192,15 @@ class ArtifactWriter:
 
     def finished_images(self) -> dict[int, tuple[str, ...]]:
         """Shard index -> its images, for the shards finished so far, by this or by a dead process."""
-        found = {}
-        for file, note in self._notes().items():
-            if match := _SHARD.fullmatch(file):
-                found[int(match[1])] = tuple(note["images"])
-        return dict(sorted(found.items()))
+        shards = {int(match[1]): note for file, note in self._notes().items() if (match := _SHARD.fullmatch(file))}
+        return {index: tuple(note["images"]) for index, note in sorted(shards.items())}
 
     def discard_shard(self, index: int) -> None:
         """Forget a finished shard, for a run that divides the images into other shards. No error when it is absent."""
         if self._published():
             raise StoreError("a published artifact cannot lose a shard", self.artifact.location)
-        self.backend.remove(self._note_path(shard_file(index)))
-        self.backend.remove(f"{self.artifact.folder}/{shard_file(index)}")
+        self._backend.remove(self._note_path(shard_file(index)))
+        self._backend.remove(self.artifact.place(shard_file(index)))
 
     def publish(self, provenance: Mapping[str, Any], shards: Iterable[int] | None = None) -> Artifact:
         """Write the manifest, which makes the artifact visible in one step.
@@ -272,19 +235,19 @@ class ArtifactWriter:
                 raise StoreError(
                     f"image {min(twice)!r} is in {file} and in another shard",
                     artifact.location,
-                    f"remove the unfinished one (`wsss rm {self.stage}/{self.key}`), run the stage again",
+                    f"remove the unfinished one (`wsss rm {artifact.folder}`), run the stage again",
                 )
             seen.update(images)
         manifest = {
             "format": FORMAT,
-            "stage": self.stage,
-            "key": self.key,
+            "stage": artifact.stage,
+            "key": artifact.key,
             "files": {f: {"size": n["size"], "sha256": n["sha256"]} for f, n in sorted(notes.items())},
             "shards": by_shard,
             "provenance": dict(provenance),
         }
-        self.backend.remove_leftovers(artifact.folder)
-        self.backend.write(f"{artifact.folder}/{MANIFEST}", _json(manifest))
+        self._backend.remove_leftovers(artifact.folder)
+        self._backend.write(self.artifact.place(MANIFEST), _json(manifest))
         return artifact
 
     def _add(self, file: str, content: bytes | Path, images: list[str] | None) -> None:
@@ -294,40 +257,38 @@ class ArtifactWriter:
         if isinstance(content, Path) and not content.is_file():
             raise StoreError(f"the file to store as {file!r} does not exist", str(content))
         digest, size = sha256_of(content)
-        note: dict[str, Any] = {"file": file, "size": size, "sha256": digest}
-        if images is not None:
-            note["images"] = images
-        target = f"{self.artifact.folder}/{file}"
-        before = self.backend.read(self._note_path(file))
-        if before == _json(note) and self.backend.size(target) == size:
+        note = {"file": file, "size": size, "sha256": digest} | ({} if images is None else {"images": images})
+        before = self._backend.read(self._note_path(file))
+        if before == _json(note) and self._backend.size(self.artifact.place(file)) == size:
             return
         if before is not None:  # never leave an old note beside new content
-            self.backend.remove(self._note_path(file))
-        self.backend.write(target, content)
-        self.backend.write(self._note_path(file), _json(note))
+            self._backend.remove(self._note_path(file))
+        self._backend.write(self.artifact.place(file), content)
+        self._backend.write(self._note_path(file), _json(note))
 
-    def _published(self) -> bool:
-        return self.backend.size(f"{self.artifact.folder}/{MANIFEST}") is not None
+    @property
+    def _backend(self) -> Backend:
+        return self.artifact.backend
 
     def _note_path(self, file: str) -> str:
-        return f"{self.artifact.folder}/{_FINISHED}/{file}.json"
+        return self.artifact.place(f"{_FINISHED}/{file}.json")
+
+    def _published(self) -> bool:
+        return self._backend.size(self.artifact.place(MANIFEST)) is not None
 
     def _note(self, file: str) -> dict[str, Any] | None:
         """The note of a file whose content has the size that the note says."""
-        content = self.backend.read(self._note_path(file))
-        if content is None:
-            return None
         try:
-            note = json.loads(content)
+            note = json.loads(self._backend.read(self._note_path(file)) or b"")
         except ValueError:
             return None
-        size = self.backend.size(f"{self.artifact.folder}/{file}")
+        size = self._backend.size(self.artifact.place(file))
         return note if size is not None and size == note.get("size") else None
 
     def _notes(self) -> dict[str, dict[str, Any]]:
-        names = [name for name in self.backend.sizes(f"{self.artifact.folder}/{_FINISHED}") if name.endswith(".json")]
-        notes = {name.removesuffix(".json"): self._note(name.removesuffix(".json")) for name in sorted(names)}
-        return {file: note for file, note in notes.items() if note is not None}
+        listed = sorted(self._backend.sizes(self.artifact.place(_FINISHED)))
+        files = [name.removesuffix(".json") for name in listed if name.endswith(".json")]
+        return {file: note for file in files if (note := self._note(file)) is not None}
 
 
 def shard_file(index: int) -> str:

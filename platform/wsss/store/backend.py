@@ -14,8 +14,8 @@ from typing import Protocol
 
 from wsss.errors import WsssError
 
+# Called once, with a description of the holder, when somebody else computes the wanted artifact.
 OnWait = Callable[[str], None]
-"""Called once, with a description of the holder, when somebody else computes the wanted artifact."""
 
 
 class StoreError(WsssError):
@@ -28,60 +28,44 @@ class Backend(Protocol):
     @property
     def url(self) -> str:
         """Where this is, for people and for reopening; never holds a secret."""
-        ...
 
     def describe(self, path: str) -> str:
         """Full location of a path, for messages."""
-        ...
 
     def read(self, path: str) -> bytes | None:
         """Content, or None when there is no such path."""
-        ...
 
     def size(self, path: str) -> int | None:
         """Bytes, or None when there is no such path. Never answers from a listing that may lag behind."""
-        ...
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Path relative to `folder` -> bytes, for everything below it; empty when there is nothing."""
-        ...
 
     def write(self, path: str, content: bytes | Path) -> None:
         """Put bytes, or the content of a local file, at a path: all of it is there afterwards, or nothing."""
-        ...
 
     def remove(self, path: str) -> None:
         """Remove one file; no error when it is absent."""
-        ...
 
     def remove_folder(self, folder: str) -> None:
         """Remove everything below a folder; no error when it is absent."""
-        ...
 
     def remove_leftovers(self, folder: str) -> None:
         """Remove temporary files that dead writers left in a folder."""
-        ...
 
     def local_path(self, path: str, size: int, sha256: str) -> Path:
         """A local file with the content of `path`, whose size is checked; StoreError when it differs."""
-        ...
 
     def check_writable(self) -> None:
         """Write, read back and remove a few bytes; StoreError says what is wrong when that fails."""
-        ...
 
     def single_flight(self, name: str, on_wait: OnWait | None) -> AbstractContextManager[None]:
         """Hold `name` exclusively among processes and threads; another takes over when the holder dies."""
-        ...
 
 
 def sha256_of(content: bytes | Path) -> tuple[str, int]:
     """Hex digest and number of bytes of some bytes, or of a local file."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest(), len(content)
-    digest, size = hashlib.sha256(), 0
     with content.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return digest.hexdigest(), size
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()

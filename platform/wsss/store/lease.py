@@ -17,27 +17,19 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from wsss.files import this_process
 from wsss.store.backend import OnWait, StoreError
 
+if TYPE_CHECKING:
+    from wsss.store.s3 import S3Files
+
 log = logging.getLogger(__name__)
 
 
-class LeaseObjects(Protocol):
-    """What a lease needs of an object store."""
-
-    def read(self, path: str) -> bytes | None: ...
-    def write_if_absent(self, path: str, content: bytes) -> bool: ...
-    def write(self, path: str, content: bytes) -> None: ...
-    def remove(self, path: str) -> None: ...
-
-
 @contextmanager
-def lease_single_flight(
-    objects: LeaseObjects, path: str, on_wait: OnWait | None, stale_seconds: float
-) -> Iterator[None]:
+def lease_single_flight(objects: S3Files, path: str, on_wait: OnWait | None, stale_seconds: float) -> Iterator[None]:
     """Hold a lease object at `path`, renewed by a thread every quarter of `stale_seconds`."""
     owner = uuid.uuid4().hex
     _acquire(objects, path, owner, on_wait, stale_seconds)
@@ -52,7 +44,7 @@ def lease_single_flight(
         stop.set()
         heart.join()
         try:
-            if _owner(objects.read(path)) == owner:
+            if _field(objects.read(path), "owner") == owner:
                 objects.remove(path)
         except StoreError as error:  # what was computed counts; the lease goes stale by itself
             log.warning("could not release the lease %s: %s", path, error.what)
@@ -70,11 +62,7 @@ def _field(lease: bytes | None, name: str) -> str | None:
         return None
 
 
-def _owner(lease: bytes | None) -> str | None:
-    return _field(lease, "owner")
-
-
-def _acquire(objects: LeaseObjects, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float) -> None:
+def _acquire(objects: S3Files, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float) -> None:
     pause = min(1.0, stale_seconds / 10)
     told = took_over = False
     seen: bytes | None = None
@@ -85,7 +73,7 @@ def _acquire(objects: LeaseObjects, path: str, owner: str, on_wait: OnWait | Non
             # pause the content tells who stays. Also read back for stores that ignore the condition.
             if took_over:
                 time.sleep(pause)
-            if _owner(objects.read(path)) == owner:
+            if _field(objects.read(path), "owner") == owner:
                 return
         lease = objects.read(path)
         if lease is None:
@@ -104,12 +92,12 @@ def _acquire(objects: LeaseObjects, path: str, owner: str, on_wait: OnWait | Non
         time.sleep(pause)
 
 
-def _beat(objects: LeaseObjects, path: str, owner: str, stop: threading.Event, every: float) -> None:
+def _beat(objects: S3Files, path: str, owner: str, stop: threading.Event, every: float) -> None:
     beat = 0
     while not stop.wait(every):
         beat += 1
         try:
-            if _owner(objects.read(path)) != owner:
+            if _field(objects.read(path), "owner") != owner:
                 log.warning("the lease %s was taken over by another run; both compute the same content", path)
                 return
             objects.write(path, _lease(owner, beat))

@@ -31,18 +31,12 @@ class LocalFiles:
         return str(self.root / path)
 
     def read(self, path: str) -> bytes | None:
-        with explained(self.root / path):
-            try:
-                return (self.root / path).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        with explained(self.root / path), suppress(FileNotFoundError, NotADirectoryError):
+            return (self.root / path).read_bytes()
 
     def size(self, path: str) -> int | None:
-        with explained(self.root / path):
-            try:
-                return (self.root / path).stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        with explained(self.root / path), suppress(FileNotFoundError, NotADirectoryError):
+            return (self.root / path).stat().st_size
 
     def sizes(self, folder: str) -> dict[str, int]:
         found = {}

@@ -21,7 +21,6 @@ import numpy as np
 
 from wsss.store.backend import StoreError
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 _LOCAL_HEADER = struct.Struct("<4s22sHH")  # signature, fields that the central directory repeats, two lengths
 
 
@@ -29,12 +28,10 @@ def encode_shard(records: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
     """Bytes of one shard.
 
     Args:
-        records: image name -> array name -> array (any shape, any dtype without objects). An image may have
-            no arrays.
+        records: image name -> array name -> array (any shape, any dtype without objects); no array is allowed.
 
     Raises:
-        StoreError: a name is empty or holds a slash, a backslash or a control character; an array holds
-            objects.
+        StoreError: a name is empty or holds a slash, a backslash or a control character; an array holds objects.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -53,14 +50,13 @@ def encode_shard(records: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
                 npy = io.BytesIO()
                 native = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 np.lib.format.write_array(npy, native, version=(1, 0), allow_pickle=False)
-                small = array.dtype.kind in "iub"
-                method = zipfile.ZIP_DEFLATED if small else zipfile.ZIP_STORED
+                method = zipfile.ZIP_DEFLATED if array.dtype.kind in "iub" else zipfile.ZIP_STORED
                 archive.writestr(_entry(f"{image}/{name}.npy", method), npy.getvalue(), compresslevel=6)
     return buffer.getvalue()
 
 
 def _entry(path: str, method: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(path, _EPOCH)
+    info = zipfile.ZipInfo(path, (1980, 1, 1, 0, 0, 0))
     info.compress_type = method
     info.create_system = 3  # zipfile writes the platform's own otherwise
     info.external_attr = 0o644 << 16
@@ -96,10 +92,6 @@ class ShardIndex:
         except (OSError, zipfile.BadZipFile) as error:
             raise _damaged(path, str(error)) from error
         return cls(path, entries)
-
-    def images(self) -> tuple[str, ...]:
-        """Names of the images, sorted."""
-        return tuple(self.entries)
 
     def arrays(self, image: str) -> dict[str, np.ndarray]:
         """The arrays of one image. KeyError when the shard lacks it, StoreError when it is damaged."""

@@ -6,20 +6,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from wsss.store.artifact import MANIFEST, Artifact, ArtifactWriter, check_name
+from wsss.store.artifact import MANIFEST, Artifact, ArtifactWriter
 from wsss.store.backend import Backend, OnWait
 
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """One line of a listing.
-
-    Attributes:
-        stage: name of the stage.
-        key: content key.
-        size: bytes of everything stored for it.
-        published: False while it is being computed, or after a crash before its publication.
-    """
+    """One line of a listing. `size`: bytes of everything stored for it. `published`: False before its publication."""
 
     stage: str
     key: str
@@ -44,55 +37,45 @@ class Store:
         Raises:
             StoreError: it is there but a file is missing or short, or the store cannot be read.
         """
-        check_name(stage, "stage")
-        check_name(key, "key")
         artifact = Artifact(self.backend, stage, key)
-        if self.backend.size(f"{artifact.folder}/{MANIFEST}") is None:
+        if self.backend.size(artifact.place(MANIFEST)) is None:
             return None
         artifact.check_sizes()
         return artifact
 
     def writer(self, stage: str, key: str) -> ArtifactWriter:
         """Begin, or continue, to fill an artifact."""
-        return ArtifactWriter(self.backend, stage, key)
+        return ArtifactWriter(Artifact(self.backend, stage, key))
 
     def single_flight(self, stage: str, key: str, on_wait: OnWait | None = None) -> AbstractContextManager[None]:
         """Be the only one, in all processes and threads, that computes this artifact.
 
-        Look for the artifact again inside: whoever held it before has probably published it. When the holder
-        dies, a waiting run enters (at once in a folder, after `lease_seconds` in an object store). Not
-        re-entrant.
+        Look for the artifact again inside: the holder before has probably published it. When a holder dies, a
+        waiting run enters: at once in a folder, after `lease_seconds` in an object store. Not re-entrant.
 
         Args:
-            stage: name of the stage.
-            key: content key.
             on_wait: called once with a description of the holder if this has to wait.
         """
-        check_name(stage, "stage")
-        check_name(key, "key")
-        return self.backend.single_flight(f"{stage}/{key}", on_wait)
+        return self.backend.single_flight(Artifact(self.backend, stage, key).folder, on_wait)
 
     def list(self, include_unfinished: bool = False) -> Iterator[ArtifactRef]:
         """Published artifacts, sorted by stage and key; on demand also those that are not published."""
-        found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        found: dict[tuple[str, str], dict[str, int]] = {}
         for path, size in self.backend.sizes("").items():
-            parts = path.split("/", 2)
-            if len(parts) == 3:
-                found.setdefault((parts[0], parts[1]), []).append((parts[2], size))
-        for (stage, key), files in sorted(found.items()):
-            published = any(file == MANIFEST for file, _ in files)
-            if published or include_unfinished:
-                yield ArtifactRef(stage, key, sum(size for _, size in files), published)
+            if path.count("/") >= 2:
+                stage, key, file = path.split("/", 2)
+                found.setdefault((stage, key), {})[file] = size
+        for (stage, key), sizes in sorted(found.items()):
+            if MANIFEST in sizes or include_unfinished:
+                yield ArtifactRef(stage, key, sum(sizes.values()), MANIFEST in sizes)
 
     def delete(self, stage: str, key: str) -> bool:
         """Remove an artifact, published or not. Returns whether there was one."""
-        check_name(stage, "stage")
-        check_name(key, "key")
-        folder = f"{stage}/{key}"
-        if not self.backend.sizes(folder):
+        artifact = Artifact(self.backend, stage, key)
+        if not self.backend.sizes(artifact.folder):
             return False
-        self.backend.remove(f"{folder}/{MANIFEST}")  # readers first: from here on they see nothing
-        self.backend.remove_folder(folder)
+        self.backend.remove(artifact.place(MANIFEST))  # readers first: from here on they see nothing
+        self.backend.remove_folder(artifact.folder)
         return True
 
     def check_writable(self) -> None:
