@@ -11,7 +11,7 @@ from tests.tracking.conftest import MlflowServer, free_port
 from tests.tracking.reading import Tracked
 
 from wsss.tracking import TrackedRun, Tracker, open_tracker, sync
-from wsss.tracking.spool import read_cursor, read_events
+from wsss.tracking.spool import read_cursor, read_events, tracking_folder
 
 
 def _start(uri: str, home: Path, experiment: str) -> tuple[Tracker, TrackedRun, TrackedRun]:
@@ -20,9 +20,10 @@ def _start(uri: str, home: Path, experiment: str) -> tuple[Tracker, TrackedRun, 
     return tracker, parent, tracker.run("cam", key="r1/cam", parent=parent, tags={"stage": "cam"})
 
 
-def _wait_until_sent(run: TrackedRun, seconds: float = 60.0) -> None:
+def _wait_until_sent(home: Path, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while read_events(run.record, read_cursor(run.record).offset, None)[0]:
+    folder = tracking_folder(home, "r1")
+    while read_events(folder, read_cursor(folder).offset, None)[0]:
         assert time.monotonic() < deadline, "the events did not reach the server"
         time.sleep(0.1)
 
@@ -33,7 +34,7 @@ def test_a_run_arrives_while_it_is_running(server: MlflowServer, home: Path, tmp
     tracker, parent, stage = _start(server.url, home, "server/plain")
     stage.series({"loss": [(step, float(step)) for step in range(1100)]})
     stage.artifact(figure, "figures")
-    _wait_until_sent(stage)
+    _wait_until_sent(home)
     tracked = Tracked(server.url, "server/plain")
     assert tracked.run("cam").info.status == "RUNNING"
     assert len(tracked.curve("cam", "loss")) == 1100
@@ -62,7 +63,7 @@ def test_a_server_that_is_down_costs_nothing(server: MlflowServer, home: Path, t
     assert not report.complete
     assert report.unsent == 7
     assert f"wsss track sync --home {home}" in report.message
-    assert dead in report.message and str(stage.record) in report.message
+    assert dead in report.message and str(tracking_folder(home, "r1")) in report.message
     for _ in range(2):
         assert sync(home, server.url).complete
     tracked = Tracked(server.url, "server/down")
@@ -75,7 +76,7 @@ def test_a_server_that_is_down_costs_nothing(server: MlflowServer, home: Path, t
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(server: MlflowServer, home: Path) -> None:
     tracker, parent, stage = _start(server.url, home, "server/killed")
     stage.series({"loss": [(step, 1.0) for step in range(300)]})
-    _wait_until_sent(stage)
+    _wait_until_sent(home)
     stage.series({"loss": [(step, 1.0) for step in range(300, 5000)]})
     tracked = Tracked(server.url, "server/killed")
     while len(tracked.curve("cam", "loss")) <= 300:
@@ -114,7 +115,7 @@ def test_a_lost_cursor_finds_its_runs_again(server: MlflowServer, home: Path) ->
     stage.finish()
     parent.finish()
     assert tracker.close(60).complete
-    (stage.record / "cursor.json").unlink()
+    (tracking_folder(home, "r1") / "cursor.json").unlink()
     assert sync(home).complete
     tracked = Tracked(server.url, "server/cursor")
     assert sorted(run.info.run_name or "" for run in tracked.runs()) == ["cam", "reproduce"]

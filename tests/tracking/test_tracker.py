@@ -14,7 +14,7 @@ import pytest
 from tests.tracking.reading import Tracked
 
 from wsss.tracking import TrackingError, default_uri, open_tracker, sync
-from wsss.tracking.spool import read_events
+from wsss.tracking.spool import read_events, tracking_folder
 
 EXPERIMENT = "voc2012/ssc"
 
@@ -104,7 +104,7 @@ def test_continuing_a_run_doubles_nothing(home: Path, tracked: Tracked, tmp_path
     assert found.data.params == {"epochs": "5", "workers": "0"}
     assert found.data.tags["changed_param.workers"] == "1"
     assert tracked.artifact("reproduce", "t.csv", tmp_path / "back") == "attempt 1"
-    events, _, _ = read_events(run.record, 0, None)
+    events, _, _ = read_events(tracking_folder(home, "r1"), 0, None)
     assert [event["points"] for event in events if event["kind"] == "repeat"] == [[["loss", 1.0 / 3 + 0.1, 2]]]
 
 
@@ -114,7 +114,7 @@ def test_losing_the_cursor_doubles_nothing(home: Path, tracked: Tracked) -> None
     run.series({"loss": [(step, 1.0) for step in range(1200)]})
     run.finish()
     assert tracker.close(60).complete
-    (run.record / "cursor.json").unlink()
+    (tracking_folder(home, "r1") / "cursor.json").unlink()
     assert sync(home).complete
     assert len(tracked.runs()) == 1
     assert len(tracked.curve("reproduce", "loss")) == 1200
@@ -177,7 +177,7 @@ def test_a_refused_entry_does_not_stop_the_others(
     report = tracker.close(60)
     assert (report.unsent, report.rejected) == (0, 1)
     assert "rejected.jsonl" in report.message
-    assert "bad%name" in (run.record / "rejected.jsonl").read_text()
+    assert "bad%name" in (tracking_folder(home, "r1") / "rejected.jsonl").read_text()
     assert tracked.run("reproduce").data.metrics == {"a": 1.0, "b": 3.0, "c": 4.0}
 
 

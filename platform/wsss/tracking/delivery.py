@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INVALID_PARAMETER_VALUE,
@@ -26,7 +27,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from wsss.files import locked
+from wsss.files import finish, locked, unfinished
 from wsss.tracking.location import artifact_root, sqlite_path, sqlite_uri
 from wsss.tracking.spool import ROOT, Cursor, Event, RecordLost, kept_file, tracking_folder
 
@@ -50,7 +51,9 @@ class Destination:
     """
 
     def __init__(self, uri: str, home: Path) -> None:
-        _quiet()
+        # Migrations and retries are our business: their progress lines do not belong in a run's output.
+        for logger in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
         self.home = home
         database = sqlite_path(uri)
         if database is not None:
@@ -166,8 +169,7 @@ class RunDelivery:
             return found or self._create(experiment_id, None, owner, _identity_tags(owner, run))
 
     def _find(self, experiment_id: str, run_id: str, run: str) -> str | None:
-        twins = self._twins(experiment_id, run_id, run)
-        return twins[0] if twins else None
+        return next(iter(self._twins(experiment_id, run_id, run)), None)
 
     def _twins(self, experiment_id: str, run_id: str, run: str) -> list[str]:
         query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in _identity_tags(run_id, run).items())
@@ -212,30 +214,30 @@ class RunDelivery:
         if batch is None or not (batch.metrics or batch.params or batch.tags):
             return
         mlflow_id = self._mlflow_id(run)
-        params = [Param(key, value) for key, value in batch.params.items()]
-        tags = [RunTag(key, value) for key, value in batch.tags.items()]
-        for part in _parts(tags, _TEXTS_PER_BATCH):
-            self._log(run, mlflow_id, tags=part)
-        for part in _parts(params, _TEXTS_PER_BATCH):
-            self._log(run, mlflow_id, params=part)
-        for part in _parts(batch.metrics, _METRICS_PER_BATCH):
-            self._log(run, mlflow_id, metrics=part)
+        entries: dict[str, list[Any]] = {
+            "tags": [RunTag(key, value) for key, value in batch.tags.items()],
+            "params": [Param(key, value) for key, value in batch.params.items()],
+            "metrics": batch.metrics,
+        }
+        for kind, values in entries.items():
+            size = _METRICS_PER_BATCH if kind == "metrics" else _TEXTS_PER_BATCH
+            for start in range(0, len(values), size):
+                self._log(run, mlflow_id, kind, values[start : start + size])
 
-    def _log(self, run: str, mlflow_id: str, **entries: Any) -> None:
+    def _log(self, run: str, mlflow_id: str, kind: str, values: list[Any]) -> None:
         """One log_batch call; when the server refuses it, halves, until the refused entries stand alone."""
         try:
-            self._client.log_batch(mlflow_id, **entries)
+            self._client.log_batch(mlflow_id, **{kind: values})
         except MlflowException as error:
             if error.error_code != _INVALID:
                 raise
-            ((kind, values),) = entries.items()
             if len(values) == 1:
                 self._check_alive(mlflow_id)
                 self._rejected.append({"run": run, "kind": kind, **dict(values[0]), "reason": str(error)})
                 return
             middle = len(values) // 2
-            self._log(run, mlflow_id, **{kind: values[:middle]})
-            self._log(run, mlflow_id, **{kind: values[middle:]})
+            self._log(run, mlflow_id, kind, values[:middle])
+            self._log(run, mlflow_id, kind, values[middle:])
 
     def _guarded(self, event: Event, send: Callable[[], None]) -> None:
         """Run `send`; an entry that the server will never take is noted and does not stop the entries after it."""
@@ -252,11 +254,11 @@ class RunDelivery:
             self._rejected.append({**event, "reason": str(error)})
 
 
+@dataclass
 class _Batch:
-    def __init__(self) -> None:
-        self.metrics: list[Metric] = []
-        self.params: dict[str, str] = {}
-        self.tags: dict[str, str] = {}
+    metrics: list[Metric] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def _identity_tags(run_id: str, run: str) -> dict[str, str]:
@@ -272,14 +274,8 @@ def _dataset_input(event: Event) -> DatasetInput:
         digest=event["digest"].rpartition(":")[2][:_DIGEST_CHARACTERS],
         source_type="http" if is_web else scheme,
         source=json.dumps({"url" if is_web else "uri": source}),
-        profile=json.dumps(event["profile"]) if event["profile"] else None,
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", event["split"])] if event["split"] else [])
-
-
-def _parts(entries: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(entries), size):
-        yield entries[start : start + size]
+    return DatasetInput(dataset, [])
 
 
 def _create_database(path: Path, artifacts: Path) -> None:
@@ -292,19 +288,11 @@ def _create_database(path: Path, artifacts: Path) -> None:
     with locked(path.with_name(f"{path.name}.creating")):
         if path.exists():
             return
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        store = SqlAlchemyStore(sqlite_uri(partial), artifacts.as_uri())
-        store.engine.dispose()
-        partial.replace(path)
+        with unfinished(path) as partial:
+            SqlAlchemyStore(sqlite_uri(partial), artifacts.as_uri()).engine.dispose()
+            finish(partial, path)
 
 
 def _creation_lock(home: Path, run_id: str) -> contextlib.AbstractContextManager[None]:
     """Held while a run is looked up and created, so that two processes of one home never create it twice."""
     return locked(tracking_folder(home, run_id) / "creation.lock")
-
-
-def _quiet() -> None:
-    """Migrations and retries are our business: their progress lines do not belong in a run's output."""
-    for name in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)

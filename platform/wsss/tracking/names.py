@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from wsss.tracking.redact import redact_value
@@ -34,23 +34,16 @@ def flatten_params(values: Mapping[str, Any]) -> dict[str, str]:
 
     Lists and tuples of plain values stay one value; lists that hold mappings get their index in the key.
     """
-    flat: dict[str, str] = {}
-    _flatten("", values, flat)
-    return flat
+    return {metric_name(key): cut_text(redact_value(key, value), PARAM_CHARACTERS) for key, value in _flat("", values)}
 
 
 def tag_texts(tags: Mapping[str, Any]) -> dict[str, str]:
     """Tags as texts, redacted and cut visibly at 8000 characters; None and "" are left out."""
     return {
-        clean_key(key): cut_text(redact_value(key, value), TAG_CHARACTERS)
+        metric_name(key): cut_text(redact_value(key, value), TAG_CHARACTERS)
         for key, value in tags.items()
         if value is not None and value != ""
     }
-
-
-def clean_key(key: str) -> str:
-    """A parameter or tag key that MLflow accepts (the rules of metric names)."""
-    return metric_name(key)
 
 
 def cut_text(text: str, limit: int) -> str:
@@ -61,17 +54,14 @@ def cut_text(text: str, limit: int) -> str:
     return text[: limit - len(note)] + note
 
 
-def _flatten(prefix: str, value: Any, flat: dict[str, str]) -> None:
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    inner: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping) and (value or not prefix):
-        for key, inner in value.items():
-            _flatten(f"{prefix}.{key}" if prefix else str(key), inner, flat)
-    elif _holds_mappings(value):
-        for index, inner in enumerate(value):
-            _flatten(f"{prefix}.{index}", inner, flat)
+        inner = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):
+        inner = enumerate(value)
     else:
-        flat[clean_key(prefix)] = cut_text(redact_value(prefix, value), PARAM_CHARACTERS)
-
-
-def _holds_mappings(value: Any) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return is_list and any(isinstance(inner, Mapping) for inner in value)
+        yield prefix, value
+        return
+    for key, each in inner:
+        yield from _flat(f"{prefix}.{key}" if prefix else str(key), each)

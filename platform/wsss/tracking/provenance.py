@@ -8,12 +8,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "ray", "mlflow", "optuna", "pydensecrf2", "pillow")
+_CODE = Path(__file__).resolve().parent
 COMMIT_VARIABLE = "WSSS_GIT_COMMIT"
 _TIMEOUT_SECONDS = 5.0
 # `ray job submit` starts the driver with its job config in this variable (Ray 2.60, job_supervisor); the submission
@@ -28,7 +30,7 @@ class Provenance:
     Attributes:
         git_commit: full commit hash, "" outside a repository.
         git_dirty: tracked files differ from the commit; None when unknown.
-        machine: hostname, system, cpu, cores (usable by this process), memory_gib, gpus.
+        machine: see `machine_facts`.
         libraries: distribution name -> version, for those installed, and python.
         ray_job_id: id given by `ray job submit`, "" otherwise.
     """
@@ -52,14 +54,9 @@ class Provenance:
         return tags | ({"ray_job_id": self.ray_job_id} if self.ray_job_id else {})
 
 
-def collect_provenance(code: Path | None = None, libraries: Iterable[str] = _LIBRARIES) -> Provenance:
-    """Facts of this process; what cannot be found is left empty.
-
-    Args:
-        code: a folder inside the repository of the code; the folder of this package by default.
-    """
-    commit, dirty = git_state(code or Path(__file__).resolve().parent)
-    return Provenance(commit, dirty, machine_facts(), library_versions(libraries), ray_job_id())
+def collect_provenance(code: Path = _CODE) -> Provenance:
+    """Facts of this process and of the repository around the folder `code`; what cannot be found is left empty."""
+    return Provenance(*git_state(code), machine_facts(), library_versions(_LIBRARIES), ray_job_id())
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:
@@ -87,14 +84,12 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def library_versions(names: Iterable[str] = _LIBRARIES) -> dict[str, str]:
+def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions from the installed metadata (nothing is imported); missing libraries are left out."""
     versions = {"python": platform.python_version()}
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -102,8 +97,7 @@ def ray_job_id(environment: Mapping[str, str] | None = None) -> str:
     """The submission id ("raysubmit_...") from the environment, "" when the process is no submitted Ray job."""
     environment = os.environ if environment is None else environment
     try:
-        config = json.loads(environment.get(_JOB_CONFIG_VARIABLE, "{}"))
-        return str(config["metadata"]["job_submission_id"])
+        return str(json.loads(environment.get(_JOB_CONFIG_VARIABLE, "{}"))["metadata"]["job_submission_id"])
     except (ValueError, KeyError, TypeError):
         return ""
 

@@ -5,41 +5,16 @@ Everything passes here before it reaches the disk, so neither the event file nor
 
 from __future__ import annotations
 
-import itertools
 import re
 
 REDACTED = "[redacted]"
 
-_SECRET_WORDS = frozenset(
-    {
-        "password",
-        "passwd",
-        "passphrase",
-        "secret",
-        "secrets",
-        "credential",
-        "credentials",
-        "authorization",
-        "cookie",
-    }
+# Of the words of a name, in lower case. Some mean a secret only together: "access key" is one, "class key" is not.
+_SECRET_NAME = re.compile(
+    r"\b(?:password|passwd|passphrase|secrets?|credentials?|authorization|cookie"
+    r"|(?:api|access|private|account|ssh) key|(?:access|auth|bearer|session|refresh|api) token"
+    r"|apikey|accesskey|privatekey|authtoken|accesstoken)\b"
 )
-# Two neighboring words that mean a secret only together: "access key" is one, "class key" is not.
-_SECRET_PAIRS = frozenset(
-    {
-        ("api", "key"),
-        ("access", "key"),
-        ("private", "key"),
-        ("account", "key"),
-        ("ssh", "key"),
-        ("access", "token"),
-        ("auth", "token"),
-        ("bearer", "token"),
-        ("session", "token"),
-        ("refresh", "token"),
-        ("api", "token"),
-    }
-)
-_SECRET_JOINED = frozenset({"apikey", "accesskey", "privatekey", "authtoken", "accesstoken"})
 # A bare "token" is a word of transformers too (class_token): it is a secret only over a long opaque string.
 _OPAQUE_TOKEN_CHARACTERS = 16
 
@@ -70,10 +45,7 @@ def redact_text(text: str) -> str:
 
 def redact_value(key: str, value: object) -> str:
     """The text to write for a parameter or tag: `[redacted]` under a secret-looking key, else without credentials."""
-    text = str(value)
-    if is_secret_name(key, value):
-        return REDACTED
-    return redact_text(text)
+    return REDACTED if is_secret_name(key, value) else redact_text(str(value))
 
 
 def is_secret_name(key: str, value: object = "") -> bool:
@@ -81,15 +53,9 @@ def is_secret_name(key: str, value: object = "") -> bool:
 
     `value` only matters for keys that end in "token"; numbers, booleans and None are never secret there.
     """
-    words = _words(key)
-    if _SECRET_WORDS.intersection(words) or _SECRET_JOINED.intersection(words):
-        return not isinstance(value, bool | None)
-    if any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key).lower())
+    name = " ".join(filter(None, words))
+    if _SECRET_NAME.search(name):
         return not isinstance(value, bool | None)
     opaque = isinstance(value, str) and len(value) >= _OPAQUE_TOKEN_CHARACTERS and not re.search(r"\s", value)
-    return bool(words) and words[-1] == "token" and opaque
-
-
-def _words(key: str) -> list[str]:
-    separated = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
-    return [word for word in re.split(r"[^a-z0-9]+", separated.lower()) if word]
+    return opaque and name.split(" ")[-1] == "token"

@@ -8,13 +8,28 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from wsss.tracking.location import bound_requests, check_uri, default_uri, uri_with_credentials
 from wsss.tracking.redact import redact_text
-from wsss.tracking.spool import Cursor, RecordLost, Spool, append_rejected, read_cursor, read_events, write_cursor
+from wsss.tracking.spool import (
+    ROOT,
+    Cursor,
+    RecordLost,
+    Spool,
+    TrackingError,
+    append_rejected,
+    now_ms,
+    read_cursor,
+    read_events,
+    write_cursor,
+)
 
 if TYPE_CHECKING:
     from wsss.tracking.delivery import Destination, RunDelivery
+
+# Of one thread: (address, home folder) -> connection.
+Connections: TypeAlias = "dict[tuple[str, Path], Destination]"
 
 _log = logging.getLogger(__name__)
 
@@ -85,23 +100,29 @@ class Outbox:
         self.empty = threading.Event()
         self._delivery: RunDelivery | None = None
 
-    def send(self, destinations: Destinations) -> bool:
+    def send(self, connections: Connections) -> bool:
         """Send one chunk; True when more is waiting, False when empty or failed (then `reason` says why)."""
         self.spool.sync_to_disk()
         if self.cursor.offset >= self.spool.size:
             self.empty.set()
             return False
         events, offset, damaged = read_events(self.spool.folder, self.cursor.offset, _CHUNK_BYTES)
+        address = (self.uri, self.home)
         try:
             if self._delivery is None:
-                self._delivery = destinations.delivery(self)
+                # mlflow takes seconds to import: paid here, in the sender's thread, and never when nothing is tracked.
+                from wsss.tracking.delivery import Destination, RunDelivery
+
+                if address not in connections:
+                    connections[address] = Destination(*address)
+                self._delivery = RunDelivery(connections[address], self.spool.run_id, self.cursor)
             rejected = self._delivery.deliver(events)
         except Exception as error:
             # Whatever it is, the record stays and the run goes on; the reason reaches the user through close().
             self._failed(error)
             # Connect anew next time: the server may come back as another one.
             self._delivery = None
-            destinations.drop(self)
+            connections.pop(address, None)
             return False
         if rejected:
             append_rejected(self.spool.folder, rejected)
@@ -115,14 +136,10 @@ class Outbox:
         if self.failures:
             _log.info("tracking of %s reaches %s again", self.spool.run_id, self.address)
         self.failures = 0
-        if self.cursor.offset >= self.spool.size:
-            self.empty.set()
-            return False
-        return True
-
-    def unsent(self) -> int:
-        """Count of the events that are only on disk."""
-        return len(read_events(self.spool.folder, self.cursor.offset, None)[0])
+        if self.cursor.offset < self.spool.size:
+            return True
+        self.empty.set()
+        return False
 
     def seconds_to_wait(self, hurried: bool) -> float:
         """Seconds until the next attempt makes sense; 0 when the last one succeeded."""
@@ -133,13 +150,12 @@ class Outbox:
         return max(0.0, self.failed_at + pause - time.monotonic())
 
     def _failed(self, error: Exception) -> None:
-        lost = isinstance(error, RecordLost)
-        if lost:
-            self.cursor = Cursor(self.address)
         self.failures += 1
         self.failed_at = time.monotonic()
         self.reason = _first_line(error)
-        if self.failures == 1 and not lost:
+        if isinstance(error, RecordLost):
+            self.cursor = Cursor(self.address)
+        elif self.failures == 1:
             _log.warning(
                 "tracking of %s cannot reach %s (%s); the run goes on, its numbers are in %s",
                 self.spool.run_id,
@@ -147,27 +163,6 @@ class Outbox:
                 self.reason,
                 self.spool.folder,
             )
-
-
-class Destinations:
-    """The MLflow connections of one thread, by address."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, Path], Destination] = {}
-
-    def delivery(self, outbox: Outbox) -> RunDelivery:
-        """A delivery for this outbox; connects to an address on its first use."""
-        # mlflow takes seconds to import: paid here, in the sender's thread, and never when nothing is tracked.
-        from wsss.tracking.delivery import Destination, RunDelivery
-
-        key = (outbox.uri, outbox.home)
-        if key not in self._known:
-            self._known[key] = Destination(outbox.uri, outbox.home)
-        return RunDelivery(self._known[key], outbox.spool.run_id, outbox.cursor)
-
-    def drop(self, outbox: Outbox) -> None:
-        """Forget the connection of an outbox."""
-        self._known.pop((outbox.uri, outbox.home), None)
 
 
 class Sender:
@@ -179,7 +174,7 @@ class Sender:
         self._hurried: set[int] = set()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._destinations = Destinations()
+        self._connections: Connections = {}
 
     def add(self, outbox: Outbox) -> None:
         """Take an outbox into the rounds."""
@@ -223,7 +218,7 @@ class Sender:
         if outbox.seconds_to_wait(id(outbox) in self._hurried):
             return
         try:
-            while outbox in self._outboxes and outbox.send(self._destinations):
+            while outbox in self._outboxes and outbox.send(self._connections):
                 pass
         except (OSError, ValueError) as error:
             # The disk or the record itself; the writer sees the same and says so where it can be handled.
@@ -233,14 +228,14 @@ class Sender:
 process_sender = Sender()
 
 
-def send_until(outboxes: list[Outbox], wait_seconds: float) -> None:
+def _send_until(outboxes: list[Outbox], wait_seconds: float) -> None:
     """Send in the calling thread until all is sent or the time is over; every outbox gets one attempt."""
-    destinations = Destinations()
+    connections: Connections = {}
     deadline = time.monotonic() + wait_seconds
     waiting = outboxes
     while waiting:
         for outbox in waiting:
-            while outbox.send(destinations):
+            while outbox.send(connections):
                 pass
         waiting = [each for each in waiting if not each.empty.is_set()]
         if not waiting or time.monotonic() >= deadline:
@@ -248,26 +243,69 @@ def send_until(outboxes: list[Outbox], wait_seconds: float) -> None:
         time.sleep(max(0.0, min(_HURRIED_PAUSE_SECONDS, deadline - time.monotonic())))
 
 
+def sync(home: Path, uri: str | None = None, wait_seconds: float = 60.0) -> TrackingReport:
+    """Send the leftovers of all runs under `home` (`wsss track sync`); calling it again changes nothing.
+
+    Runs that a process is writing right now are left to it. A run whose process died is marked KILLED (it is
+    RUNNING again when it is continued).
+
+    Args:
+        uri: send to this address instead of the recorded one; a run that was sent elsewhere is sent whole.
+        wait_seconds: how long to keep trying when a server does not answer; every run gets one attempt.
+
+    Raises:
+        TrackingError: the address cannot work.
+    """
+    home = Path(home).absolute()
+    bound_requests()
+    if uri is not None:
+        check_uri(uri)
+    outboxes: list[Outbox] = []
+    needs_credentials: list[Outbox] = []
+    try:
+        for record in sorted((home / "runs").glob("*/tracking/events.jsonl")):
+            try:
+                spool = Spool(home, record.parent.parent.name)
+            except TrackingError:  # its own process sends it
+                continue
+            for key, run in list(spool.runs.items()):
+                if run.uri and run.status is None:
+                    spool.append({"kind": "finish", "run": key, "time": now_ms(), "status": "KILLED"})
+            runs = [spool.recorded(ROOT), *spool.runs.values()]
+            recorded = next((run.uri for run in runs if run.uri), default_uri(home))
+            address = uri or uri_with_credentials(recorded)
+            outbox = Outbox(spool, home, address or recorded)
+            if outbox.cursor.offset >= spool.size:
+                spool.close()
+            elif address is None:
+                remedy = "set MLFLOW_TRACKING_URI or pass --tracking"
+                outbox.reason = f"the credentials of {recorded} are not recorded: {remedy}"
+                needs_credentials.append(outbox)
+            else:
+                outboxes.append(outbox)
+        _send_until(outboxes, wait_seconds)
+        everything = outboxes + needs_credentials
+        addresses = dict.fromkeys(outbox.address for outbox in everything)
+        return report(everything, ", ".join(addresses) or redact_text(uri or default_uri(home)), home)
+    finally:
+        for outbox in outboxes + needs_credentials:
+            outbox.spool.close()
+
+
 def report(outboxes: Iterable[Outbox], address: str, home: Path) -> TrackingReport:
     """The state of these outboxes as one report."""
-    outboxes = list(outboxes)
-    unsent = {outbox: outbox.unsent() for outbox in outboxes}
-    concerned = [outbox for outbox in outboxes if unsent[outbox] or outbox.cursor.rejected]
-    reasons = list(dict.fromkeys(_why(outbox, unsent[outbox]) for outbox in concerned))
+    found = [(outbox, len(read_events(outbox.spool.folder, outbox.cursor.offset, None)[0])) for outbox in outboxes]
+    concerned = [(outbox, unsent) for outbox, unsent in found if unsent or outbox.cursor.rejected]
+    silent, refused = "the server did not answer in time", "refused earlier, the reasons are in rejected.jsonl"
+    reasons = [outbox.reason or (silent if unsent else refused) for outbox, unsent in concerned]
     return TrackingReport(
         address=address,
-        unsent=sum(unsent.values()),
-        rejected=sum(outbox.cursor.rejected for outbox in outboxes),
-        folders=tuple(outbox.spool.folder for outbox in concerned),
-        reason="; ".join(reasons),
+        unsent=sum(unsent for _, unsent in found),
+        rejected=sum(outbox.cursor.rejected for outbox, _ in found),
+        folders=tuple(outbox.spool.folder for outbox, _ in concerned),
+        reason="; ".join(dict.fromkeys(reasons)),
         home=home,
     )
-
-
-def _why(outbox: Outbox, unsent: int) -> str:
-    if outbox.reason:
-        return outbox.reason
-    return "the server did not answer in time" if unsent else "refused earlier, the reasons are in rejected.jsonl"
 
 
 def _first_line(error: Exception) -> str:

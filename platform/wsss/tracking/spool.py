@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -104,12 +103,19 @@ class Spool:
         self.run_id = run_id
         self.folder = tracking_folder(home, run_id)
         self.runs: dict[str, RecordedRun] = {}
-        self._mutex = threading.RLock()
+        # Held around a read-decide-append sequence of several threads.
+        self.mutex = threading.RLock()
         self._unsynced = False
+        self._lock = ExitStack()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock_writer(self.folder, run_id)
+            self._lock.enter_context(locked(self.folder / "lock", wait=False))
             self._file = (self.folder / "events.jsonl").open("ab", buffering=0)
+        except LockHeld as error:
+            raise TrackingError(
+                f"The run {run_id} is being written by another process.",
+                str(self.folder),
+                "Wait for that process to end, or choose another run id.",
+            ) from error
         except OSError as error:
             raise _disk_error(self.folder, error) from error
         events, self.size, _ = read_events(self.folder, 0, None)
@@ -125,26 +131,21 @@ class Spool:
     def append(self, event: Event) -> None:
         """Write one event through to the system (safe against SIGKILL); `sync_to_disk` makes it power-safe."""
         line = (json.dumps(event, separators=(",", ":")) + "\n").encode()
-        with self._mutex:
+        with self.mutex:
             try:
                 written = self._file.write(line)
+                if written != len(line):
+                    raise OSError(f"wrote {written} of {len(line)} bytes")
             except OSError as error:
                 os.ftruncate(self._file.fileno(), self.size)
                 raise _disk_error(self.folder, error) from error
-            if written != len(line):
-                os.ftruncate(self._file.fileno(), self.size)
-                raise _disk_error(self.folder, OSError(f"wrote {written} of {len(line)} bytes"))
             self.size += len(line)
             self._unsynced = True
             self.recorded(event["run"]).apply(event)
 
-    def hold(self) -> threading.RLock:
-        """The lock around a read-decide-append sequence of several threads."""
-        return self._mutex
-
     def sync_to_disk(self) -> None:
         """fsync what was appended since the last call."""
-        with self._mutex:
+        with self.mutex:
             if self._unsynced and not self._file.closed:
                 os.fsync(self._file.fileno())
                 self._unsynced = False
@@ -156,17 +157,25 @@ class Spool:
             TrackingError: the file cannot be read or copied.
         """
         try:
-            return _copy_by_digest(source, self.folder / "artifacts")
+            with unfinished(self.folder / "artifacts" / source.name) as partial:
+                # Hash the copy, not the source: a source that is still being written must not get a wrong digest.
+                shutil.copyfile(source, partial)
+                with partial.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                target = kept_file(self.folder, digest, source.name)
+                target.parent.mkdir(exist_ok=True)
+                finish(partial, target, durable=True)
         except OSError as error:
             raise TrackingError(
                 f"An artifact could not be kept for tracking: {error}",
                 str(source),
                 "Write the file completely before logging it, and check the free space of the home folder.",
             ) from error
+        return digest
 
     def close(self) -> None:
         """Flush, and let other processes write this run."""
-        with self._mutex:
+        with self.mutex:
             self.sync_to_disk()
             self._file.close()
             self._lock.close()
@@ -180,9 +189,7 @@ def tracking_folder(home: Path, run_id: str) -> Path:
     """
     if not _RUN_ID.fullmatch(run_id):
         raise TrackingError(
-            f"The run id {run_id!r} is no folder name.",
-            "",
-            "Use letters, digits, '.', '_' and '-', 200 at most.",
+            f"The run id {run_id!r} is no folder name.", "", "Use letters, digits, '.', '_' and '-', 200 at most."
         )
     return home / "runs" / run_id / "tracking"
 
@@ -242,40 +249,9 @@ def append_rejected(folder: Path, entries: list[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def number(value: float) -> float | str:
-    """A value for JSON: non-finite ones as text ("nan", "inf"), which `float()` reads back."""
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
-
-
 def now_ms() -> int:
     """Milliseconds since 1970, the resolution MLflow keeps."""
     return time.time_ns() // 1_000_000
-
-
-def _lock_writer(folder: Path, run_id: str) -> ExitStack:
-    lock = ExitStack()
-    try:
-        lock.enter_context(locked(folder / "lock", wait=False))
-    except LockHeld as error:
-        raise TrackingError(
-            f"The run {run_id} is being written by another process.",
-            str(folder),
-            "Wait for that process to end, or choose another run id.",
-        ) from error
-    return lock
-
-
-def _copy_by_digest(source: Path, folder: Path) -> str:
-    with unfinished(folder / source.name) as partial:
-        # Hash the copy, not the source: a source that is still being written must not get a wrong digest.
-        shutil.copyfile(source, partial)
-        with partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        target = kept_file(folder.parent, digest, source.name)
-        target.parent.mkdir(exist_ok=True)
-        finish(partial, target, durable=True)
-    return digest
 
 
 def _disk_error(folder: Path, error: OSError) -> TrackingError:

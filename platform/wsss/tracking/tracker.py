@@ -7,6 +7,7 @@ Call it from the driver process only: a run has one writer.
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from wsss.tracking.location import bound_requests, check_uri, default_uri
 from wsss.tracking.names import flatten_params, metric_name, tag_texts
 from wsss.tracking.redact import redact_text
 from wsss.tracking.sender import Outbox, TrackingReport, process_sender, report
-from wsss.tracking.spool import ROOT, Event, Spool, TrackingError, now_ms, number
+from wsss.tracking.spool import ROOT, Event, Spool, TrackingError, now_ms
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _POINTS_PER_EVENT = 500
@@ -90,7 +91,7 @@ class Tracker:
         with self._mutex:
             run = TrackedRun(self, self._outbox(run_id), part or ROOT, name, parent_key, tags or {}, params or {})
         if dataset is not None:
-            run.dataset(name=dataset[0], source=dataset[1], digest=dataset[2])
+            run.dataset(*dataset)
         return run
 
     def close(self, wait_seconds: float = _CLOSE_SECONDS) -> TrackingReport:
@@ -150,11 +151,6 @@ class TrackedRun:
         """Identity: the run id, and for a nested run its part of the record after a slash."""
         return self._spool.run_id if self._part == ROOT else f"{self._spool.run_id}/{self._part}"
 
-    @property
-    def record(self) -> Path:
-        """The folder with this run's events."""
-        return self._spool.folder
-
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers.
 
@@ -179,7 +175,7 @@ class TrackedRun:
         MLflow never changes a parameter; a value that differs from the recorded one becomes the tag
         `changed_param.<key>`.
         """
-        with self._spool.hold():
+        with self._spool.mutex:
             known = self._spool.recorded(self._part).params
             flat = flatten_params(values)
             new = {key: value for key, value in flat.items() if key not in known}
@@ -190,7 +186,7 @@ class TrackedRun:
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; None values are left out."""
-        with self._spool.hold():
+        with self._spool.mutex:
             known = self._spool.recorded(self._part).tags
             new = {key: value for key, value in tag_texts(values).items() if known.get(key) != value}
             if new:
@@ -212,22 +208,11 @@ class TrackedRun:
             inner = file.parent.relative_to(path.parent).as_posix()
             self._file(file, "/".join(part for part in (folder.strip("/"), inner) if part))
 
-    def dataset(
-        self, name: str, digest: str, source: str = "", split: str = "", profile: Mapping[str, Any] | None = None
-    ) -> None:
-        """Log the data a run reads.
-
-        Args:
-            name: dataset name.
-            digest: content hash; MLflow shows 12 characters of it, so put the whole one into the tag data_manifest.
-            source: folder or address.
-            split: list or split that is read, MLflow's context.
-            profile: small JSON facts such as {"images": 1464}.
-        """
-        with self._spool.hold():
+    def dataset(self, name: str, source: str, digest: str) -> None:
+        """Log the data that the run reads: name, folder or address, content hash (MLflow shows 12 characters of it)."""
+        with self._spool.mutex:
             if (name, digest) not in self._spool.recorded(self._part).datasets:
-                facts = {"name": name, "digest": digest, "source": redact_text(source), "split": split}
-                self._write("dataset", facts | {"profile": dict(profile or {})})
+                self._write("dataset", {"name": name, "digest": digest, "source": redact_text(source)})
 
     def finish(self, status: RunStatus = "FINISHED") -> None:
         """End the run. Opening it again continues it."""
@@ -235,18 +220,18 @@ class TrackedRun:
         self._spool.sync_to_disk()
 
     def _points(self, points: Iterable[tuple[str, float, int | None]]) -> None:
-        with self._spool.hold():
+        with self._spool.mutex:
             known = self._spool.recorded(self._part).values
             fresh: list[tuple[str, float | str, int | None]] = []
             repeats: list[tuple[str, float | str, int | None]] = []
             seen: set[tuple[str, int | None]] = set()
             for raw_name, raw_value, step in points:
-                name, value = metric_name(raw_name), _checked_number(raw_name, raw_value)
+                name, value = metric_name(raw_name), _number(raw_name, raw_value)
                 before = known.get((name, step))
                 if before is not None and str(before) == str(value):
                     continue
                 is_repeat = step is not None and (before is not None or (name, step) in seen)
-                (repeats if is_repeat else fresh).append((name, number(value), step))
+                (repeats if is_repeat else fresh).append((name, value, step))
                 seen.add((name, step))
             for kind, found in (("metrics", fresh), ("repeat", repeats)):
                 for start in range(0, len(found), _POINTS_PER_EVENT):
@@ -254,7 +239,7 @@ class TrackedRun:
 
     def _file(self, path: Path, folder: str) -> None:
         digest = self._spool.keep_file(path)
-        with self._spool.hold():
+        with self._spool.mutex:
             if self._spool.recorded(self._part).artifacts.get(f"{folder}/{path.name}") != digest:
                 self._write("artifact", {"folder": folder, "name": path.name, "sha256": digest})
 
@@ -267,11 +252,13 @@ def _identity(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-/.") or "run"
 
 
-def _checked_number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> float | str:
+    """A value for JSON: non-finite ones as text ("nan", "inf"), which `float()` reads back."""
     try:
-        return float(value)
+        value = float(value)
     except (TypeError, ValueError) as error:
         raise TrackingError(f"The metric {name} is no number: {value!r}", "", "Log texts as tags or params.") from error
+    return value if math.isfinite(value) else str(value)
 
 
 def _source_tags(tags: Mapping[str, Any]) -> dict[str, str]:
