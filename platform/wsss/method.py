@@ -20,18 +20,10 @@ class ExecutionSettings:
     """How a run uses the machine. Nothing here changes a key: the numbers do not depend on it."""
 
     train_workers: int = setting(
-        0,
-        minimum=0,
-        maximum=1024,
-        in_key=False,
-        help="DDP workers of a training stage; 0: one per GPU, else 1",
+        0, minimum=0, maximum=1024, in_key=False, help="DDP workers of a training stage; 0: one per GPU, else 1"
     )
     map_workers: int = setting(
-        0,
-        minimum=0,
-        maximum=4096,
-        in_key=False,
-        help="parallel workers of a per-image stage; 0: as many as fit",
+        0, minimum=0, maximum=4096, in_key=False, help="parallel workers of a per-image stage; 0: as many as fit"
     )
     device: str = setting(
         "auto", choices=("auto", "cpu", "cuda"), in_key=False, help="auto: cuda when the cluster has it"
@@ -43,32 +35,16 @@ class ExecutionSettings:
         help="in every stage: fast: channels_last, TF32 on a GPU; parity: float32 and deterministic algorithms",
     )
     threads: int = setting(
-        0,
-        minimum=0,
-        maximum=256,
-        in_key=False,
-        help="CPU threads (and CPUs) per training worker; 0: CPUs / workers",
+        0, minimum=0, maximum=256, in_key=False, help="CPU threads (and CPUs) per training worker; 0: CPUs / workers"
     )
     micro_batch: int = setting(
-        0,
-        minimum=0,
-        maximum=4096,
-        in_key=False,
-        help="largest batch in one forward of a worker; 0: its whole share",
+        0, minimum=0, maximum=4096, in_key=False, help="largest batch in one forward of a worker; 0: its whole share"
     )
     loader_workers: int = setting(
-        0,
-        minimum=0,
-        maximum=64,
-        in_key=False,
-        help="data-loading processes per training worker; 0: load in the worker",
+        0, minimum=0, maximum=64, in_key=False, help="data-loading processes per training worker; 0: load in the worker"
     )
     checkpoint_steps: int = setting(
-        500,
-        minimum=1,
-        maximum=1_000_000,
-        in_key=False,
-        help="optimizer steps between checkpoints inside an epoch",
+        500, minimum=1, maximum=1_000_000, in_key=False, help="optimizer steps between checkpoints inside an epoch"
     )
     max_failures: int = setting(3, minimum=0, maximum=100, in_key=False, help="lost workers that a stage survives")
 

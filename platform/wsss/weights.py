@@ -56,61 +56,35 @@ class WeightFile:
     megabytes: float = 0.0
 
 
-def _torchvision(name: str, file: str, enum: str, sha256: str, megabytes: float) -> WeightFile:
-    return WeightFile(name, file, f"torchvision's {enum}", _RGB, sha256, f"{TORCHVISION_URL}/{file}", megabytes)
+def _torchvision(model: str, sha256: str, megabytes: float, version: str = "V1", former: str = "") -> WeightFile:
+    """torchvision's file of a model; its own downloader checks the digits of the sha256 that stand in the name."""
+    name = model.lower()
+    file = f"{name}-{sha256[:8]}.pth"
+    source = f"torchvision's {model}_Weights.IMAGENET1K_{version}"
+    if former:
+        source += f" (its former file is {former})"
+    row_name = name if version == "V1" else f"{name}_{version.lower()}"
+    return WeightFile(row_name, file, source, _RGB, sha256, f"{TORCHVISION_URL}/{file}", megabytes)
 
 
-# The first eight digits of a sha256 are those in torchvision's file name, which its own downloader checks.
 _ROWS = (
+    _torchvision("ResNet18", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 46.8),
     _torchvision(
-        "resnet18",
-        "resnet18-f37072fd.pth",
-        "ResNet18_Weights.IMAGENET1K_V1",
-        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-        46.8,
-    ),
-    _torchvision(
-        "resnet50",
-        "resnet50-0676ba61.pth",
-        "ResNet50_Weights.IMAGENET1K_V1 (its former file is resnet50-19c8e357.pth)",
+        "ResNet50",
         "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
         102.5,
+        former="resnet50-19c8e357.pth",
     ),
     _torchvision(
-        "resnet101",
-        "resnet101-63fe2227.pth",
-        "ResNet101_Weights.IMAGENET1K_V1 (its former file is resnet101-5d3b4d8f.pth)",
+        "ResNet101",
         "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
         178.8,
+        former="resnet101-5d3b4d8f.pth",
     ),
-    _torchvision(
-        "resnet101_v2",
-        "resnet101-cd907fc2.pth",
-        "ResNet101_Weights.IMAGENET1K_V2",
-        "cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e",
-        178.8,
-    ),
-    _torchvision(
-        "vgg16",
-        "vgg16-397923af.pth",
-        "VGG16_Weights.IMAGENET1K_V1",
-        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        553.4,
-    ),
-    _torchvision(
-        "vgg19",
-        "vgg19-dcbb9e9d.pth",
-        "VGG19_Weights.IMAGENET1K_V1",
-        "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
-        574.7,
-    ),
-    _torchvision(
-        "mobilenet_v2",
-        "mobilenet_v2-b0353104.pth",
-        "MobileNet_V2_Weights.IMAGENET1K_V1",
-        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
-        14.2,
-    ),
+    _torchvision("ResNet101", "cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e", 178.8, "V2"),
+    _torchvision("VGG16", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", 553.4),
+    _torchvision("VGG19", "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44", 574.7),
+    _torchvision("MobileNet_V2", "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889", 14.2),
     WeightFile(
         "resnet38",
         "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",

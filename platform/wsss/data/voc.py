@@ -12,29 +12,11 @@ from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_m
 from wsss.data.layout import Contents, Place, Progress, existing_path
 from wsss.data.lists import list_file, read_list
 
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+_OBJECTS = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
 )
+VOC_CLASSES = ("background", *_OBJECTS.split())
 # Images per list of the full VOC 2012, train_aug with the SBD images.
 VOC_COUNTS = {"train": 1464, "train_aug": 10582, "val": 1449, "test": 1456}
 
