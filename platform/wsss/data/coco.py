@@ -10,12 +10,12 @@ from pathlib import Path
 
 from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.coco_instances import IMAGE_NAME, InstancesSummary, summarize_instances
-from wsss.data.coco_masks import MadeMaskFile, made_masks_folder, make_masks, split_folder
+from wsss.data.coco_masks import made_masks_folder, make_masks, split_folder
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem
 from wsss.data.file_facts import file_facts
 from wsss.data.labels import ImageLabels, labels_from_masks, read_label_file
-from wsss.data.layout import Contents, Place, Progress, existing_path
+from wsss.data.layout import IGNORE_INDEX, Contents, Place, Progress, existing_path, png_file, root_problem
 from wsss.data.lists import list_file, read_list
 
 # Images with at least one annotation: the lists that the field trains and evaluates on.
@@ -27,6 +27,24 @@ LISTS = Path("ImageSets")
 ALL_IMAGES = "all"
 MASKS = "SegmentationClass"
 OFFICIAL_MASKS = "coco_seg_anno"
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """Image name -> `<folder of its split>/<name><suffix>`; a `Place.file`.
+
+    Attributes:
+        folders: split ("train2014") -> folder name; a split that is not in it lies in a folder of its own name.
+    """
+
+    suffix: str
+    folders: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, name: str) -> str:
+        """Path of an image's file below the folder of all splits."""
+        match = IMAGE_NAME.fullmatch(name)
+        split = match[1] if match else "unknown"
+        return f"{dict(self.folders).get(split, split)}/{name}{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class CocoLayout:
 
     def images(self) -> Place:
         """<split>/<name>.jpg."""
-        return Place(self.root, _picture)
+        return Place(self.root, SplitFile(".jpg"))
 
     def masks(self, list_name: str | None) -> tuple[Place, ...]:
         """One place for all lists: given and made masks are never mixed."""
@@ -86,7 +104,7 @@ class CocoLayout:
         return f"put instances_{SPLITS[list_name]}.json into {ANNOTATIONS} or set dataset.{list_name}_list"
 
 
-def read_coco(config: DatasetConfig, root: Path, home: Path, ignore_index: int) -> Contents | Problem:
+def read_coco(config: DatasetConfig, root: Path, home: Path) -> Contents | Problem:
     """Lists and image-level labels of a folder; the problem where it is no such folder at all.
 
     Without a list file, a list is what its instances file names: the pictures with at least one annotation, by
@@ -94,17 +112,13 @@ def read_coco(config: DatasetConfig, root: Path, home: Path, ignore_index: int) 
     from the instances are the categories of all annotations of a picture, crowd regions included, because the masks
     show them too; a picture with crowd regions alone is therefore labeled and in the lists.
     """
-    if not any((root / split).is_dir() for split in SPLITS.values()):
-        return _missing_root(root)
-    problems: list[Problem] = []
-    summaries: dict[str, InstancesSummary] = {}
-    files = [path for split in SPLITS.values() if (path := instances_file(root, split)).is_file()]
-    facts = file_facts(files, "coco-instances-1", summarize_instances, home / "cache")
-    problems += [Problem.of(error) for error in facts.errors.values()]
-    for split in SPLITS.values():
-        if (path := instances_file(root, split)) in facts.facts:
-            summaries[split] = InstancesSummary.of(facts.facts[path])
-            problems += summaries[split].problems
+    remedy = "set dataset.root to a folder with train2014, val2014 and annotations, or run `wsss data fetch coco2014`"
+    if problem := root_problem(root, tuple(SPLITS.values()), sorted(root.glob("*")), remedy):
+        return problem
+    files = {split: path for split in SPLITS.values() if (path := instances_file(root, split)).is_file()}
+    read = file_facts(files.values(), "coco-instances-1", summarize_instances, home / "cache")
+    summaries = {split: InstancesSummary.of(read.facts[path]) for split, path in files.items() if path in read.facts}
+    problems = [*read.problems, *(problem for summary in summaries.values() for problem in summary.problems)]
     lists: dict[str, tuple[str, ...]] = {}
     for list_name, override in (("train", config.train_list), ("val", config.val_list)):
         names, found = _list(root, list_name, override, summaries.get(SPLITS[list_name]))
@@ -113,7 +127,7 @@ def read_coco(config: DatasetConfig, root: Path, home: Path, ignore_index: int) 
             lists[list_name] = names
     layout, found = _layout(config, root, home, summaries)
     problems += found
-    labels, source, provenance, found = _image_labels(config, root, home, lists, summaries, layout, ignore_index)
+    labels, source, provenance, found = _image_labels(config, root, home, lists, summaries, layout)
     return Contents(layout, lists, labels, source, provenance, (*problems, *found))
 
 
@@ -134,9 +148,9 @@ def _layout(
     build = partial(CocoLayout, root, made_folder=made_masks_folder(home), sizes=sizes)
     given = _given_masks(root)
     if config.mask_source == "folder" or (config.mask_source == "auto" and given is not None):
-        return build(given or Place(root / MASKS, _mask_by_split), made=False), []
+        return build(given or Place(root / MASKS, SplitFile(".png")), made=False), []
     folders = tuple((split, split_folder(split, summary.sha256)) for split, summary in summaries.items())
-    layout = build(Place(made_masks_folder(home), MadeMaskFile(folders)), made=True)
+    layout = build(Place(made_masks_folder(home), SplitFile(".png", folders)), made=True)
     if config.mask_source == "instances" and not summaries:
         remedy = f"put instances_train2014.json and instances_val2014.json there, or masks into {root / MASKS}"
         return layout, [Problem("masks are to be made and there are no instances", str(root / ANNOTATIONS), remedy)]
@@ -146,9 +160,9 @@ def _layout(
 def _given_masks(root: Path) -> Place | None:
     """SegmentationClass/<split>/<name>.png, SegmentationClass/<name>.png, or coco_seg_anno/<12 digits>.png."""
     if any((root / MASKS / split).is_dir() for split in SPLITS.values()):
-        return Place(root / MASKS, _mask_by_split)
+        return Place(root / MASKS, SplitFile(".png"))
     if (root / MASKS).is_dir():
-        return Place(root / MASKS, _mask_by_name)
+        return Place(root / MASKS, png_file)
     if (root / OFFICIAL_MASKS).is_dir():
         return Place(root / OFFICIAL_MASKS, _mask_by_number)
     return None
@@ -192,69 +206,33 @@ def _image_labels(
     lists: Mapping[str, tuple[str, ...]],
     summaries: Mapping[str, InstancesSummary],
     layout: CocoLayout,
-    ignore_index: int,
 ) -> tuple[ImageLabels, str, str, list[Problem]]:
     """Labels, kind of source, source in words, problems."""
-    names = sorted({name for members in lists.values() for name in members})
-    source, path = config.image_label_source, config.image_label_file
-    if path is not None:
-        labels, problems = read_label_file(path, COCO_CLASSES)
-        return {name: labels[name] for name in names if name in labels}, "file", f"file: {path.name}", problems
-    if source == "instances" or (source == "auto" and summaries):
-        labels = {
-            name: summary.classes[name] for summary in summaries.values() for name in names if name in summary.classes
-        }
-        return labels, "instances", "categories of the instances, crowd regions included", []
-    files = [path for split in SPLITS.values() if (path := label_file(root, split)).is_file()]
-    if source == "auto" and files:
-        labels, problems = {}, []
+    names = sorted(set().union(*lists.values()))
+    source, problems = config.image_label_source, []
+    files = [config.image_label_file] if config.image_label_file else []
+    if not files and source == "auto" and not summaries:
+        files = [path for split in SPLITS.values() if (path := label_file(root, split)).is_file()]
+    labels: ImageLabels = {}
+    if files:
         for path in files:
             found, wrong = read_label_file(path, COCO_CLASSES)
             labels.update(found)
             problems += wrong
-        words = f"file: {', '.join(path.name for path in files)}"
-        return {name: labels[name] for name in names if name in labels}, "file", words, problems
-    try:
-        layout.prepare_masks(names)
-    except DataError as error:
-        return {}, "masks", "classes present in the masks", [Problem.of(error)]
-    paths = {name: existing_path(layout.masks(None), name) for name in names}
-    labels, problems = labels_from_masks(paths, len(COCO_CLASSES), ignore_index, home / "cache")
-    return labels, "masks", "classes present in the masks", problems
-
-
-def _missing_root(root: Path) -> Problem:
-    if not root.is_dir():
-        return Problem(
-            "the folder of the data set is missing",
-            str(root),
-            "set dataset.root to a folder with train2014, val2014 and annotations, or run `wsss data fetch coco2014`",
-        )
-    for candidate in sorted(path for path in root.iterdir() if path.is_dir()):
-        if any((candidate / split).is_dir() for split in SPLITS.values()):
-            return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={candidate}")
-    return Problem(
-        "there is no folder train2014 or val2014 in the data set",
-        str(root),
-        "set dataset.root to the folder that holds them",
-    )
-
-
-def _split_of(name: str) -> str:
-    match = IMAGE_NAME.fullmatch(name)
-    return match[1] if match else "unknown"
-
-
-def _picture(name: str) -> str:
-    return f"{_split_of(name)}/{name}.jpg"
-
-
-def _mask_by_split(name: str) -> str:
-    return f"{_split_of(name)}/{name}.png"
-
-
-def _mask_by_name(name: str) -> str:
-    return f"{name}.png"
+        kind, words = "file", f"file: {', '.join(path.name for path in files)}"
+    elif source == "instances" or (source == "auto" and summaries):
+        for summary in summaries.values():
+            labels.update(summary.classes)
+        kind, words = "instances", "categories of the instances, crowd regions included"
+    else:
+        kind, words = "masks", "classes present in the masks"
+        try:
+            layout.prepare_masks(names)
+            paths = {name: existing_path(layout.masks(None), name) for name in names}
+            labels, problems = labels_from_masks(paths, len(COCO_CLASSES), IGNORE_INDEX, home / "cache")
+        except DataError as error:
+            problems = [Problem.of(error)]
+    return {name: labels[name] for name in names if name in labels}, kind, words, problems
 
 
 def _mask_by_number(name: str) -> str:

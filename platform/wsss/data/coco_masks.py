@@ -5,32 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from wsss.data.coco_instances import IMAGE_NAME, RULE_VERSION, annotations_of, read_instances, semantic_mask
+from wsss.data.coco_instances import RULE_VERSION, annotations_of, read_instances, semantic_mask
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.layout import Progress
 from wsss.data.palette import write_palette_mask
 
 _TOLD_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class MadeMaskFile:
-    """Image name -> `<split>-<digest>/<name>.png`; a `Place.file`.
-
-    Attributes:
-        folders: split ("train2014") -> folder name.
-    """
-
-    folders: tuple[tuple[str, str], ...]
-
-    def __call__(self, name: str) -> str:
-        """Path of an image's mask below the folder of made masks."""
-        match = IMAGE_NAME.fullmatch(name)
-        folder = dict(self.folders).get(match[1]) if match else None
-        return f"{folder or 'no-instances'}/{name}.png"
 
 
 def made_masks_folder(home: Path) -> Path:

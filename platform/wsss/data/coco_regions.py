@@ -26,7 +26,12 @@ def region_mask(segmentation: Any, height: int, width: int) -> Array:
     problem = region_problem(segmentation, height, width)
     if problem:
         raise DataError(problem, "segmentation of a COCO annotation", "use the original annotation file")
-    api = _api()
+    try:
+        from pycocotools import mask as api
+    except ImportError as error:
+        raise DataError(
+            "masks from COCO's instances need pycocotools", "this Python environment", "pip install 'wsss[coco]'"
+        ) from error
     if isinstance(segmentation, Mapping):
         runs = {"size": [height, width], "counts": _lengths(segmentation["counts"])}
         return api.decode(api.frPyObjects(runs, height, width)).astype(bool)
@@ -93,16 +98,6 @@ def _lengths(counts: Any) -> list[int]:
     if isinstance(counts, list) and all(isinstance(length, int) for length in counts):
         return counts
     raise ValueError("the counts are neither a list of lengths nor their compressed text")
-
-
-def _api() -> Any:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise DataError(
-            "masks from COCO's instances need pycocotools", "this Python environment", "pip install 'wsss[coco]'"
-        ) from error
-    return mask
 
 
 def _finite(value: Any) -> bool:

@@ -14,12 +14,11 @@ from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.file_facts import file_facts, sha256_of_file
-from wsss.data.layout import Layout, Progress, existing_path
+from wsss.data.layout import IGNORE_INDEX, Layout, Progress, existing_path
 from wsss.data.shapes import generate_shapes, shape_classes
 from wsss.data.view import DataView
 from wsss.data.voc import VOC_CLASSES, VOC_COUNTS, VocLayout, read_voc
 
-IGNORE_INDEX = 255
 _NEEDS = ("images", "image_labels", "masks")
 
 # Images that a list has in the published protocols, by data set.
@@ -122,14 +121,12 @@ class Dataset:
     def _digest_of(self, need: str, image_list: str | None) -> str:
         names = self.names(image_list)
         if need == "image_labels":
-            missing = [name for name in names if name not in self.image_labels]
-            raise_problems(
-                [
-                    Problem(f"image {name} has no image-level label", f"list {image_list}", "add it to the label file")
-                    for name in missing
-                ],
-                f"data set {self.name}",
-            )
+            missing = [
+                Problem(f"image {name} has no image-level label", f"list {image_list}", "add it to the label file")
+                for name in names
+                if name not in self.image_labels
+            ]
+            raise_problems(missing, f"data set {self.name}")
             labels = [[name, [self.classes[label] for label in self.image_labels[name]]] for name in names]
             return _digest([self.label_source, labels])
         if need == "masks":
@@ -138,7 +135,7 @@ class Dataset:
             name: self.image_path(name) if need == "images" else self.mask_path(name, image_list) for name in names
         }
         hashes = file_facts(paths.values(), "sha256", sha256_of_file, self.cache)
-        raise_problems([Problem.of(error) for error in hashes.errors.values()], f"data set {self.name}")
+        raise_problems(hashes.problems, f"data set {self.name}")
         return _digest([[name, hashes.facts[path]] for name, path in paths.items()])
 
     def view(self, reads: Iterable[str], list_name: str | None) -> DataView:
@@ -180,16 +177,15 @@ def load_dataset(config: DatasetConfig, home: Path) -> Dataset:
 
 def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None, list[Problem]]:
     """The data set as far as it can be read, None when its folder is absent, and what is wrong with it."""
-    cache = home / "cache"
     if config.name == "coco2014":
-        root, classes = _absolute(config.root or home / "data" / "COCO2014"), COCO_CLASSES
-        found = read_coco(config, root, home, IGNORE_INDEX)
+        root, classes = config.root or home / "data" / "COCO2014", COCO_CLASSES
     elif config.name == "voc2012":
-        root, classes = _absolute(config.root or home / "data" / "VOC2012"), VOC_CLASSES
-        found = read_voc(config, root, classes, IGNORE_INDEX, cache)
+        root, classes = config.root or home / "data" / "VOC2012", VOC_CLASSES
     else:
-        root, classes = _absolute(generate_shapes(config.shapes, home)), shape_classes(config.shapes)
-        found = read_voc(config, root, classes, IGNORE_INDEX, cache)
+        root, classes = generate_shapes(config.shapes, home), shape_classes(config.shapes)
+    root = root.expanduser().absolute()
+    coco = config.name == "coco2014"
+    found = read_coco(config, root, home) if coco else read_voc(config, root, classes, home / "cache")
     if isinstance(found, Problem):
         return None, [found]
     dataset = Dataset(
@@ -204,10 +200,6 @@ def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None,
         layout=found.layout,
     )
     return dataset, list(found.problems)
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
 
 
 def _digest(content: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsss.data.errors import DataError
+from wsss.data.errors import DataError, Problem
 from wsss.files import write_file
 
 # A file that changed this recently may change again within one tick of its clock.
@@ -26,24 +26,26 @@ class FileFacts:
     facts: dict[Path, Any] = field(default_factory=dict)
     errors: dict[Path, DataError] = field(default_factory=dict)
 
+    @property
+    def problems(self) -> list[Problem]:
+        """The errors as findings of a check."""
+        return [Problem.of(error) for error in self.errors.values()]
 
-def file_facts(
-    paths: Iterable[Path], kind: str, compute: Callable[[Path], Any], cache: Path | None, workers: int = 8
-) -> FileFacts:
+
+def file_facts(paths: Iterable[Path], kind: str, compute: Callable[[Path], Any], cache: Path | None) -> FileFacts:
     """`compute(path)` for each file, taken from the cache where size and modification time agree.
 
     Args:
         kind: names the fact and its version; another kind never sees this one's cache.
         compute: returns plain JSON values; a DataError is collected, anything else propagates.
         cache: folder of the cache; None computes all anew. Several processes may use it at once.
-        workers: threads.
     """
     result = FileFacts()
     folders: dict[Path, list[Path]] = {}
     for path in dict.fromkeys(paths):
         folders.setdefault(path.parent, []).append(path)
     for folder, members in folders.items():
-        _facts_of_folder(folder, members, kind, compute, cache, workers, result)
+        _facts_of_folder(folder, members, kind, compute, cache, result)
     return result
 
 
@@ -62,7 +64,6 @@ def _facts_of_folder(
     kind: str,
     compute: Callable[[Path], Any],
     cache: Path | None,
-    workers: int,
     result: FileFacts,
 ) -> None:
     store = None
@@ -87,15 +88,14 @@ def _facts_of_folder(
             result.facts[path] = entry[2]
             return
         try:
-            value = compute(path)
+            result.facts[path] = value = compute(path)
         except DataError as error:
             result.errors[path] = error
             return
-        result.facts[path] = value
         if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
             fresh[path.name] = [status.st_size, status.st_mtime_ns, value]
 
-    with ThreadPoolExecutor(max_workers=max(1, min(workers, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(fact, members))
     if store is not None and fresh:
         store.parent.mkdir(parents=True, exist_ok=True)

@@ -102,13 +102,9 @@ def labels_from_annotations(
     """Classes named by the objects of `<folder>/<name>.xml`, difficult ones included."""
     paths = {name: folder / f"{name}.xml" for name in names}
     read = file_facts(paths.values(), "annotation-classes", _annotation_classes, cache)
-    problems = [Problem.of(error) for error in read.errors.values()]
-    labels = {
-        name: _class_ids(read.facts[path], classes, str(path), problems)
-        for name, path in paths.items()
-        if path in read.facts
-    }
-    return labels, problems
+    problems = read.problems
+    facts = {name: (path, read.facts[path]) for name, path in paths.items() if path in read.facts}
+    return {name: _class_ids(words, classes, str(path), problems) for name, (path, words) in facts.items()}, problems
 
 
 def _annotation_classes(path: Path) -> list[str]:
@@ -130,4 +126,4 @@ def labels_from_masks(
 
     read = file_facts(paths.values(), f"mask-classes-{num_classes}-{ignore_index}", classes_in, cache)
     labels = {name: tuple(read.facts[path]) for name, path in paths.items() if path in read.facts}
-    return labels, [Problem.of(error) for error in read.errors.values()]
+    return labels, read.problems

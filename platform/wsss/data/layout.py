@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from wsss.data.errors import Problem
+
+IGNORE_INDEX = 255
 
 # Called with (files done, files in all).
 Progress = Callable[[int, int], None]
@@ -18,8 +20,7 @@ class Place:
     """A folder with one file for each image.
 
     Attributes:
-        file: image name -> path below the folder; a function at module level (or a partial of one), so that
-            the place travels to workers.
+        file: image name -> path below the folder; picklable, because the place travels to workers.
     """
 
     folder: Path
@@ -30,12 +31,34 @@ class Place:
         return self.folder / self.file(name)
 
 
+def png_file(name: str) -> str:
+    """<name>.png, a `Place.file`."""
+    return f"{name}.png"
+
+
 def existing_path(places: tuple[Place, ...], name: str) -> Path:
     """The image's file in the first place that has it; where none has, the one that is missed."""
     for place in places:
         if (path := place.path(name)).is_file():
             return path
     return places[0].path(name)
+
+
+def root_problem(root: Path, folders: Sequence[str], others: Iterable[Path], remedy: str) -> Problem | None:
+    """None when the root has one of the folders. Else what is wrong, and which of `others` is the root.
+
+    Args:
+        remedy: what to do when the root does not exist.
+    """
+    found = next((place for place in (root, *others) if any((place / folder).is_dir() for folder in folders)), None)
+    if found == root:
+        return None
+    if not root.is_dir():
+        return Problem("the folder of the data set is missing", str(root), remedy)
+    if found is not None:
+        return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={found}")
+    what = f"there is no folder {' or '.join(folders)} in the data set"
+    return Problem(what, str(root), "set dataset.root to the folder that holds it")
 
 
 class Layout(Protocol):

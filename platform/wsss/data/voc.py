@@ -9,7 +9,7 @@ from pathlib import Path
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import Problem
 from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_masks, read_label_file
-from wsss.data.layout import Contents, Place, Progress, existing_path
+from wsss.data.layout import IGNORE_INDEX, Contents, Place, Progress, existing_path, png_file, root_problem
 from wsss.data.lists import list_file, read_list
 
 _OBJECTS = (
@@ -54,12 +54,10 @@ class VocLayout:
         """train_aug: SegmentationClassAug, then SegmentationClass. Other lists: SegmentationClass alone when it
         exists, so that numbers are never made on the SBD masks, which lack the ignore border, by accident.
         """
-        official, aug = Place(self.root / MASKS, _png), Place(self.root / AUG_MASKS, _png)
-        if list_name == "train_aug":
-            return tuple(place for place in (aug, official) if place.folder.is_dir()) or (official,)
-        if list_name is None:
-            return tuple(place for place in (official, aug) if place.folder.is_dir()) or (official,)
-        return (official,) if official.folder.is_dir() or not aug.folder.is_dir() else (aug,)
+        official, aug = (Place(self.root / folder, png_file) for folder in (MASKS, AUG_MASKS))
+        order = (aug, official) if list_name == "train_aug" else (official, aug)
+        present = tuple(place for place in order if place.folder.is_dir()) or (official,)
+        return present if list_name in ("train_aug", None) else present[:1]
 
     def forbidden(self) -> tuple[Path, ...]:
         """Both mask folders."""
@@ -76,78 +74,41 @@ class VocLayout:
         """The file to create, and the setting that names another."""
         if list_name not in LIST_FILES:
             return ""
-        return f"create {LISTS / (list_name + '.txt')}" + (
-            f" or set dataset.{list_name}_list" if list_name != "test" else ""
-        )
-
-
-def read_voc(
-    config: DatasetConfig, root: Path, classes: tuple[str, ...], ignore_index: int, cache: Path
-) -> Contents | Problem:
-    """Lists and image-level labels of a folder; the problem where it is no such folder at all."""
-    if not (root / IMAGES).is_dir():
-        return _missing_root(root)
-    problems: list[Problem] = []
-    lists: dict[str, tuple[str, ...]] = {}
-    overrides = {"train": config.train_list, "train_aug": config.train_aug_list, "val": config.val_list}
-    for list_name in LIST_FILES:
-        path = find_list(root, list_name, overrides.get(list_name, ""))
-        if path is None and list_name in REQUIRED_LISTS:
-            path = root / LISTS / f"{list_name}.txt"
-        if path is None:
-            continue
-        names, found = read_list(path)
-        problems += found
-        if names:
-            lists[list_name] = names
-    labels, source, provenance, found = _image_labels(config, root, classes, ignore_index, lists, cache)
-    return Contents(VocLayout(root), lists, labels, source, provenance, (*problems, *found))
-
-
-def find_list(root: Path, list_name: str, override: str) -> Path | None:
-    """The file of a list: `override` (a name in ImageSets/Segmentation, or a path), else the usual names.
-
-    An override is returned whether it exists or not; without one, None means that there is no such list.
-    """
-    if override:
-        return list_file(root, LISTS, override)
-    for name in LIST_FILES[list_name]:
-        if (root / LISTS / f"{name}.txt").is_file():
-            return root / LISTS / f"{name}.txt"
-    return None
+        other = "" if list_name == "test" else f" or set dataset.{list_name}_list"
+        return f"create {LISTS / list_name}.txt{other}"
 
 
 def _jpg(name: str) -> str:
     return f"{name}.jpg"
 
 
-def _png(name: str) -> str:
-    return f"{name}.png"
-
-
-def _missing_root(root: Path) -> Problem:
-    if not root.is_dir():
-        return Problem(
-            "the folder of the data set is missing",
-            str(root),
-            "set dataset.root to a folder in the VOC layout, or run `wsss data fetch voc2012`; "
-            "dataset.name=shapes needs no data",
-        )
-    for candidate in (root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if (candidate / IMAGES).is_dir():
-            return Problem("the folder is not the data set but holds it", str(root), f"set dataset.root={candidate}")
-    return Problem(
-        f"there is no folder {IMAGES} in the data set", str(root), "set dataset.root to the folder that holds it"
+def read_voc(config: DatasetConfig, root: Path, classes: tuple[str, ...], cache: Path) -> Contents | Problem:
+    """Lists and image-level labels of a folder; the problem where it is no such folder at all."""
+    remedy = (
+        "set dataset.root to a folder in the VOC layout, or run `wsss data fetch voc2012`; "
+        "dataset.name=shapes needs no data"
     )
+    if problem := root_problem(root, (IMAGES,), (root / "VOC2012", root / "VOCdevkit" / "VOC2012"), remedy):
+        return problem
+    problems: list[Problem] = []
+    lists: dict[str, tuple[str, ...]] = {}
+    overrides = {"train": config.train_list, "train_aug": config.train_aug_list, "val": config.val_list}
+    for list_name, usual in LIST_FILES.items():
+        override = overrides.get(list_name)
+        paths = [list_file(root, LISTS, name) for name in ([override] if override else usual)]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        if not (override or path.is_file() or list_name in REQUIRED_LISTS):
+            continue
+        names, found = read_list(path)
+        problems += found
+        if names:
+            lists[list_name] = names
+    labels, source, provenance, found = _image_labels(config, root, classes, lists, cache)
+    return Contents(VocLayout(root), lists, labels, source, provenance, (*problems, *found))
 
 
 def _image_labels(
-    config: DatasetConfig,
-    root: Path,
-    classes: tuple[str, ...],
-    ignore_index: int,
-    lists: Mapping[str, tuple[str, ...]],
-    cache: Path,
+    config: DatasetConfig, root: Path, classes: tuple[str, ...], lists: Mapping[str, tuple[str, ...]], cache: Path
 ) -> tuple[ImageLabels, str, str, list[Problem]]:
     """Labels, kind of source, source in words, problems."""
     names = sorted({name for list_name, members in lists.items() if list_name != "test" for name in members})
@@ -164,5 +125,5 @@ def _image_labels(
         return labels, "xml", "objects in the VOC annotations, difficult ones included", problems
     places = VocLayout(root).masks(None)
     paths = {name: existing_path(places, name) for name in names}
-    labels, problems = labels_from_masks(paths, len(classes), ignore_index, cache)
+    labels, problems = labels_from_masks(paths, len(classes), IGNORE_INDEX, cache)
     return labels, "masks", "classes present in the masks", problems
