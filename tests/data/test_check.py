@@ -8,7 +8,8 @@ from wsss.data.check import check_dataset, preflight, summarize_dataset
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
-from wsss.data.palette import read_palette_mask, write_palette_mask
+from wsss.data.palette import write_palette_mask
+from wsss.data.reading import read_palette_mask
 
 
 def test_a_sound_set_has_no_problem(shapes: Dataset):

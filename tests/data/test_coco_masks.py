@@ -8,7 +8,7 @@ from wsss.data.coco_masks import make_masks
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import load_dataset
 from wsss.data.errors import DataError
-from wsss.data.palette import read_palette_mask
+from wsss.data.reading import read_palette_mask
 
 
 def test_made_masks_are_the_reference_masks_pixel_for_pixel(shared_data, tmp_path):

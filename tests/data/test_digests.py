@@ -10,7 +10,8 @@ import pytest
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.file_facts import file_facts, sha256_of_file
-from wsss.data.palette import read_palette_mask, write_palette_mask
+from wsss.data.palette import write_palette_mask
+from wsss.data.reading import read_palette_mask
 from wsss.weights import file_digest
 
 EVERYTHING = frozenset({"images", "image_labels", "masks"})

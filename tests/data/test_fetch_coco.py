@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsss.data.errors import DataError
-from wsss.data.fetch_coco import COCO2014_ARCHIVES, Archive, fetch_coco2014
+from wsss.data.fetch import COCO2014_ARCHIVES, Archive, fetch_coco2014
 
 MEMBERS = {
     "annotations": {

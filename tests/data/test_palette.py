@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from wsss.data.errors import DataError
-from wsss.data.palette import colorize, read_palette_mask, voc_palette, write_palette_mask
+from wsss.data.palette import colorize, voc_palette, write_palette_mask
+from wsss.data.reading import read_palette_mask
 
 
 def test_palette_holds_the_known_voc_colours():

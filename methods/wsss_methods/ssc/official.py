@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
-from wsss.data.palette import encode_palette_png, read_palette_mask
+from wsss.data.palette import encode_palette_png
+from wsss.data.reading import read_palette_mask
 from wsss.data.superpixels import ids_to_rgb, rgb_to_ids
 from wsss.method import Exporter
 from wsss.nn.checkpoint import (

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
-from wsss.data.palette import read_palette_mask
+from wsss.data.reading import read_palette_mask
 from wsss.errors import WsssError
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of

@@ -73,8 +73,7 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
 
 def fetch(name: str, url: str | None, home: Path) -> int:
     """Fetch a data set and say where it lies."""
-    from wsss.data.fetch import VOC2012_URL, fetch_voc2012
-    from wsss.data.fetch_coco import COCO2014_URL, fetch_coco2014
+    from wsss.data.fetch import COCO2014_URL, VOC2012_URL, fetch_coco2014, fetch_voc2012
 
     if name not in FETCHABLE:
         raise UsageError(f"{name!r} cannot be fetched", "wsss data fetch", f"one of: {', '.join(FETCHABLE)}")

@@ -1,17 +1,22 @@
-"""Fetch PASCAL VOC 2012: a resumable, checksummed download, unpacked safely."""
+"""Fetch PASCAL VOC 2012 and COCO 2014: resumable, checksummed downloads, unpacked safely."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import shutil
 import tarfile
 import time
 import urllib.error
 import urllib.request
-import uuid
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from wsss.data.errors import DataError
 from wsss.data.voc import IMAGES
@@ -19,10 +24,40 @@ from wsss.files import locked
 
 VOC2012_URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 VOC2012_MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+COCO2014_URL = "http://images.cocodataset.org"
 
 # Called with (bytes so far, bytes in all or None).
 Progress = Callable[[int, int | None], None]
 _BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One official zip file.
+
+    Attributes:
+        path: below the address.
+        md5: of the file.
+        member: regular expression of the members that are unpacked.
+    """
+
+    path: str
+    md5: str
+    member: str
+
+
+# Folder of the data set -> the archive that holds it.
+COCO2014_ARCHIVES: Mapping[str, Archive] = {
+    "annotations": Archive(
+        "annotations/annotations_trainval2014.zip",
+        "0a379cfc70b0e71301e0f377548639bd",
+        r"annotations/(instances_(?:train|val)2014\.json)",
+    ),
+    "val2014": Archive("zips/val2014.zip", "a3d79f5ed8d289b7a7554ce06a5782b3", r"val2014/(COCO_val2014_\d{12}\.jpg)"),
+    "train2014": Archive(
+        "zips/train2014.zip", "0da8c0bd3d6becc4dcb32757491aca88", r"train2014/(COCO_train2014_\d{12}\.jpg)"
+    ),
+}
 
 
 def fetch_voc2012(
@@ -55,6 +90,39 @@ def fetch_voc2012(
             download(url, archive, md5, progress, attempts, pause)
         extract_voc(archive, target)
         archive.unlink()
+    return target
+
+
+def fetch_coco2014(
+    home: Path,
+    url: str = COCO2014_URL,
+    archives: Mapping[str, Archive] = COCO2014_ARCHIVES,
+    progress: Progress | None = None,
+    attempts: int = 8,
+    pause: float = 2.0,
+) -> Path:
+    """COCO 2014 below `<home>/data/COCO2014`: what is there already is kept, the rest is fetched (about 20 GB).
+
+    An archive is removed once it is unpacked; only pictures and instances are unpacked.
+
+    Args:
+        url: another address with the same archives at the same paths (http, https or file).
+        attempts, pause: as of `download`.
+
+    Raises:
+        DataError: a download fails for good, a checksum is wrong, or an archive is damaged.
+    """
+    target = home / "data" / "COCO2014"
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_name(f".{target.name}.lock")):
+        for folder, archive in archives.items():
+            if (target / folder).is_dir():
+                continue
+            file = target / Path(archive.path).name
+            if not file.exists():
+                download(f"{url.rstrip('/')}/{archive.path}", file, archive.md5, progress, attempts, pause)
+            extract_members(file, archive.member, target / folder)
+            file.unlink()
     return target
 
 
@@ -152,22 +220,50 @@ def extract_voc(archive: Path, target: Path) -> None:
     Raises:
         DataError: not a tar file, unsafe members, no room, or no VOC2012 in it.
     """
-    remedy = f"remove {archive} and fetch it again"
-    unpacked = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
+    with _unpacking(archive, target) as unpacked:
         with tarfile.open(archive) as tar:
             tar.extractall(unpacked, filter="data")
         root = next((found.parent for found in sorted(unpacked.rglob(IMAGES)) if found.is_dir()), None)
         if root is None:
-            raise DataError(f"the archive holds no folder {IMAGES}", str(archive), remedy)
+            raise _unfit(archive, f"holds no folder {IMAGES}")
         root.rename(target)
+
+
+def extract_members(archive: Path, member: str, target: Path) -> None:
+    """Unpack the members of a zip file that match to `target`, which appears complete.
+
+    A member's file name is what the first group of the expression matches, so that nothing lands outside.
+
+    Raises:
+        DataError: not a zip file, damaged, no matching member, or no room.
+    """
+    pattern = re.compile(member)
+    with _unpacking(archive, target) as unpacked:
+        with zipfile.ZipFile(archive) as content:
+            found = [(info, match[1]) for info in content.infolist() if (match := pattern.fullmatch(info.filename))]
+            if not found:
+                raise _unfit(archive, f"holds nothing like {member}")
+            unpacked.mkdir()
+            for info, name in found:
+                with content.open(info) as source, (unpacked / name).open("wb") as stream:
+                    shutil.copyfileobj(source, stream)
+        unpacked.rename(target)
+
+
+@contextmanager
+def _unpacking(archive: Path, target: Path) -> Iterator[Path]:
+    """A folder beside `target` to unpack to, removed at the end. What goes wrong becomes a DataError."""
+    try:
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True) as folder:
+            yield Path(folder) / "unpacked"
     except tarfile.FilterError as error:
-        raise DataError(f"the archive has an unsafe member: {error}", str(archive), remedy) from error
-    except tarfile.TarError as error:
-        raise DataError(f"the archive cannot be unpacked: {error}", str(archive), remedy) from error
+        raise _unfit(archive, f"has an unsafe member: {error}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _unfit(archive, f"cannot be unpacked: {error}") from error
     except OSError as error:
-        raise DataError(
-            f"the archive cannot be unpacked: {error}", str(target), "check free space and permissions there"
-        ) from error
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+        what, remedy = f"the archive cannot be unpacked: {error}", "check free space and permissions there"
+        raise DataError(what, str(target), remedy) from error
+
+
+def _unfit(archive: Path, what: str) -> DataError:
+    return DataError(f"the archive {what}", str(archive), f"remove {archive} and fetch it again")

@@ -6,9 +6,8 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from wsss.data.errors import DataError
 from wsss.files import write_file
 
 
@@ -45,24 +44,3 @@ def encode_palette_png(mask: np.ndarray) -> bytes:
 def write_palette_mask(path: Path, mask: np.ndarray) -> None:
     """Write a label map; a reader sees the whole file or none."""
     write_file(path, encode_palette_png(mask))
-
-
-def read_palette_mask(path: Path) -> np.ndarray:
-    """Values of a label map, (H, W) uint8: palette indices (mode P) or grey values (mode L).
-
-    Raises:
-        DataError: the file is missing, damaged, or in colours instead of class ids.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise DataError(
-                    f"the mask is in mode {image.mode}; expected a palette (P) or grey (L) PNG of class ids",
-                    str(path),
-                    "use the original palette PNG; saving a mask through an RGB image loses its class ids",
-                )
-            return np.array(image, dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise DataError("the mask is missing", str(path), "copy it there, or drop the image from the list") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"the mask cannot be decoded: {error}", str(path), "copy the file again") from error

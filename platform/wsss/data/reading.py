@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsss.data.errors import DataError
-from wsss.data.palette import read_palette_mask
 
 _DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -19,15 +20,19 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, truncated or not a picture.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise _missing("picture", path) from error
-    except _DAMAGED as error:
-        raise DataError(
-            f"the picture cannot be decoded: {error}", str(path), "the file is damaged: fetch or copy it again"
-        ) from error
+    with _opened(path, "the picture cannot be decoded", "picture") as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_palette_mask(path: Path) -> np.ndarray:
+    """Values of a label map, (H, W) uint8: palette indices (mode P) or grey values (mode L).
+
+    Raises:
+        DataError: the file is missing, damaged, or in colours instead of class ids.
+    """
+    with _opened(path, "the mask cannot be decoded", "mask") as image:
+        require_class_ids(image.mode, path)
+        return np.array(image, dtype=np.uint8)
 
 
 def read_mask(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
@@ -55,17 +60,18 @@ def read_header(path: Path, kind: str = "picture") -> tuple[str, tuple[int, int]
     Raises:
         DataError: the file is missing or its header is no picture's.
     """
-    try:
-        with Image.open(path) as image:
-            return image.mode, (image.height, image.width)
-    except FileNotFoundError as error:
-        raise _missing(kind, path) from error
-    except _DAMAGED as error:
+    with _opened(path, f"the header of the {kind} cannot be read", kind) as image:
+        return image.mode, (image.height, image.width)
+
+
+def require_class_ids(mode: str, path: Path) -> None:
+    """Raise a DataError when a mask is in a Pillow mode that holds colours instead of class ids."""
+    if mode not in ("P", "L"):
         raise DataError(
-            f"the header of the {kind} cannot be read: {error}",
+            f"the mask is in mode {mode}; expected a palette (P) or grey (L) PNG of class ids",
             str(path),
-            "the file is damaged: fetch or copy it again",
-        ) from error
+            "use the original palette PNG; saving a mask through an RGB image loses its class ids",
+        )
 
 
 def require_same_size(mask: tuple[int, int], image: tuple[int, int], mask_path: Path) -> None:
@@ -78,5 +84,13 @@ def require_same_size(mask: tuple[int, int], image: tuple[int, int], mask_path: 
         )
 
 
-def _missing(kind: str, path: Path) -> DataError:
-    return DataError(f"the {kind} is missing", str(path), "copy it there, or take the name out of the list that has it")
+@contextmanager
+def _opened(path: Path, failure: str, kind: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        remedy = "copy it there, or take the name out of the list that has it"
+        raise DataError(f"the {kind} is missing", str(path), remedy) from error
+    except _DAMAGED as error:
+        raise DataError(f"{failure}: {error}", str(path), "the file is damaged: fetch or copy it again") from error

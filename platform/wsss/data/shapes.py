@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import io
 import json
 import math
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -63,8 +60,8 @@ def generate_shapes(config: ShapesConfig, home: Path) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as scratch:
+        unfinished = Path(scratch) / folder.name
         _write(config, unfinished)
         (unfinished / "shapes.json").write_text(content + "\n", encoding="utf-8")
         try:
@@ -72,8 +69,6 @@ def generate_shapes(config: ShapesConfig, home: Path) -> Path:
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -90,9 +85,7 @@ def _write(config: ShapesConfig, root: Path) -> None:
             name = f"{prefix}_{index:06d}"
             names[group].append(name)
             image, mask, border = render(config, group, index)
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, format="JPEG", quality=95)
-            (folders["JPEGImages"] / f"{name}.jpg").write_bytes(buffer.getvalue())
+            Image.fromarray(image).save(folders["JPEGImages"] / f"{name}.jpg", quality=95)
             present = [classes[label] for label in np.unique(mask) if label]
             labels.append(" ".join([name, *present]))
             if group != "val":  # without border, as the SBD masks that extend VOC
@@ -100,11 +93,7 @@ def _write(config: ShapesConfig, root: Path) -> None:
             if group != "train_aug_extra":
                 bordered = np.where(border, np.uint8(IGNORE), mask) if config.ignore_border else mask
                 (folders["SegmentationClass"] / f"{name}.png").write_bytes(encode_palette_png(bordered))
-    lists = {
-        "train": names["train"],
-        "train_aug": names["train"] + names["train_aug_extra"],
-        "val": names["val"],
-    }
+    lists = {"train": names["train"], "train_aug": names["train"] + names["train_aug_extra"], "val": names["val"]}
     for list_name, members in lists.items():
         text = "".join(f"{name}\n" for name in members)
         (root / "ImageSets" / "Segmentation" / f"{list_name}.txt").write_text(text, encoding="utf-8")
@@ -217,20 +206,22 @@ class _Scene:
         self.taken.append((*best, radius))
         return best
 
+    def _turned(self, center: tuple[float, float], angle: float) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of every pixel along and across an axis at `angle` through `center`."""
+        y, x = self.y - center[0], self.x - center[1]
+        return x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
+
     def _distance(
         self, kind: int, center: tuple[float, float], radius: float, angle: float, stretch: float
     ) -> np.ndarray:
         """Signed distance in pixels, about, to the outline of a shape; negative inside."""
-        y, x = self.y - center[0], self.x - center[1]
-        u = (x * math.cos(angle) + y * math.sin(angle)) / stretch
-        v = -x * math.sin(angle) + y * math.cos(angle)
+        u, v = self._turned(center, angle)
+        u = u / stretch
         return np.hypot(u, v) - radius * _profile(SHAPE_CLASSES[kind], np.arctan2(v, u))
 
     def _texture(self, texture: str, center: tuple[float, float], angle: float, period: float) -> np.ndarray:
         """Pattern in [0, 1] that turns with the object."""
-        y, x = self.y - center[0], self.x - center[1]
-        u = (x * math.cos(angle) + y * math.sin(angle)) * math.tau / period
-        v = (-x * math.sin(angle) + y * math.cos(angle)) * math.tau / period
+        u, v = (axis * math.tau / period for axis in self._turned(center, angle))
         if texture == "stripes":
             return (np.sin(u) > 0).astype(np.float64)
         if texture == "checks":
@@ -258,8 +249,8 @@ def _profile(shape: str, theta: np.ndarray) -> np.ndarray:
         return 0.55 + 0.6 * np.cos(2 * theta) ** 2
     if shape == "gear":
         return 1.0 + 0.15 * np.sign(np.cos(9 * theta))
-    sides, turn = {"triangle": (3, 0.0), "square": (4, 0.0), "diamond": (4, 0.0), "pentagon": (5, 0.0)}[shape]
+    sides = {"triangle": 3, "square": 4, "diamond": 4, "pentagon": 5}[shape]
     sector = math.tau / sides
-    radius = 1.35 * math.cos(math.pi / sides) ** 0.5 / np.cos((theta + turn) % sector - sector / 2)
+    radius = 1.35 * math.cos(math.pi / sides) ** 0.5 / np.cos(theta % sector - sector / 2)
     radius = radius * math.cos(math.pi / sides) ** 0.5
     return radius * (0.75 + 0.5 * np.abs(np.sin(theta))) if shape == "diamond" else radius

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from wsss.data.errors import SHOWN_PROBLEMS, DataError
-from wsss.data.palette import read_palette_mask
+from wsss.data.reading import read_palette_mask
 from wsss.data.view import DataView
 from wsss.evaluation.bootstrap import Interval, bootstrap_interval_from_counts
 from wsss.evaluation.confusion import (

@@ -283,7 +283,7 @@ def test_official_best_checkpoint_is_the_selected_epoch(case: Case, tmp_path: Pa
 
 
 def test_predictions_are_written_as_palette_pictures(case: Case, tmp_path: Path) -> None:
-    from wsss.data.palette import read_palette_mask
+    from wsss.data.reading import read_palette_mask
 
     METHOD.exporters["segmentation"].write(case.artifact("segmentation"), case.dataset, tmp_path)
     name = case.dataset.lists["val"][0]
