@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import yaml
 
@@ -75,35 +75,26 @@ class SettingInfo:
         return text
 
 
-def setting(
-    default: Any,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: Sequence[Any] | None = None,
-    multiple_of: int | None = None,
-    length: int | None = None,
-    in_key: bool = True,
-    help: str = "",
-) -> Any:
+class SettingRange(TypedDict, total=False):
+    """What `setting` takes beside the default, by the names of `SettingInfo`."""
+
+    minimum: float | None
+    maximum: float | None
+    above: float | None
+    below: float | None
+    choices: tuple[Any, ...] | None
+    multiple_of: int | None
+    length: int | None
+    in_key: bool
+    help: str
+
+
+def setting(default: Any, **metadata: Unpack[SettingRange]) -> Any:
     """Declare a leaf of a recipe.
 
     Bounds apply to a number, or to every element of a tuple. `in_key=False` marks what does not
     determine a result (paths, workers): it is left out of stage keys.
     """
-    metadata = {
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": tuple(choices) if choices is not None else None,
-        "multiple_of": multiple_of,
-        "length": length,
-        "in_key": in_key,
-        "help": help,
-    }
     return dataclasses.field(default=default, metadata={"wsss": metadata})
 
 
@@ -134,26 +125,17 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
     values: dict[str, tuple[Any, str]] = {}
     if path is not None:
         for key, value in _flatten(_read_yaml(path), known):
-            values[key] = (value, path.name)
+            values[key] = (value, f" in {path.name}")
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             problems.append(f"override {override!r} is not of the form key=value")
             continue
         try:
-            values[key.strip()] = (yaml.safe_load(text) if text.strip() else None, f"override {override!r}")
+            values[key.strip()] = (yaml.safe_load(text) if text.strip() else None, f" in override {override!r}")
         except yaml.YAMLError:
             problems.append(f"override {override!r}: {text!r} is not a YAML value")
-    accepted: dict[str, Any] = {}
-    for key, (value, origin) in values.items():
-        info = known.get(key)
-        if info is None:
-            problems.append(f"unknown key {key!r} in {origin}{nearest_key(key, known)}")
-            continue
-        try:
-            accepted[key] = checked_value(value, info)
-        except ValueError as error:
-            problems.append(f"{key} = {value!r} in {origin}: {error}")
+    accepted = _accepted(values, known, problems)
     if not problems:
         try:
             return _build(recipe_type, accepted)
@@ -170,26 +152,31 @@ def change_recipe(recipe: RecipeType, values: Mapping[str, Any]) -> RecipeType:
     """
     known = settings_of(type(recipe))
     problems: list[str] = []
-    accepted = {key: _lookup(recipe, key) for key in known}
-    for key, value in values.items():
+    changed = _accepted({key: (value, "") for key, value in values.items()}, known, problems)
+    if problems:
+        raise RecipeError(problems)
+    return _build(type(recipe), {key: _lookup(recipe, key) for key in known} | changed)
+
+
+def _accepted(
+    values: Mapping[str, tuple[Any, str]], known: Mapping[str, SettingInfo], problems: list[str]
+) -> dict[str, Any]:
+    """The right ones of values by key, each with the words that tell its origin; the others join the problems."""
+    accepted: dict[str, Any] = {}
+    for key, (value, origin) in values.items():
         if key not in known:
-            problems.append(f"unknown key {key!r}{nearest_key(key, known)}")
+            problems.append(f"unknown key {key!r}{origin}{nearest_key(key, known)}")
             continue
         try:
             accepted[key] = checked_value(value, known[key])
         except ValueError as error:
-            problems.append(f"{key} = {value!r}: {error}")
-    if problems:
-        raise RecipeError(problems)
-    return _build(type(recipe), accepted)
+            problems.append(f"{key} = {value!r}{origin}: {error}")
+    return accepted
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
     """Nested plain values of a recipe (tuples become lists), ready for YAML or JSON."""
-    result: dict[str, Any] = {}
-    for field in dataclasses.fields(recipe):
-        result[field.name] = _plain(getattr(recipe, field.name))
-    return result
+    return {field.name: _plain(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
 
 
 def flat_dict(recipe: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from wsss.data.config import DatasetConfig
 from wsss.data.dataset import OFFICIAL_COUNTS, Dataset, assemble_dataset
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.layout import Progress
-from wsss.data.reading import read_header, read_image, read_mask, require_same_size
+from wsss.data.reading import read_header, read_image, read_mask, require_class_ids, require_same_size
+
+_ALL = frozenset({"images", "image_labels", "masks"})
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,7 @@ def summarize_dataset(dataset: Dataset) -> DatasetSummary:
     summaries: list[ListSummary] = []
     for list_name, names in dataset.lists.items():
         labels = [dataset.image_labels[name] for name in names if name in dataset.image_labels]
-        counts = {label: 0 for label in range(1, dataset.num_classes)}
-        for present in labels:
-            for label in present:
-                counts[label] += 1
+        counts = Counter(label for present in labels for label in present)
         summaries.append(
             ListSummary(
                 list_name,
@@ -65,7 +65,7 @@ def summarize_dataset(dataset: Dataset) -> DatasetSummary:
                 OFFICIAL_COUNTS.get(dataset.name, {}).get(list_name),
                 sum(dataset.mask_path(name, list_name).is_file() for name in names),
                 len(labels),
-                {dataset.classes[label]: count for label, count in counts.items()},
+                {dataset.classes[label]: counts[label] for label in range(1, dataset.num_classes)},
             )
         )
     return DatasetSummary(
@@ -83,7 +83,6 @@ def check_dataset(
     home: Path | None = None,
     lists: Iterable[str] | None = None,
     quick: bool = False,
-    workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Problem]:
     """Every problem of a data set: folder, lists, pictures, masks, image-level labels.
@@ -93,7 +92,6 @@ def check_dataset(
             cannot be read are part of the report).
         lists: list names; None for all. A list that is not there is a problem.
         quick: look at headers and sizes alone, without decoding pixels.
-        workers: threads; None for one per core, 8 at most.
     """
     problems: list[Problem] = []
     if isinstance(data, DatasetConfig):
@@ -103,19 +101,14 @@ def check_dataset(
         if assembled is None:
             return problems
         data = assembled
-    wanted = list(data.lists if lists is None else lists)
-    for list_name in wanted:
-        if list_name not in data.lists:
-            try:
-                data.names(list_name)
-            except DataError as error:
-                problems.append(Problem.of(error))
-    wanted = [list_name for list_name in wanted if list_name in data.lists]
-    problems += _overlaps(data)
-    problems += _unlabeled(data, wanted)
-    problems += _unmade_masks(data, wanted)
-    files = _Files.of(data, wanted, images=True, masks=True)
-    return _unique(problems + _check_files(data, files, quick, workers, progress))
+    wanted = []
+    for list_name in data.lists if lists is None else lists:
+        try:
+            data.names(list_name)
+            wanted.append(list_name)
+        except DataError as error:
+            problems.append(Problem.of(error))
+    return _unique([*problems, *_problems(data, wanted, _ALL, quick, progress)])
 
 
 def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterable[str]) -> None:
@@ -131,62 +124,54 @@ def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterab
     if lists is None:
         lists = tuple(dataset.lists)
     wanted = [lists] if isinstance(lists, str) else sorted(set(lists))
-    needs = set(reads)
     for list_name in wanted:
         dataset.names(list_name)
-    problems = list(_overlaps(dataset))
-    if "image_labels" in needs:
-        problems += _unlabeled(dataset, wanted)
-    if "masks" in needs:
-        problems += _unmade_masks(dataset, wanted)
-    files = _Files.of(dataset, wanted, images="images" in needs, masks="masks" in needs)
-    problems += _check_files(dataset, files, quick=True, workers=None, progress=None)
-    raise_problems(_unique(problems), f"data set {dataset.name} in {dataset.root}")
+    problems = _unique(_problems(dataset, wanted, set(reads), quick=True))
+    raise_problems(problems, f"data set {dataset.name} in {dataset.root}")
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Image names with the masks that belong to each; an image in two lists is looked at once."""
-
-    images: bool
-    masks: dict[str, tuple[Path, ...]]
-    where: dict[str, str]
-
-    @classmethod
-    def of(cls, dataset: Dataset, lists: Iterable[str], images: bool, masks: bool) -> _Files:
-        found: dict[str, dict[Path, None]] = {}
-        where: dict[str, str] = {}
-        for list_name in lists:
-            for name in dataset.lists[list_name]:
-                where.setdefault(name, list_name)
-                paths = found.setdefault(name, {})
-                if masks and list_name != "test":
-                    paths[dataset.mask_path(name, list_name)] = None
-        return cls(images, {name: tuple(paths) for name, paths in found.items()}, where)
-
-
-def _check_files(
-    dataset: Dataset, files: _Files, quick: bool, workers: int | None, progress: Progress | None
+def _problems(
+    dataset: Dataset, lists: list[str], reads: Set[str], quick: bool, progress: Progress | None = None
 ) -> list[Problem]:
-    def check(name: str) -> list[Problem]:
-        return _check_image(dataset, name, files, quick)
+    """Problems of what is read of the lists; an image in two of them is looked at once."""
+    problems = list(_overlaps(dataset))
+    labeled = _first_lists(dataset, [list_name for list_name in lists if list_name != "test"])
+    if "image_labels" in reads:
+        problems += _unlabeled(dataset, labeled)
+    masks: dict[str, dict[Path, None]] = {}
+    if "masks" in reads:
+        problems += _unmade_masks(dataset, lists)
+        for list_name in lists:
+            for name in dataset.lists[list_name] if list_name != "test" else ():
+                masks.setdefault(name, {})[dataset.mask_path(name, list_name)] = None
+    where = _first_lists(dataset, lists)
 
-    problems: list[Problem] = []
-    threads = workers or min(8, os.cpu_count() or 1)
-    with _truncation_is_an_error(), ThreadPoolExecutor(max_workers=threads) as pool:
-        for done, found in enumerate(pool.map(check, files.masks), start=1):
+    def check(name: str) -> list[Problem]:
+        found = _check_image(dataset, name, list(masks.get(name, ())), "images" in reads, quick)
+        return [Problem(error.what, f"{error.where} (list {where[name]})", error.remedy) for error in found]
+
+    with _truncation_is_an_error(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for done, found in enumerate(pool.map(check, where), start=1):
             problems += found
             if progress is not None:
-                progress(done, len(files.masks))
+                progress(done, len(where))
     return problems
 
 
-def _check_image(dataset: Dataset, name: str, files: _Files, quick: bool) -> list[Problem]:
-    problems: list[Problem] = []
-    where = f"list {files.where[name]}"
+def _first_lists(dataset: Dataset, lists: Iterable[str]) -> dict[str, str]:
+    """Image name -> the first of the lists that has it."""
+    found: dict[str, str] = {}
+    for list_name in lists:
+        for name in dataset.lists[list_name]:
+            found.setdefault(name, list_name)
+    return found
+
+
+def _check_image(dataset: Dataset, name: str, masks: list[Path], picture: bool, quick: bool) -> Iterator[DataError]:
+    """What is wrong with the masks, and with the picture when it is asked for."""
     size: tuple[int, int] | None = None
     path = dataset.image_path(name)
-    if files.images or (files.masks[name] and path.is_file()):
+    if picture or (masks and path.is_file()):
         try:
             if quick:
                 size = read_header(path)[1]
@@ -195,15 +180,14 @@ def _check_image(dataset: Dataset, name: str, files: _Files, quick: bool) -> lis
                 size = height, width
             _require_stated_size(dataset, name, size)
         except DataError as error:
-            problems.append(_in_list(error, where))
-    for mask_path in files.masks[name]:
+            yield error
+    for mask_path in masks:
         try:
             mask_size = _check_mask(dataset, mask_path, quick)
             if size is not None:
                 require_same_size(mask_size, size, mask_path)
         except DataError as error:
-            problems.append(_in_list(error, where))
-    return problems
+            yield error
 
 
 def _require_stated_size(dataset: Dataset, name: str, size: tuple[int, int]) -> None:
@@ -230,17 +214,8 @@ def _check_mask(dataset: Dataset, path: Path, quick: bool) -> tuple[int, int]:
         height, width = read_mask(path, dataset.num_classes, dataset.ignore_index).shape
         return height, width
     mode, size = read_header(path, "mask")
-    if mode not in ("P", "L"):
-        raise DataError(
-            f"the mask is in mode {mode}; expected a palette (P) or grey (L) PNG of class ids",
-            str(path),
-            "use the original palette PNG",
-        )
+    require_class_ids(mode, path)
     return size
-
-
-def _in_list(error: DataError, where: str) -> Problem:
-    return Problem(error.what, f"{error.where} ({where})", error.remedy)
 
 
 def _overlaps(dataset: Dataset) -> Iterator[Problem]:
@@ -256,28 +231,21 @@ def _overlaps(dataset: Dataset) -> Iterator[Problem]:
             )
 
 
-def _unlabeled(dataset: Dataset, lists: Iterable[str]) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for list_name in lists:
-        if list_name == "test":
-            continue
-        for name in dataset.lists[list_name]:
-            if name in seen:
-                continue
-            seen.add(name)
-            if name not in dataset.image_labels:
-                yield Problem(
-                    f"image {name} has no image-level label",
-                    f"list {list_name}",
-                    f"add it to the label source ({dataset.label_provenance})",
-                )
-            elif not dataset.image_labels[name]:
-                yield Problem(
-                    f"image {name} has an image-level label without any class",
-                    f"list {list_name}",
-                    "check it against the picture; a classifier learns from it that nothing is there",
-                    severity="warning",
-                )
+def _unlabeled(dataset: Dataset, where: Mapping[str, str]) -> Iterator[Problem]:
+    for name, list_name in where.items():
+        if name not in dataset.image_labels:
+            yield Problem(
+                f"image {name} has no image-level label",
+                f"list {list_name}",
+                f"add it to the label source ({dataset.label_provenance})",
+            )
+        elif not dataset.image_labels[name]:
+            yield Problem(
+                f"image {name} has an image-level label without any class",
+                f"list {list_name}",
+                "check it against the picture; a classifier learns from it that nothing is there",
+                severity="warning",
+            )
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

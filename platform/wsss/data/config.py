@@ -58,7 +58,7 @@ class DatasetConfig:
         problems: list[str] = []
         if self.image_label_source == "official" and self.image_label_file is None:
             problems.append("image_label_file: is needed with image_label_source = official")
-        if self.image_label_file is not None and self.image_label_source in ("xml", "masks"):
+        if self.image_label_file is not None and self.image_label_source in ("xml", "masks", "instances"):
             problems.append(f"image_label_file: would not be used with image_label_source = {self.image_label_source}")
         if self.name == "shapes" and self.root is not None:
             problems.append("root: the shapes set is generated and has no root; name = voc2012 reads a folder")
@@ -71,6 +71,4 @@ class DatasetConfig:
             problems.append(f"image_label_source: instances is of coco2014, not of {self.name}")
         if not coco and self.mask_source == "instances":
             problems.append(f"mask_source: instances is of coco2014; the masks of {self.name} are given")
-        if self.image_label_file is not None and self.image_label_source == "instances":
-            problems.append("image_label_file: would not be used with image_label_source = instances")
         return problems
