@@ -26,6 +26,19 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def new_plot(
+    width: float, height: float, title: str, x_label: str, y_label: str = "", grid: str = "both"
+) -> tuple[Figure, Axes]:
+    """A figure in inches with one plot in it, and the plot."""
+    figure = new_figure(width, height)
+    axes = figure.add_subplot()
+    clean_axes(axes, grid)
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +78,7 @@ def plot_threshold_curve(
     parameter: column of the rows that stands in the place of the threshold, e.g. "iterations".
     """
     shown_as = {"threshold": "background threshold"}.get(parameter, parameter)
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    clean_axes(axes)
+    figure, axes = new_plot(6.4, 4.0, title, shown_as, "mIoU (percent)")
     for color, (label, rows) in zip(line_colors(len(curves)), curves.items(), strict=True):
         thresholds = [row[parameter] for row in rows]
         scores = [float("nan") if row["miou"] is None else 100 * row["miou"] for row in rows]
@@ -86,9 +97,6 @@ def plot_threshold_curve(
     for marker, size, what in (("o", 7, f"{parameter} of the recipe"), ("*", 12, f"best {parameter}, chosen by masks")):
         text = what if several else f"{what}: {_score_at(curves, 'default' if marker == 'o' else 'oracle', parameter)}"
         axes.plot([], [], marker, color="black" if several else COLORS[0], markersize=size, label=text)
-    axes.set_title(title)
-    axes.set_xlabel(shown_as)
-    axes.set_ylabel("mIoU (percent)")
     axes.margins(y=0.12)
     axes.legend(fontsize=9, frameon=False, loc="best")
     return save(figure, path)
@@ -100,22 +108,41 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
     series: label -> class -> IoU fraction. Classes that no output has are left out.
     """
     names = [name for name in classes if any(name in values for values in series.values())]
-    bar = 0.8 / max(1, len(series))
-    figure = new_figure(7.2, 1.4 + max(2.0, len(names) * (0.14 + 0.09 * len(series))))
-    axes = figure.add_subplot()
-    clean_axes(axes, grid="x")
-    positions = np.arange(len(names))
-    for index, (color, (label, values)) in enumerate(zip(line_colors(len(series)), series.items(), strict=True)):
-        heights = [100 * values.get(name, 0.0) for name in names]
-        axes.barh(positions + (index + 0.5) * bar - 0.4, heights, height=bar * 0.92, color=color, label=label)
-    axes.set_yticks(positions, names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    height = 1.4 + max(2.0, len(names) * (0.14 + 0.09 * len(series)))
+    figure, axes = new_plot(7.2, height, title, "IoU (percent)", grid="x")
+    grouped_bars(axes, names, series, thickness=0.92)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("IoU (percent)")
-    axes.set_title(title)
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=min(3, len(series)), frameon=False, fontsize=9)
     return save(figure, path)
+
+
+def grouped_bars(
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Mapping[str, float]],
+    thickness: float,
+    with_ends: bool = False,
+) -> None:
+    """Horizontal bars of fractions in percent: a group for each name, from the top, and in it a bar of each series.
+
+    thickness: of a bar, as a share of its place. with_ends: the percentage stands at the end of its bar.
+    """
+    place = 0.8 / max(1, len(series))
+    for index, (color, (label, values)) in enumerate(zip(line_colors(len(series)), series.items(), strict=True)):
+        positions = np.arange(len(names)) + (index + 0.5) * place - 0.4
+        widths = [100 * values.get(name, 0.0) for name in names]
+        axes.barh(positions, widths, height=place * thickness, color=color, label=label)
+        for position, width in zip(positions, widths, strict=True):
+            if with_ends:
+                axes.text(width, position, f" {width:.0f}", va="center", fontsize=8)
+    name_bars(axes, names)
+
+
+def name_bars(axes: Axes, names: Sequence[str], fontsize: float | None = None) -> None:
+    """Write the name beside each horizontal bar, the first one at the top."""
+    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _score_at(curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: str, parameter: str) -> str:
@@ -169,5 +196,5 @@ def clean_axes(axes: Axes, grid: str = "both") -> None:
 
 
 def line_colors(number: int) -> list[str]:
-    """So many colors of the palette, repeated when it ends."""
+    """`number` colors of the palette, repeated when it ends."""
     return [COLORS[index % len(COLORS)] for index in range(number)]

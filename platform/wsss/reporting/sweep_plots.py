@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from wsss.reporting.plots import COLORS, clean_axes, line_colors, new_figure, save
+from wsss.reporting.plots import COLORS, clean_axes, grouped_bars, name_bars, new_figure, new_plot, save
 from wsss.reporting.sweep_values import (
     NO_VALUE,
     best_so_far,
     best_trial,
+    by_importance,
     finished,
     pareto_front,
     recipe_trial,
@@ -31,9 +32,7 @@ _GREY = "#999999"
 def plot_search_history(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) -> Path:
     """Value of every trial (percent) in the order of asking, the best so far, the number to quote, and what failed."""
     found = finished(trials, sweep.metric)
-    figure = new_figure(8.4, 4.2)
-    axes = figure.add_subplot()
-    clean_axes(axes)
+    figure, axes = new_plot(8.4, 4.2, f"{sweep.metric} by trial", "trial", "mIoU (percent)")
     numbers = [trial.number for trial in found]
     values = [100 * trial.values[sweep.metric] for trial in found]
     held_out = any(trial.held_out is not None for trial in found)
@@ -51,18 +50,8 @@ def plot_search_history(sweep: SweepRecord, trials: Sequence[TrialRecord], path:
         at = [trial.number for trial in trials if trial.status == status]
         if at:
             # On the lower edge of the plot: they have no value.
-            axes.plot(
-                at,
-                [0.02] * len(at),
-                marker,
-                color=color,
-                markersize=6,
-                transform=axes.get_xaxis_transform(),
-                label=f"{status} ({len(at)})",
-            )
-    axes.set_title(f"{sweep.metric} by trial")
-    axes.set_xlabel("trial")
-    axes.set_ylabel("mIoU (percent)")
+            edge, label = axes.get_xaxis_transform(), f"{status} ({len(at)})"
+            axes.plot(at, [0.02] * len(at), marker, color=color, markersize=6, transform=edge, label=label)
     axes.margins(y=0.12)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return save(figure, path)
@@ -73,26 +62,12 @@ def plot_importance(importances: Mapping[str, Mapping[str, float]], path: Path) 
 
     importances: way ("fANOVA") -> key -> share 0 to 1.
     """
-    names = sorted(
-        {key for shares in importances.values() for key in shares},
-        key=lambda key: -max(shares.get(key, 0.0) for shares in importances.values()),
-    )
-    bar = 0.8 / max(1, len(importances))
-    figure = new_figure(7.2, 1.5 + max(1.0, len(names) * (0.18 + 0.14 * len(importances))))
-    axes = figure.add_subplot()
-    clean_axes(axes, grid="x")
-    positions = np.arange(len(names))
-    colors = line_colors(len(importances))
-    for index, (color, (way, shares)) in enumerate(zip(colors, importances.items(), strict=True)):
-        widths = [100 * shares.get(name, 0.0) for name in names]
-        axes.barh(positions + (index + 0.5) * bar - 0.4, widths, height=bar * 0.9, color=color, label=way)
-        for position, width in zip(positions, widths, strict=True):
-            axes.text(width, position + (index + 0.5) * bar - 0.4, f" {width:.0f}", va="center", fontsize=8)
-    axes.set_yticks(positions, names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    names = by_importance(importances)
+    height = 1.5 + max(1.0, len(names) * (0.18 + 0.14 * len(importances)))
+    label = "share of the variation of the value (percent)"
+    figure, axes = new_plot(7.2, height, "Importance of the searched keys", label, grid="x")
+    grouped_bars(axes, names, importances, thickness=0.9, with_ends=True)
     axes.margins(x=0.1)
-    axes.set_xlabel("share of the variation of the value (percent)")
-    axes.set_title("Importance of the searched keys")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return save(figure, path)
 
@@ -120,35 +95,15 @@ def plot_slices(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) -
 def plot_value_against_cost(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) -> Path:
     """Value (percent) against what the trial costs on its own, with the trials that no cheaper one beats."""
     found = finished(trials, sweep.metric)
-    figure = new_figure(6.4, 4.2)
-    axes = figure.add_subplot()
-    clean_axes(axes)
     divisor, unit = _time_unit(max((trial.cost_seconds for trial in found), default=1.0))
+    label = f"time of all stages of the trial on its own ({unit})"
+    figure, axes = new_plot(6.4, 4.2, f"{sweep.metric} against cost", label, "mIoU (percent)")
     costs = [trial.cost_seconds / divisor for trial in found]
     values = [100 * trial.values[sweep.metric] for trial in found]
     axes.plot(costs, values, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0, label="trial")
-    front = pareto_front(costs, values)
-    axes.step(
-        [costs[index] for index in front],
-        [values[index] for index in front],
-        where="post",
-        color=_GREEN,
-        linewidth=1.6,
-        label="best for its cost",
-    )
-    for trial, marker, color, size, label in _marked(sweep, trials):
-        axes.plot(
-            trial.cost_seconds / divisor,
-            100 * trial.values[sweep.metric],
-            marker,
-            color=color,
-            markersize=size,
-            markeredgecolor="white",
-            label=label,
-        )
-    axes.set_title(f"{sweep.metric} against cost")
-    axes.set_xlabel(f"time of all stages of the trial on its own ({unit})")
-    axes.set_ylabel("mIoU (percent)")
+    front = zip(*((costs[index], values[index]) for index in pareto_front(costs, values)), strict=True)
+    axes.step(*front, where="post", color=_GREEN, linewidth=1.6, label="best for its cost")
+    _mark(axes, sweep, trials, lambda trial: trial.cost_seconds / divisor)
     axes.margins(0.08)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return save(figure, path)
@@ -163,19 +118,16 @@ def plot_reuse(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) ->
     positions = np.arange(len(stages))
     counts.barh(positions, [cost.asked for cost in stages.values()], height=0.8, color=_PALE, label="asked for")
     counts.barh(positions, [cost.executed for cost in stages.values()], height=0.45, color=_BLUE, label="executed")
-    counts.set_yticks(positions, list(stages), fontsize=9)
-    counts.set_ylim(len(stages) - 0.4, -0.6)
+    name_bars(counts, list(stages), fontsize=9)
     counts.set_xlabel("stage executions")
     counts.set_title(f"{sweep.asked} asked for, {sweep.executed} executed", fontsize=10)
     clean_axes(times, grid="x")
     seconds = (sweep.independent_seconds, sweep.executed_seconds, sweep.wall_seconds)
     divisor, unit = _time_unit(max(seconds))
-    labels = ("independent trials", "executed", "wall time")
     times.barh(range(3), [value / divisor for value in seconds], height=0.55, color=[_PALE, _BLUE, _GREEN])
     for position, value in enumerate(seconds):
         times.text(value / divisor, position, f" {value / divisor:.3g}", va="center", fontsize=9)
-    times.set_yticks(range(3), labels, fontsize=9)
-    times.set_ylim(2.6, -0.6)
+    name_bars(times, ("independent trials", "executed", "wall time"), fontsize=9)
     times.margins(x=0.15)
     times.set_xlabel(unit)
     ratio = sweep.independent_seconds / sweep.executed_seconds if sweep.executed_seconds else math.nan
@@ -185,33 +137,22 @@ def plot_reuse(sweep: SweepRecord, trials: Sequence[TrialRecord], path: Path) ->
 
 
 def _slice(axes: Axes, sweep: SweepRecord, trials: Sequence[TrialRecord], key: SearchedKey) -> None:
-    pairs = [(trial, value_of(sweep, trial, key)) for trial in finished(trials, sweep.metric)]
-    pairs = [(trial, value) for trial, value in pairs if value is not NO_VALUE]
     categorical = key.kind == "categorical"
     names = [shown_value(choice) for choice in key.choices]
 
-    def place(trial: TrialRecord, value: object) -> float:
-        if not categorical:
-            return float(value)  # pyright: ignore[reportArgumentType]
+    def place(trial: TrialRecord) -> float | None:
+        value = value_of(sweep, trial, key)
+        if value is NO_VALUE or not categorical:
+            return None if value is NO_VALUE else float(value)
         # Apart from each other, and the same in every drawing.
         shift = (trial.number * 0.618034) % 1 - 0.5
         return (names.index(shown_value(value)) if shown_value(value) in names else len(names)) + 0.4 * shift
 
-    x = [place(trial, value) for trial, value in pairs]
-    y = [100 * trial.values[sweep.metric] for trial, _ in pairs]
+    placed = [(place(trial), 100 * trial.values[sweep.metric]) for trial in finished(trials, sweep.metric)]
+    x = [position for position, _ in placed if position is not None]
+    y = [value for position, value in placed if position is not None]
     axes.plot(x, y, "o", color=_BLUE, markersize=4.5, alpha=0.6, markeredgewidth=0, label="trial")
-    for trial, marker, color, size, label in _marked(sweep, trials):
-        value = value_of(sweep, trial, key)
-        if value is not NO_VALUE:
-            axes.plot(
-                place(trial, value),
-                100 * trial.values[sweep.metric],
-                marker,
-                color=color,
-                markersize=size,
-                markeredgecolor="white",
-                label=label,
-            )
+    _mark(axes, sweep, trials, place)
     if categorical:
         others = ["other"] if any(position > len(names) - 0.5 for position in x) else []
         axes.set_xticks(range(len(names) + len(others)), [*names, *others], fontsize=8)
@@ -229,19 +170,23 @@ def _slice(axes: Axes, sweep: SweepRecord, trials: Sequence[TrialRecord], key: S
     axes.margins(y=0.1)
 
 
-def _marked(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> list[tuple[TrialRecord, str, str, float, str]]:
-    """Recipe and best with marker, color, size and label; those that have a value."""
+def _mark(
+    axes: Axes, sweep: SweepRecord, trials: Sequence[TrialRecord], place: Callable[[TrialRecord], float | None]
+) -> None:
+    """Mark recipe and best where they have a value. place: a trial's position along the x axis, None for none."""
     recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
-    found = []
-    if recipe is not None:
-        found.append((recipe, "D", "black", 7.0, "recipe"))
+    marks = [(recipe, "D", "black", 7.0, "recipe")]
     if best is not None and (recipe is None or best.number != recipe.number):
-        found.append((best, "*", _ORANGE, 14.0, f"best (trial {best.number})"))
-    return found
+        marks.append((best, "*", _ORANGE, 14.0, f"best (trial {best.number})"))
+    for trial, marker, color, size, label in marks:
+        x = None if trial is None else place(trial)
+        if trial is not None and x is not None:
+            y = 100 * trial.values[sweep.metric]
+            axes.plot(x, y, marker, color=color, markersize=size, markeredgecolor="white", label=label)
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:
-    """Divisor and name of the unit in which so many seconds are read."""
+    """Divisor and name of the unit in which people read this number of seconds."""
     if seconds < 120:
         return 1.0, "seconds"
     return (60.0, "minutes") if seconds < 7200 else (3600.0, "hours")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from wsss.formatting import duration, interval, percent, points
 from wsss.reporting.sweep_values import (
     best_trial,
+    by_importance,
     finished,
     recipe_trial,
     shown_value,
@@ -218,9 +219,8 @@ def _race_in_words(trials: Sequence[TrialRecord]) -> str:
 
 def importance_table(importances: Mapping[str, Mapping[str, float]]) -> Table:
     """Share of each key by each way."""
-    names = dict.fromkeys(key for shares in importances.values() for key in shares)
-    order = sorted(names, key=lambda key: -max(shares.get(key, 0.0) for shares in importances.values()))
-    rows = tuple((key, *(percent(shares.get(key)) for shares in importances.values())) for key in order)
+    names = by_importance(importances)
+    rows = tuple((key, *(percent(shares.get(key)) for shares in importances.values())) for key in names)
     columns = ("key", *importances)
     note = "Share of the variation of the value among the finished trials, percent; it says nothing of other ranges."
     return Table("Importance of the searched keys", columns, rows, frozenset(columns[1:]), note)

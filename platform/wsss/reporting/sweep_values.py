@@ -63,6 +63,12 @@ def best_so_far(values: Sequence[float]) -> list[float]:
     return list(accumulate(values, max))
 
 
+def by_importance(importances: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Keys by their largest share. importances: way of computing it ("fANOVA") -> key -> share 0 to 1."""
+    names = dict.fromkeys(key for shares in importances.values() for key in shares)
+    return sorted(names, key=lambda key: -max(shares.get(key, 0.0) for shares in importances.values()))
+
+
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Positions that no other one beats in both cost and value, by rising cost."""
     front: list[int] = []
