@@ -118,15 +118,11 @@ def plot_class_iou(title: str, classes: Sequence[str], series: Mapping[str, Mapp
 
 
 def grouped_bars(
-    axes: Axes,
-    names: Sequence[str],
-    series: Mapping[str, Mapping[str, float]],
-    thickness: float,
-    with_ends: bool = False,
+    axes: Axes, names: Sequence[str], series: Mapping[str, Mapping[str, float]], thickness: float, ends: bool = False
 ) -> None:
     """Horizontal bars of fractions in percent: a group for each name, from the top, and in it a bar of each series.
 
-    thickness: of a bar, as a share of its place. with_ends: the percentage stands at the end of its bar.
+    thickness: of a bar, as a share of its place. ends: the percentage stands at the end of its bar.
     """
     place = 0.8 / max(1, len(series))
     for index, (color, (label, values)) in enumerate(zip(line_colors(len(series)), series.items(), strict=True)):
@@ -134,7 +130,7 @@ def grouped_bars(
         widths = [100 * values.get(name, 0.0) for name in names]
         axes.barh(positions, widths, height=place * thickness, color=color, label=label)
         for position, width in zip(positions, widths, strict=True):
-            if with_ends:
+            if ends:
                 axes.text(width, position, f" {width:.0f}", va="center", fontsize=8)
     name_bars(axes, names)
 

@@ -66,7 +66,7 @@ def plot_importance(importances: Mapping[str, Mapping[str, float]], path: Path) 
     height = 1.5 + max(1.0, len(names) * (0.18 + 0.14 * len(importances)))
     label = "share of the variation of the value (percent)"
     figure, axes = new_plot(7.2, height, "Importance of the searched keys", label, grid="x")
-    grouped_bars(axes, names, importances, thickness=0.9, with_ends=True)
+    grouped_bars(axes, names, importances, thickness=0.9, ends=True)
     axes.margins(x=0.1)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return save(figure, path)

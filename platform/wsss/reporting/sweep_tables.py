@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from wsss.formatting import duration, interval, percent, points
 from wsss.reporting.sweep_values import (
+    StageCost,
     best_trial,
     by_importance,
     finished,
@@ -15,7 +16,7 @@ from wsss.reporting.sweep_values import (
     value_of,
 )
 from wsss.reporting.tables import Table, to_csv
-from wsss.search.records import ConfirmedTrial, SweepRecord, TrialRecord
+from wsss.search.records import SweepRecord, TrialRecord
 
 _RULES = {
     "held_out": "the trial is chosen on one half of the images, and quoted on the other half",
@@ -37,6 +38,14 @@ _SEEN = {
     "default_threshold": "The search itself looked at all masks, so that every way by masks looks too good.",
     "label_free": "The search itself looked at no mask.",
 }
+# Field of a trial's record, how its threshold was chosen, and whether masks chose it.
+_WAYS = (
+    ("default_value", "none: the recipe's own, all images", "no"),
+    ("oracle", "best of all images", "yes, of the images that are scored"),
+    ("chosen", "best of one half, on that half", "yes, of the images that are scored"),
+    ("held_out", "best of one half, on the other half", "yes, of other images"),
+    ("label_free", "criterion without masks", "no"),
+)
 _TOP = 15
 
 
@@ -54,9 +63,8 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         if sweep.best.gain_low is not None and sweep.best.gain_high is not None:
             gain = interval(sweep.best.gain_low, sweep.best.gain_high, signed=True)
             rows.append((f"95 % interval of the gain over images, paired, seed {sweep.seeds[0]}", "", "", gain, "", ""))
-    rows.append(
-        ("time of all stages on its own", duration(recipe.cost_seconds), duration(best.cost_seconds), "", "", "")
-    )
+    costs = (duration(recipe.cost_seconds), duration(best.cost_seconds))
+    rows.append(("time of all stages on its own", *costs, "", "", ""))
     for key in sweep.space:
         before, after = value_of(sweep, recipe, key), value_of(sweep, best, key)
         if key.level == "curve":
@@ -74,72 +82,41 @@ def best_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
 def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     """What each way of reading the number gives, for the recipe and the best trial."""
     recipe, best = recipe_trial(finished(trials, sweep.metric)), best_trial(sweep, trials)
-    columns = ["way of choosing the threshold", "chosen by masks"]
-    shown: list[tuple[str, TrialRecord]] = []
-    for name, trial in (("recipe", recipe), ("best", best)):
-        if trial is not None and all(trial.number != other.number for _, other in shown):
-            shown.append((f"{name} (trial {trial.number})", trial))
-    columns += [name for name, _ in shown]
-    ways = (
-        ("default_value", "none: the recipe's own, all images", "no"),
-        ("oracle", "best of all images", "yes, of the images that are scored"),
-        ("chosen", "best of one half, on that half", "yes, of the images that are scored"),
-        ("held_out", "best of one half, on the other half", "yes, of other images"),
-        ("label_free", "criterion without masks", "no"),
-    )
+    shown = {} if recipe is None else {f"recipe (trial {recipe.number})": recipe}
+    if best is not None and (recipe is None or best.number != recipe.number):
+        shown[f"best (trial {best.number})"] = best
+    columns = ("way of choosing the threshold", "chosen by masks", *shown)
     bounded = "default_value" if sweep.select == "default_threshold" else sweep.select
     rows = []
-    for field, text, by_masks in ways:
-        values = [getattr(trial, field) for _, trial in shown]
-        if all(value is None for value in values):
-            continue
+    for field, text, by_masks in _WAYS:
         cells = []
-        for value, (_, trial) in zip(values, shown, strict=True):
-            bounds = (trial.low, trial.high) if field == bounded else (None, None)
-            known = bounds[0] is not None and bounds[1] is not None
-            cells.append(percent(value) + (f" ({interval(bounds[0], bounds[1])})" if known else ""))
-        rows.append((text, by_masks, *cells))
+        for trial in shown.values():
+            bounds = field == bounded and trial.low is not None and trial.high is not None
+            cells.append(percent(getattr(trial, field)) + (f" ({interval(trial.low, trial.high)})" if bounds else ""))
+        if any(getattr(trial, field) is not None for trial in shown.values()):
+            rows.append((text, by_masks, *cells))
     note = (
         "mIoU in percent, with the 95 % interval over images where the rule of the sweep quotes it. The trial itself "
         f"was chosen by the sweep: {_RULES[sweep.select]}."
     )
-    return Table("How the number was chosen", tuple(columns), tuple(rows), frozenset(columns[2:]), note)
+    return Table("How the number was chosen", columns, tuple(rows), frozenset(columns[2:]), note)
 
 
 def selected_table(sweep: SweepRecord) -> Table:
     """Ways of choosing among all trials of the sweep side by side."""
     names = {
+        **{field: text for field, text, _ in _WAYS},
         "default": "none: the recipe",
-        "oracle": "best of all images",
         "cross_fitted": "each half at the other half's best",
-        "held_out": "best of one half, on the other half",
-        "label_free": "criterion without masks",
     }
     rows = []
     for row in sweep.selected:
-        gain = f"{points(row.gain.difference)} ({interval(row.gain.low, row.gain.high, signed=True)})"
+        by_masks = "yes" if row.used_masks else "no"
         chosen = ", ".join(dict.fromkeys(f"trial {number}" if number else "recipe" for number in row.trials))
-        bounds = interval(row.miou.low, row.miou.high)
-        rows.append(
-            (
-                names.get(row.rule, row.rule),
-                "yes" if row.used_masks else "no",
-                chosen,
-                str(row.images),
-                percent(row.miou.value),
-                bounds,
-                "-" if row.rule == "default" else gain,
-            )
-        )
-    columns = (
-        "rule of choosing",
-        "by masks",
-        "chosen",
-        "images",
-        "mIoU",
-        "95 % interval",
-        "over the recipe",
-    )
+        gain = f"{points(row.gain.difference)} ({interval(row.gain.low, row.gain.high, signed=True)})"
+        numbers = (str(row.images), percent(row.miou.value), interval(row.miou.low, row.miou.high))
+        rows.append((names[row.rule], by_masks, chosen, *numbers, "-" if row.rule == "default" else gain))
+    columns = ("rule of choosing", "by masks", "chosen", "images", "mIoU", "95 % interval", "over the recipe")
     note = (
         "mIoU in percent; intervals from a bootstrap over images, the same resamples for all, the choice held fixed. "
         f"The difference is paired. The best of all images was chosen on what it is scored on. {_SEEN[sweep.select]}"
@@ -151,37 +128,28 @@ def confirmation_table(sweep: SweepRecord) -> Table:
     """Trials under several seeds."""
     seeds = sorted({seed for each in sweep.confirmations for seed in each.seeds})
     columns = ("trial", *(f"seed {seed}" for seed in seeds), "mean", "spread", "95 % interval")
-    rows = tuple(_confirmed(each, seeds) for each in sweep.confirmations)
+    rows = []
+    for each in sweep.confirmations:
+        by_seed = dict(zip(each.seeds, each.values, strict=True))
+        name = "recipe" if each.trial == 0 else f"trial {each.trial}"
+        spread = (percent(each.spread), interval(each.low, each.high)) if len(each.values) > 1 else ("-", "-")
+        rows.append((name, *(percent(by_seed.get(seed)) for seed in seeds), percent(each.mean), *spread))
     note = "mIoU in percent by the sweep's rule; the interval is Student's for the mean over seeds."
-    return Table("Confirmation over seeds", columns, rows, frozenset(columns[1:]), note)
+    return Table("Confirmation over seeds", columns, tuple(rows), frozenset(columns[1:]), note)
 
 
 def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     """Stage by stage: executions asked for, executed and served from the store, and their time."""
-    rows = []
-    for name, cost in stage_costs(trials).items():
-        rows.append(
-            (
-                name,
-                str(cost.asked),
-                str(cost.executed),
-                str(cost.asked - cost.executed),
-                duration(cost.executed_seconds),
-                duration(cost.independent_seconds),
-            )
-        )
-    rows.append(
+    total = StageCost(sweep.asked, sweep.executed, sweep.independent_seconds, sweep.executed_seconds)
+    rows = tuple(
         (
-            "all",
-            str(sweep.asked),
-            str(sweep.executed),
-            str(sweep.served),
-            duration(sweep.executed_seconds),
-            duration(sweep.independent_seconds),
+            name,
+            *(str(number) for number in (cost.asked, cost.executed, cost.asked - cost.executed)),
+            *(duration(seconds) for seconds in (cost.executed_seconds, cost.independent_seconds)),
         )
+        for name, cost in {**stage_costs(trials), "all": total}.items()
     )
     columns = ("stage", "asked for", "executed", "from the store", "time", "independent trials")
-    race = _race_in_words(trials)
     states = {status: sum(trial.status == status for trial in trials) for status in ("finished", "failed", "pruned")}
     ratio = ""
     if sweep.executed_seconds > 0:
@@ -190,9 +158,9 @@ def cost_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
         f"{', '.join(f'{number} {status}' for status, number in states.items() if number)} of {len(trials)} trials. "
         f"Executed stages took {duration(sweep.executed_seconds)}{ratio}; wall time {duration(sweep.wall_seconds)}. "
         "Independent: every trial computes itself what some trial had to compute; what was there before counts for "
-        f"neither, and work that a batch shares counts once.{_in_memory_in_words(trials)}{race}"
+        f"neither, and work that a batch shares counts once.{_in_memory_in_words(trials)}{_race_in_words(trials)}"
     )
-    return Table("Cost and reuse", columns, tuple(rows), frozenset(columns[1:]), note)
+    return Table("Cost and reuse", columns, rows, frozenset(columns[1:]), note)
 
 
 def _in_memory_in_words(trials: Sequence[TrialRecord]) -> str:
@@ -207,9 +175,8 @@ def _race_in_words(trials: Sequence[TrialRecord]) -> str:
     dropped = [trial.race for trial in trials if trial.race is not None and trial.race.estimate is not None]
     if not dropped:
         return ""
-    judged = sum(race.images / race.of for race in dropped)
-    judged += sum(trial.status == "finished" for trial in trials)
-    share = judged / (len(dropped) + sum(trial.status == "finished" for trial in trials))
+    whole = sum(trial.status == "finished" for trial in trials)
+    share = (whole + sum(race.images / race.of for race in dropped)) / (whole + len(dropped))
     return (
         f" {len(dropped)} trials were dropped as clearly worse after {min(race.images for race in dropped)} to "
         f"{max(race.images for race in dropped)} of {dropped[0].of} images; all trials together were judged on "
@@ -258,46 +225,26 @@ def failed_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
 
 def trials_csv(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
     """One line for each trial: status, values (fractions), costs (seconds), every key of the space."""
+    first = ("status", "batch", "outer_key", "seed")
     numbers = ("quoted", "default_value", "oracle", "chosen", "held_out", "label_free", "low", "high", "threshold")
-    columns = (
-        *("trial", "status", "batch", "outer_key", "seed", "value", *numbers),
-        *("cost_seconds", "spent_seconds", "asked", "executed", "reason", *(key.key for key in sweep.space)),
-    )
+    last = ("cost_seconds", "spent_seconds")
+    columns = ("trial", *first, "value", *numbers, *last, "asked", "executed", "reason")
     rows = []
     for trial in trials:
-        value = trial.values.get(sweep.metric)
-        found = [getattr(trial, name) for name in numbers]
+        settings = [value_of(sweep, trial, key) for key in sweep.space]
         rows.append(
             (
-                *(trial.number, trial.status, trial.batch, trial.outer_key, trial.seed, "" if value is None else value),
-                *("" if number is None else number for number in found),
-                *(
-                    trial.cost_seconds,
-                    trial.spent_seconds,
-                    len(trial.stages),
-                    sum(use.executed for use in trial.stages),
-                ),
-                trial.reason,
-                *(_raw(value_of(sweep, trial, key)) for key in sweep.space),
+                *(trial.number, *(getattr(trial, name) for name in first), trial.values.get(sweep.metric)),
+                *(getattr(trial, name) for name in (*numbers, *last)),
+                *(len(trial.stages), sum(use.executed for use in trial.stages), trial.reason),
+                *("" if shown_value(value) == "-" else value for value in settings),
             )
         )
-    return to_csv(columns, rows)
+    return to_csv((*columns, *(key.key for key in sweep.space)), rows)
 
 
 def _compared(what: str, old: float, new: float, stage: str) -> tuple[str, ...]:
     return (what, percent(old), percent(new), points(new - old), stage, "")
-
-
-def _confirmed(each: ConfirmedTrial, seeds: Sequence[int]) -> tuple[str, ...]:
-    by_seed = dict(zip(each.seeds, each.values, strict=True))
-    several = len(each.values) > 1
-    return (
-        "recipe" if each.trial == 0 else f"trial {each.trial}",
-        *(percent(by_seed.get(seed)) for seed in seeds),
-        percent(each.mean),
-        percent(each.spread) if several else "-",
-        interval(each.low, each.high) if several else "-",
-    )
 
 
 def _settings(sweep: SweepRecord, trial: TrialRecord) -> str:
@@ -308,7 +255,3 @@ def _settings(sweep: SweepRecord, trial: TrialRecord) -> str:
         if shown_value(value) not in ("-", shown_value(key.default)):
             changed.append(f"{key.key}={shown_value(value)}")
     return ", ".join(changed) or "the recipe"
-
-
-def _raw(value: object) -> object:
-    return "" if shown_value(value) == "-" else value
