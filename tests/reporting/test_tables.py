@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from wsss.claims import Claim, OurProtocol, verdicts
-from wsss.commands.conclusion import short_verdicts
 from wsss.reporting.run_report import RunReport, StageReport
 from wsss.reporting.tables import (
     class_iou_series,
@@ -14,6 +13,7 @@ from wsss.reporting.tables import (
     other_metrics_table,
     result_table,
     results_csv,
+    short_verdicts,
     shown,
     stage_table,
     to_html,

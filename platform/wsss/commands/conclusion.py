@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsss.claims import Verdict
 from wsss.commands.gather import gather_report
 from wsss.commands.screen import console
 from wsss.execution.run import RunResult
-from wsss.formatting import mean_and_spread
 from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport
-from wsss.reporting.tables import Table, result_table, source_words, stage_table, to_rich
+from wsss.reporting.tables import result_table, short_verdicts, stage_table, to_rich
 from wsss.tracking import open_tracker, ui_command
 from wsss.tracking.tracker import RunStatus
 
@@ -41,31 +39,11 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
 
 def print_report(report: RunReport, with_verdict: bool) -> None:
     """Stages, results and, when there are numbers to judge, the verdict."""
-    tables = [stage_table(report)]
-    if any(stage.metrics for stage in report.stages):
-        tables.append(result_table(report))
-        tables += [short_verdicts(report.verdicts)] if with_verdict and report.verdicts else []
-    for table in tables:
+    verdicts = report.verdicts if with_verdict and any(stage.metrics for stage in report.stages) else ()
+    for table in (stage_table(report), result_table(report), short_verdicts(verdicts)):
         if table.rows:
             print()
             console().print(to_rich(table))
-
-
-def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
-    """The verdict table without the columns that only the written report has room for."""
-    rows = [
-        (
-            verdict.claim.metric,
-            f"{verdict.claim.value:.2f} ({source_words(verdict.claim)})",
-            mean_and_spread(verdict.ours.mean, verdict.ours.spread) if verdict.ours is not None else "-",
-            "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
-            verdict.outcome,
-            verdict.reason,
-        )
-        for verdict in verdicts
-    ]
-    columns = ("number", "claim", "ours", "difference", "verdict", "why")
-    return Table("Verdict", columns, tuple(rows), frozenset({"claim", "ours", "difference"}))
 
 
 def track_files(

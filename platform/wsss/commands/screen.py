@@ -6,11 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from wsss.formatting import byte_count, duration
 from wsss.plan import Plan, PlannedStage
+from wsss.reporting.tables import Table, to_rich
 
 LOG_WIDTH = 140
 
@@ -22,12 +21,8 @@ def console() -> Console:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = "") -> None:
     """Print rows under a title. `right` names the right-aligned columns, separated by spaces."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right.split() else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    console().print(table)
+    texts = tuple(tuple("" if cell is None else str(cell) for cell in row) for row in rows)
+    console().print(to_rich(Table(title, tuple(columns), texts, frozenset(right.split())), box=None))
 
 
 def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = None) -> None:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
+from rich.box import SIMPLE_HEAD, Box
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -39,16 +39,11 @@ class Table:
     note: str = ""
 
 
-def is_fraction(metric: str) -> bool:
-    """Whether a metric is a score that people read as percent."""
-    return MetricName.parse(metric).is_fraction
-
-
 def shown(metric: str, value: float | None) -> str:
     """A metric's value as people read it: percent for scores, plain digits for the others."""
     if value is None or not math.isfinite(value):
         return "-"
-    return percent(value) if is_fraction(metric) else f"{value:.4g}"
+    return percent(value) if MetricName.parse(metric).is_fraction else f"{value:.4g}"
 
 
 def source_words(claim: Claim) -> str:
@@ -62,16 +57,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     rows = []
     for verdict in verdicts:
         claim, ours = verdict.claim, verdict.ours
-        number = "-"
-        if ours is not None:
-            number = mean_and_spread(ours.mean, ours.spread)
         rows.append(
             (
                 claim.metric,
                 f"{claim.value:.2f}",
                 f"{source_words(claim)}: {claim.citation}",
                 f"{claim.dataset} {claim.split}, {claim.protocol}",
-                number,
+                "-" if ours is None else mean_and_spread(ours.mean, ours.spread),
                 "-" if verdict.difference is None else f"{verdict.difference:+.2f}",
                 f"{claim.tolerance:g}",
                 verdict.outcome,
@@ -81,6 +73,18 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     columns = ("number", "claim", "source", "claim's protocol", "ours", "difference", "tolerance", "verdict", "why")
     right = frozenset({"claim", "ours", "difference", "tolerance"})
     return Table("Verdict", columns, tuple(rows), right, "mIoU in percent; ours is mean ± spread over seeds.")
+
+
+def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
+    """The verdict table for a terminal: without the columns that only the written report has room for."""
+    full = verdict_table(verdicts)
+    columns = ("number", "claim", "ours", "difference", "verdict", "why")
+    rows = []
+    for verdict, row in zip(verdicts, full.rows, strict=True):
+        cells = dict(zip(full.columns, row, strict=True))
+        cells["claim"] += f" ({source_words(verdict.claim)})"
+        rows.append(tuple(cells[column] for column in columns))
+    return Table(full.title, columns, tuple(rows), full.right & set(columns))
 
 
 def result_table(report: RunReport) -> Table:
@@ -94,20 +98,19 @@ def result_table(report: RunReport) -> Table:
     for metric in miou_metrics(report):
         name = MetricName.parse(metric)
         values = [by_seed[seed].get(metric) for seed in seeds]
-        row = [metric, *(percent(value) for value in values if several), percent(_mean(values))]
-        row += [percent(_spread(values))] * several
         low, high, cross_fitted, oracle, background = (
             _mean([by_seed[seed].get(str(name.beside(ending))) for seed in seeds])
             for ending in ("low", "high", "cross_fitted", "oracle", "all_background")
         )
-        row += [
-            "-" if low is None else interval(low, high),
-            percent(cross_fitted),
-            percent(oracle),
-            _oracle_setting(list(by_seed.values()), name),
-            percent(background),
-        ]
-        rows.append(tuple(row))
+        rows.append(
+            (
+                *(metric, *(percent(value) for value in values if several), percent(_mean(values))),
+                *([percent(_spread(values))] * several),
+                "-" if low is None else interval(low, high),
+                *(percent(cross_fitted), percent(oracle), _oracle_setting(list(by_seed.values()), name)),
+                percent(background),
+            )
+        )
     note = (
         "mIoU in percent at the recipe's own threshold or number of iterations; the interval is over images. Best "
         "choice: masks of these images made it. Cross-fitted choice: each half of the images at the other half's best."
@@ -161,10 +164,8 @@ def class_table(report: RunReport) -> Table:
     series = class_iou_series(report)
     names = report.classes if any(series.values()) else ()
     rows = [(name, *(percent(values.get(name)) for values in series.values())) for name in names]
-    columns = ("class", *series)
-    return Table(
-        "IoU by class", columns, tuple(rows), frozenset(columns[1:]), "Percent; - where a class is in neither map."
-    )
+    note = "Percent; - where a class is in neither map."
+    return Table("IoU by class", ("class", *series), tuple(rows), frozenset(series), note)
 
 
 def class_iou_series(report: RunReport) -> dict[str, dict[str, float]]:
@@ -213,31 +214,20 @@ def to_markdown(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """A <table>; a cell of the column "verdict" gets its outcome as class."""
-    head = "".join(f"<th{_align(table, column)}>{html.escape(column)}</th>" for column in table.columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{_align(table, column)}>{_html_cell(column, cell)}</td>"
-            for column, cell in zip(table.columns, row, strict=True)
-        )
-        + "</tr>\n"
-        for row in table.rows
-    )
+    align = {column: ' class="right"' if column in table.right else "" for column in table.columns}
+    head = "".join(f"<th{align[column]}>{html.escape(column)}</th>" for column in table.columns)
+    body = ""
+    for row in table.rows:
+        cells = zip(table.columns, row, strict=True)
+        body += f"<tr>{''.join(f'<td{align[column]}>{_html_cell(column, cell)}</td>' for column, cell in cells)}</tr>\n"
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>{note}'
 
 
-def to_rich(table: Table) -> RichTable:
-    """For a terminal."""
-    result = RichTable(
-        title=table.title,
-        title_justify="left",
-        title_style="bold",
-        caption=table.note or None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+def to_rich(table: Table, box: Box | None = SIMPLE_HEAD) -> RichTable:
+    """For a terminal, with the lines of `box`."""
+    result = RichTable(title=table.title, title_justify="left", title_style="bold", box=box, pad_edge=False)
+    result.caption, result.caption_justify = table.note or None, "left"
     for column in table.columns:
         result.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
     for row in table.rows:
@@ -261,18 +251,9 @@ def to_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def results_csv(report: RunReport) -> str:
     """Every metric of every stage and seed, scores as fractions, with the key that explains it."""
+    run = (report.method, report.dataset, report.recipe)
     rows = [
-        (
-            report.method,
-            report.dataset,
-            report.recipe,
-            stage.seed,
-            stage.name,
-            stage.status,
-            stage.key,
-            name,
-            repr(value),
-        )
+        (*run, stage.seed, stage.name, stage.status, stage.key, name, repr(value))
         for stage in report.stages
         for name, value in stage.metrics.items()
     ]
@@ -305,10 +286,6 @@ def _spread(values: Sequence[float | None]) -> float | None:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _align(table: Table, column: str) -> str:
-    return ' class="right"' if column in table.right else ""
 
 
 def _html_cell(column: str, cell: str) -> str:
