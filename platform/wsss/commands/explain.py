@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsss.commands.arguments import locations, run_folder
 from wsss.commands.methods import UsageError
 from wsss.errors import nearest
 from wsss.formatting import duration
+from wsss.tracking.provenance import commit_in_words, machine_in_words
 
 if TYPE_CHECKING:
     from wsss.run_record import RunRecord, StageResult
@@ -48,8 +49,8 @@ def explain(record: RunRecord, metric: str, store: Store, home: Path) -> list[st
         f"  run       {record.run_id} ({record.status})",
         f"  recipe    {record.method}/{record.recipe_name}, seed {record.seed}",
         f"  data      {record.dataset}, digest {record.data_digest}",
-        f"  commit    {_commit(code)}",
-        f"  machine   {_machine(code)}",
+        f"  commit    {commit_in_words(code)}",
+        f"  machine   {machine_in_words(code)}",
         f"  store     {record.store_url}",
     ]
     lines += [f"  protocol  {name}: {text}" for name, text in sorted(record.protocol.items())]
@@ -106,20 +107,8 @@ def _facts(artifact: Artifact) -> list[str]:
         f"{provenance.get('workers', '?')} x {provenance.get('device', '?')}"
         + (f", mode {provenance['mode']}" if "mode" in provenance else "")
         + (f", seed {seed}" if seed is not None else ""),
-        f"commit {_commit(code)} on {_machine(code)}",
+        f"commit {commit_in_words(code)} on {machine_in_words(code)}",
     ]
     if provenance.get("chooses_by_masks"):
         facts.append("chooses by looking at masks")
     return facts
-
-
-def _commit(code: dict[str, Any]) -> str:
-    dirty = {True: " with changes that are not committed", None: " (changes unknown)"}.get(code.get("git_dirty"), "")
-    return f"{code['git_commit']}{dirty}" if code.get("git_commit") else "unknown (not a git checkout)"
-
-
-def _machine(code: dict[str, Any]) -> str:
-    machine = code.get("machine", {})
-    gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
-    parts = [machine.get("hostname", "unknown"), machine.get("cpu", ""), f"{machine.get('cores', '?')} cores", gpus]
-    return ", ".join(part for part in parts if part)

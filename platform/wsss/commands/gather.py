@@ -20,6 +20,7 @@ from wsss.reporting.comparability import list_deviations
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
 from wsss.run_record import RunRecord, StageResult
 from wsss.store import Artifact, Store
+from wsss.tracking.provenance import commit_in_words, machine_in_words
 
 GRID_IMAGES = 6
 
@@ -96,20 +97,17 @@ def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[s
 
 
 def _require_alike(records: Sequence[RunRecord]) -> None:
-    kinds = {
-        (record.method, record.recipe_name, record.dataset, record.checkpoint, json.dumps(_without_seed(record)))
-        for record in records
-    }
+    kinds = set()
+    for record in records:
+        recipe = {key: value for key, value in record.recipe.items() if key not in ("seed", "execution")}
+        facts = (record.method, record.recipe_name, record.dataset, record.checkpoint)
+        kinds.add((*facts, json.dumps(recipe, sort_keys=True)))
     if len(kinds) > 1 or len({record.seed for record in records}) < len(records):
         raise UsageError(
             "the runs are not one recipe under different seeds",
             ", ".join(record.run_id for record in records),
             "report them one by one",
         )
-
-
-def _without_seed(record: RunRecord) -> dict[str, Any]:
-    return {key: value for key, value in sorted(record.recipe.items()) if key not in ("seed", "execution")}
 
 
 def _stage(record: RunRecord, stage: StageResult, store: Store) -> StageReport:
@@ -156,15 +154,12 @@ def _grid(grid: SampleGrid, dataset: Dataset, record: RunRecord, store: Store) -
 
 def _provenance(records: Sequence[RunRecord]) -> dict[str, str]:
     first = records[0]
-    code = first.provenance
-    machine = code.get("machine", {})
-    commit = code.get("git_commit") or "unknown (not a git checkout)"
+    libraries = first.provenance.get("libraries", {})
     return {
         "runs": ", ".join(record.run_id for record in records),
-        "commit": commit + (", with changes that are not committed" if code.get("git_dirty") else ""),
-        "machine": ", ".join(str(machine[name]) for name in ("hostname", "cpu") if machine.get(name))
-        + "".join(f", {gpu}" for gpu in machine.get("gpus", ())),
-        "libraries": ", ".join(f"{name} {version}" for name, version in code.get("libraries", {}).items()),
+        "commit": commit_in_words(first.provenance),
+        "machine": machine_in_words(first.provenance),
+        "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
         "data digest": first.data_digest,
         "store": first.store_url,
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
-from rich.table import Column
+from rich.progress import BarColumn, Progress, Task, TaskID
+from rich.table import Column, Table
 from rich.text import Text
 
 from wsss.commands.screen import console
@@ -29,18 +29,9 @@ class StageTasks(Progress):
 
     def __init__(self, title: str, planned: tuple[PlannedStage, ...]) -> None:
         self._title, self._began, self._newest = title, time.monotonic(), ""
-        columns = (
-            _TextColumn(self._branch),
-            _BarColumn(bar_width=24),
-            _TextColumn(position),
-            _TextColumn(rate),
-            _TextColumn(timing),
-            _TextColumn(lambda task: task.fields["note"], Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-        )
+        self._bar = BarColumn(bar_width=24)
         # Standard error stays untouched, so that an error message is not torn by the live display.
-        super().__init__(
-            *columns, console=console(), refresh_per_second=4, speed_estimate_period=_RATE_SECONDS, expand=True
-        )
+        super().__init__(console=console(), refresh_per_second=4, speed_estimate_period=_RATE_SECONDS)
         self._ids: dict[str, TaskID] = {}
         for stage in planned:
             state = "cached" if stage.cached else "waiting" if stage.needed else "not needed"
@@ -78,11 +69,17 @@ class StageTasks(Progress):
         facts = (f"{done} of {len(needed)} stages", duration(time.monotonic() - self._began), self._newest)
         shown = ", ".join(fact for fact in facts if fact)
         yield Text.assemble((self._title, "bold"), "  ", shown, no_wrap=True, overflow="ellipsis")
-        yield self.make_tasks_table(self.tasks)
-
-    def _branch(self, task: Task) -> Text:
-        branch = "└─ " if task.id == self.task_ids[-1] else "├─ "
-        return Text.assemble(branch, (task.description, _STYLES.get(task.fields["state"], "dim")))
+        columns = [Column(no_wrap=True), Column(), *(Column(no_wrap=True) for _ in range(3))]
+        notes = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table = Table.grid(*columns, notes, padding=(0, 1), expand=True)
+        for task in self.tasks:
+            state = task.fields["state"]
+            style = _STYLES.get(state, "dim")
+            branch = Text.assemble("└─ " if task is self.tasks[-1] else "├─ ", (task.description, style))
+            bar = self._bar.render(task) if state == "running" else Text(state, style)
+            texts = (position(task), rate(task), timing(task), task.fields["note"])
+            table.add_row(branch, bar, *(Text(text) for text in texts))
+        yield table
 
 
 class LineObserver:
@@ -181,23 +178,3 @@ def timing(task: Task) -> str:
 def wants_tree() -> bool:
     """Whether standard output is a terminal that can redraw."""
     return sys.stdout.isatty() and not console().is_dumb_terminal
-
-
-class _TextColumn(ProgressColumn):
-    """A column whose text a function makes of the task."""
-
-    def __init__(self, text: Callable[[Task], str | Text], column: Column | None = None) -> None:
-        super().__init__(column or Column(no_wrap=True))
-        self._text = text
-
-    def render(self, task: Task) -> Text:
-        text = self._text(task)
-        return Text(text) if isinstance(text, str) else text
-
-
-class _BarColumn(BarColumn):
-    """A bar while a stage runs, its state in words before and after."""
-
-    def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # rich's own says ProgressBar
-        state = task.fields["state"]
-        return super().render(task) if state == "running" else Text(state, style=_STYLES.get(state, "dim"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,14 +43,26 @@ def add_options(options: argparse.ArgumentParser) -> None:
     )
     search.add_argument(
         "--label-free",
+        dest="criterion",
         choices=("boundary_contrast", "confidence_margin"),
         help="compute this criterion, which needs no masks, for every trial and show what it would choose",
     )
     search.add_argument("--sampler", default="tpe", help="tpe, random, cmaes, or nsga2 against the cost (default: tpe)")
     search.add_argument(
-        "--search-seed", type=int, default=0, metavar="N", help="of the sampler; the seed of training is seed=N"
+        "--search-seed",
+        dest="seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the sampler; the seed of training is seed=N",
     )
-    search.add_argument("--inner", type=_positive, metavar="N", help="trials under each outer one (default: derived)")
+    search.add_argument(
+        "--inner",
+        dest="inner_trials",
+        type=_positive,
+        metavar="N",
+        help="trials under each outer one (default: derived)",
+    )
     search.add_argument("--batch", type=_positive, metavar="N", help="trials evaluated together (default: derived)")
     search.add_argument(
         "--concurrency", type=_positive, default=1, metavar="N", help="batches at a time (default: 1, repeatable)"
@@ -67,7 +80,8 @@ def add_options(options: argparse.ArgumentParser) -> None:
     )
     search.add_argument(
         "--no-race",
-        action="store_true",
+        dest="race",
+        action="store_false",
         help="evaluate every trial on all images, also one that is clearly worse on a part of them",
     )
     search.add_argument("--against-cost", action="store_true", help="second objective: seconds that a trial costs")
@@ -79,11 +93,15 @@ def add_options(options: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--confirm-seeds",
         type=parse_seeds,
+        default=(),
         metavar="0,1,2",
         help="run the best trials and the recipe under these",
     )
     search.add_argument(
-        "--study", metavar="URL", help="database of the Optuna study (default: sqlite beside the sweep)"
+        "--study",
+        dest="study_url",
+        metavar="URL",
+        help="database of the Optuna study (default: sqlite beside the sweep)",
     )
     search.add_argument("--name", help="id of the sweep (default: derived from what is searched)")
     search.add_argument("--new", action="store_true", help="begin another sweep instead of continuing this one")
@@ -118,35 +136,16 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
-    return SweepRequest(
-        method=selection.method,
-        recipe=selection.recipe,
-        recipe_name=selection.recipe_name,
-        home=places.home,
-        store_url=places.store_url,
-        tracking_uri=places.tracking_uri,
-        space_path=space_file(arguments.space or arguments.method),
-        metric=arguments.metric,
-        trials=arguments.trials,
-        select=arguments.select,
-        criterion=arguments.label_free or ("boundary_contrast" if arguments.select == "label_free" else None),
-        sampler=arguments.sampler,
-        seed=arguments.search_seed,
-        inner_trials=arguments.inner,
-        batch=arguments.batch,
-        concurrency=arguments.concurrency,
-        flat=arguments.flat,
-        early_stop=arguments.early_stop,
-        race=not arguments.no_race,
-        stage_cost_limit=arguments.stage_cost_limit,
-        against_cost=arguments.against_cost,
-        no_training=arguments.no_training,
-        confirm_top=arguments.confirm_top if arguments.confirm_seeds else 0,
-        confirm_seeds=arguments.confirm_seeds or (),
-        study_url=arguments.study,
-        name=arguments.name,
-        new=arguments.new,
-    )
+    # The options of the search are named as the fields of the request; what follows replaces the others.
+    options = {field.name for field in fields(SweepRequest)} & vars(arguments).keys()
+    values = {name: getattr(arguments, name) for name in options}
+    values |= vars(selection) | vars(places)
+    values["space_path"] = space_file(arguments.space or arguments.method)
+    if arguments.select == "label_free":
+        values["criterion"] = arguments.criterion or "boundary_contrast"
+    if not arguments.confirm_seeds:
+        values["confirm_top"] = 0
+    return SweepRequest(**values)
 
 
 def space_file(name_or_path: str) -> Path:

@@ -54,6 +54,20 @@ class Provenance:
         return tags | ({"ray_job_id": self.ray_job_id} if self.ray_job_id else {})
 
 
+def commit_in_words(code: Mapping[str, Any]) -> str:
+    """The commit of recorded facts (`Provenance.as_dict`), and whether files differ from it."""
+    dirty = {True: " with changes that are not committed", None: " (changes unknown)"}.get(code.get("git_dirty"), "")
+    return f"{code['git_commit']}{dirty}" if code.get("git_commit") else "unknown (not a git checkout)"
+
+
+def machine_in_words(code: Mapping[str, Any]) -> str:
+    """Host name, CPU, cores and GPUs of recorded facts (`Provenance.as_dict`)."""
+    machine = code.get("machine", {})
+    gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
+    parts = [machine.get("hostname", "unknown"), machine.get("cpu", ""), f"{machine.get('cores', '?')} cores", gpus]
+    return ", ".join(part for part in parts if part)
+
+
 def collect_provenance(code: Path = _CODE) -> Provenance:
     """Facts of this process and of the repository around the folder `code`; what cannot be found is left empty."""
     return Provenance(*git_state(code), machine_facts(), library_versions(_LIBRARIES), ray_job_id())
