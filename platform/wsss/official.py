@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,25 @@ class LayoutError(WsssError):
 
 def write_cam_dictionaries(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """The official dictionaries: 0-based int64 `keys` and float32 `cam` as tensors, float32 `high_res`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in artifact.images():
-        arrays = artifact.arrays(name)
+
+    def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         content = {
             "keys": torch.from_numpy(arrays["keys"].astype(np.int64) - 1),
             "cam": torch.from_numpy(arrays["cam"].astype(np.float32)),
             "high_res": read_high_res(arrays),
         }
-        np.save(folder / f"{name}.npy", np.array(content, dtype=object), allow_pickle=True)
+        np.save(path, np.array(content, dtype=object), allow_pickle=True)
+
+    return write_images(artifact, folder, ".npy", write)
+
+
+def write_images(
+    artifact: Artifact, folder: Path, suffix: str, write: Callable[[Mapping[str, np.ndarray], Path], Any]
+) -> int:
+    """Writes the arrays of every image to a file `<name><suffix>`; the number of files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in artifact.images():
+        write(artifact.arrays(name), folder / f"{name}{suffix}")
     return len(artifact.images())
 
 
@@ -81,11 +91,12 @@ def read_cam_dictionaries(folder: Path, dataset: Dataset, names: tuple[str, ...]
 
 def write_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """IRN's `res50_irn.pth` of the stage that trained it; its mean displacement is zero."""
+    return _save_affinity_network(read_checkpoint(artifact.path("affinity_network.pt")), folder)
+
+
+def _save_affinity_network(state: Mapping[str, Tensor], folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        official_names(read_checkpoint(artifact.path("affinity_network.pt")), AFFINITY_ALIASES),
-        folder / "res50_irn.pth",
-    )
+    torch.save(official_names(state, AFFINITY_ALIASES), folder / "res50_irn.pth")
     return 1
 
 
@@ -98,9 +109,7 @@ def write_shifted_affinity_network(artifact: Artifact, dataset: Dataset, folder:
     whole = len(names) // 16 * 16 or len(names)
     mean = np.mean([artifact.arrays(name)["displacement"] for name in names[:whole]], axis=0)
     state["mean_shift.running_mean"] = torch.from_numpy(mean.astype(np.float32))
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(official_names(state, AFFINITY_ALIASES), folder / "res50_irn.pth")
-    return 1
+    return _save_affinity_network(state, folder)
 
 
 def read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
@@ -113,10 +122,9 @@ def read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...], 
 
 def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """`<name>.npy`, float32 (classes, h, w) of the array "scores"."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in artifact.images():
-        np.save(folder / f"{name}.npy", artifact.arrays(name)["scores"].astype(np.float32), allow_pickle=False)
-    return len(artifact.images())
+    return write_images(
+        artifact, folder, ".npy", lambda arrays, path: np.save(path, arrays["scores"].astype(np.float32))
+    )
 
 
 def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
@@ -139,18 +147,16 @@ def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: 
 
 def png_writer(array: str, encode: Callable[[np.ndarray], bytes]) -> Write:
     """Writes `<name>.png` of an array; encode: array -> the file's bytes."""
-
-    def write(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in artifact.images():
-            (folder / f"{name}.png").write_bytes(encode(artifact.arrays(name)[array]))
-        return len(artifact.images())
-
-    return write
+    return lambda artifact, dataset, folder: write_images(
+        artifact, folder, ".png", lambda arrays, path: path.write_bytes(encode(arrays[array]))
+    )
 
 
-def png_reader(array: str, decode: Callable[[Path], np.ndarray]) -> Read:
-    """Takes `<name>.png` in as an array of the picture's size; decode: file -> array. LayoutError if one is wrong."""
+def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool = False) -> Read:
+    """Takes `<name>.png` in as an array of the picture's size. LayoutError if one is wrong.
+
+    decode: file -> array. class_ids: every value is a class of the data set.
+    """
 
     def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
         missing = [name for name in names if not (folder / f"{name}.png").is_file()]
@@ -166,9 +172,15 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray]) -> Read:
             values = decode(folder / f"{name}.png")
             if values.shape != view.image_size(name):
                 raise LayoutError(
-                    f"the map is {values.shape}, its picture {view.image_size(name)}",
+                    f"{'labels are' if class_ids else 'the map is'} {values.shape}, the picture {view.image_size(name)}",
                     str(folder / f"{name}.png"),
                     "use maps at the size of the pictures",
+                )
+            if class_ids and values.max() >= dataset.num_classes:
+                raise LayoutError(
+                    f"labels are up to {values.max()}, the data set has {dataset.num_classes} classes",
+                    str(folder / f"{name}.png"),
+                    "give predictions of this data set",
                 )
             return {array: values}
 
@@ -177,10 +189,9 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray]) -> Read:
     return read
 
 
-def _add_images(names: Iterable[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
-    ordered = list(names)
-    for index, start in enumerate(range(0, len(ordered), _SHARD)):
-        writer.add_shard(index, {name: read(name) for name in ordered[start : start + _SHARD]})
+def _add_images(names: Sequence[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
+    for index, start in enumerate(range(0, len(names), _SHARD)):
+        writer.add_shard(index, {name: read(name) for name in names[start : start + _SHARD]})
 
 
 def encode_png(values: np.ndarray) -> bytes:

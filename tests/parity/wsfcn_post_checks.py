@@ -16,13 +16,12 @@ from tests.parity.wsfcn_fixtures import DescribedFixture
 from wsss.data.augment.canvas import Placement, canvas_inputs, network_input
 from wsss.data.augment.resized_crop import CropBox, resized_crop
 from wsss.evaluation.confusion import confusion_matrix, iou, pixel_accuracy
-from wsss.ops.crf import DenseCrfSettings
+from wsss.ops.crf import DenseCrfSettings, refine_probabilities
 from wsss_methods.wsfcn.inference import (
     best_scores,
     content,
     label_after_crf,
     label_from_masks,
-    refined_probabilities,
     soft_masks,
     with_power_background,
 )
@@ -77,7 +76,7 @@ def check_merge(fixture: DescribedFixture) -> None:
     alpha = prose_number(fixture.what, r"\(1 - max foreground\)\^(\d+)", PUBLISHED_ALPHA)
     _expect_predictions(fixture, image, merged[keys], keys, background, alpha, len(merged))
     probabilities = with_power_background(merged[keys], keys, alpha, len(merged))
-    fixture.expect("crf_q", refined_probabilities(image, probabilities, PUBLISHED_CRF))
+    fixture.expect("crf_q", refine_probabilities(image, probabilities, PUBLISHED_CRF))
 
 
 def check_chain(fixture: DescribedFixture) -> None:
@@ -133,7 +132,7 @@ def check_crf(fixture: DescribedFixture) -> None:
             bilateral_srgb=settings["bilateral"]["srgb"],
             bilateral_compat=settings["bilateral"]["compat"],
         )
-        refined[iterations] = refined_probabilities(image, probabilities, crf)
+        refined[iterations] = refine_probabilities(image, probabilities, crf)
     fixture.expect("q", refined[settings["iterations"]])
     fixture.expect("q_iter1", refined[few])
     fixture.expect("label", refined[settings["iterations"]].argmax(axis=0).astype(np.uint8))

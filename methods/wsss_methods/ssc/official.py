@@ -40,6 +40,7 @@ from wsss.official import (
     require_tensor,
     write_affinity_network,
     write_cam_dictionaries,
+    write_images,
     write_scores,
     write_shifted_affinity_network,
 )
@@ -123,12 +124,11 @@ def exporters() -> Mapping[str, Exporter]:
 
 
 def _write_predictions(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in artifact.images():
-        arrays = artifact.arrays(name)
+    def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         best = next(key for key in ("prediction_crf", "prediction_crf_raw", "prediction") if key in arrays)
-        (folder / f"{name}.png").write_bytes(encode_palette_png(arrays[best]))
-    return len(artifact.images())
+        path.write_bytes(encode_palette_png(arrays[best]))
+
+    return write_images(artifact, folder, ".png", write)
 
 
 def _write_cam_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.data.augment.canvas import Placement, canvas_inputs
-from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
+from wsss.ops.affinity_psa import power_background_scores
+from wsss.ops.crf import DenseCrfSettings, refine_probabilities
 from wsss.pipeline import Arrays, Reduction, StageContext
 from wsss.stages.candidates import candidate_epochs, choose_by_loss, epoch_to_use, weights_file
 from wsss.stages.score import curve_scorer
@@ -343,14 +344,8 @@ def with_power_background(masks: Array, keys: Array, alpha: float, num_classes: 
     masks: (K, H, W), keys: (K,) class ids. Returns float32 (num_classes, H, W), not normalized.
     """
     probabilities = np.zeros((num_classes, *masks.shape[1:]), dtype=np.float32)
-    probabilities[keys] = masks
-    probabilities[0] = (1.0 - probabilities[1:].max(axis=0)) ** alpha
+    probabilities[[0, *keys]] = power_background_scores(masks, alpha)
     return probabilities
-
-
-def refined_probabilities(image: Array, probabilities: Array, crf: DenseCrfSettings) -> Array:
-    """Marginals of the dense CRF over all classes, float32 (C, H, W). image: uint8 (H, W, 3) RGB."""
-    return DenseCrf(image, len(probabilities), crf).marginals(unary_from_probabilities(probabilities))
 
 
 def label_after_crf(
@@ -358,4 +353,4 @@ def label_after_crf(
 ) -> Array:
     """Labels after the CRF, uint8 (H, W); all `num_classes` take part, as published."""
     probabilities = with_power_background(masks, keys, alpha, num_classes)
-    return refined_probabilities(image, probabilities, crf).argmax(axis=0).astype(np.uint8)
+    return refine_probabilities(image, probabilities, crf).argmax(axis=0).astype(np.uint8)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.reading import read_palette_mask
-from wsss.errors import WsssError
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
+from wsss.official import encode_png, encode_state, input_of, png_reader, png_writer
 from wsss.stages.candidates import METRICS_FILE, selected_epoch, weights_file
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.wsfcn.networks import WsFcn, own_name, pamr_kernels
@@ -24,7 +21,8 @@ from wsss_methods.wsfcn.recipe import WsFcnRecipe
 from wsss_methods.wsfcn.training import WEIGHTS, structure_of
 
 _LAST_BIAS = "last_conv.8.bias"
-_SHARD = 128
+_write_labels = png_writer("prediction", encode_png)
+_read_labels = png_reader("prediction", read_palette_mask, class_ids=True)
 # A name that only this body has.
 _SIGNS = {
     "resnet38": "b7.conv_branch2a.weight",
@@ -98,10 +96,6 @@ def check_released_network(path: Path, recipe: WsFcnRecipe, dataset: Dataset) ->
         load_official(WsFcn(structure_of(recipe.network, dataset.num_classes)), path)
 
 
-class LayoutError(WsssError):
-    """Files are not in the layout of the official code."""
-
-
 def exporters() -> Mapping[str, Exporter]:
     """Stage or layout name -> how it is written and read."""
     labels = "<name>.png, grey, class ids, at the size of the picture"
@@ -119,7 +113,10 @@ def exporters() -> Mapping[str, Exporter]:
         ),
         "segmentation": Exporter("segmentation", labels, write=_write_labels),
         "segmentation_crf": Exporter(
-            "segmentation_crf", f"crf/{labels}; read from the folder itself", write=_write_crf_labels, read=_read_labels
+            "segmentation_crf",
+            f"crf/{labels}; read from the folder itself",
+            write=_write_crf_labels,
+            read=_read_labels,
         ),
     }
 
@@ -130,7 +127,7 @@ def _write_last(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
 
 def _write_best(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     epoch, score = selected_epoch(artifact), artifact.json(METRICS_FILE)[f"{artifact.stage}/score_val"]
-    weights = _input_of(_input_of(artifact, "candidates"), "weights")
+    weights = input_of(input_of(artifact, "candidates"), "weights")
     return _write_checkpoint(weights, epoch, folder / f"model_enc_e{epoch:03d}Xs{score:4.3f}.pth")
 
 
@@ -148,56 +145,9 @@ def _read_checkpoint(path: Path, dataset: Dataset, names: tuple[str, ...], write
             str(path),
             "choose the data set that it was trained on: 21 classes are voc2012, 81 coco2014 (dataset.name)",
         )
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    writer.add_file(f"{WEIGHTS}.pt", buffer.getvalue())
+    writer.add_file(f"{WEIGHTS}.pt", encode_state(state))
     writer.add_file("history.json", b"{}")
-
-
-def _write_labels(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in artifact.images():
-        Image.fromarray(artifact.arrays(name)["prediction"]).save(folder / f"{name}.png")
-    return len(artifact.images())
 
 
 def _write_crf_labels(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     return _write_labels(artifact, dataset, folder / "crf")
-
-
-def _read_labels(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-    missing = [name for name in names if not (folder / f"{name}.png").is_file()]
-    if missing:
-        raise LayoutError(
-            f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}.png",
-            str(folder),
-            "give the folder that holds one PNG for each image of val (OUT/crf of the official program)",
-        )
-    view = dataset.view({"images"}, None)
-
-    def arrays(name: str) -> dict[str, np.ndarray]:
-        prediction = read_palette_mask(folder / f"{name}.png")
-        if prediction.shape != view.image_size(name) or prediction.max() >= dataset.num_classes:
-            raise LayoutError(
-                f"labels are {prediction.shape} up to {prediction.max()}, the picture {view.image_size(name)} with "
-                f"{dataset.num_classes} classes",
-                str(folder / f"{name}.png"),
-                "give predictions of this data set at the size of its pictures",
-            )
-        return {"prediction": prediction}
-
-    for index, start in enumerate(range(0, len(names), _SHARD)):
-        writer.add_shard(index, {name: arrays(name) for name in names[start : start + _SHARD]})
-
-
-def _input_of(artifact: Artifact, role: str) -> Artifact:
-    """The artifact that another one was computed from, in the same store."""
-    place = artifact.provenance.get("inputs", {}).get(role)
-    if not place:
-        raise LayoutError(
-            f"artifact of stage {artifact.stage!r} does not say what it was computed from",
-            artifact.location,
-            "export segmentation_train instead",
-        )
-    stage, _, key = place.partition("/")
-    return Artifact(artifact.backend, stage, key)

@@ -95,6 +95,11 @@ def unary_from_probabilities(probabilities: Array) -> Array:
     return -np.log(np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0)).astype(np.float32)
 
 
+def refine_probabilities(image: Array, probabilities: Array, settings: DenseCrfSettings) -> Array:
+    """Marginals float32 (C, H, W) of a dense CRF with unary -log(probabilities); image uint8 (H, W, 3) RGB."""
+    return DenseCrf(image, len(probabilities), settings).marginals(unary_from_probabilities(probabilities))
+
+
 def refine_labels(
     image: Array, labels: list[Array], num_labels: int, gt_prob: float, settings: DenseCrfSettings
 ) -> list[Array]:

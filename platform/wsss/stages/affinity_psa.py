@@ -33,7 +33,7 @@ from wsss.ops.affinity_psa import (
     walk_with_background,
     walked_label,
 )
-from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
+from wsss.ops.crf import DenseCrfSettings, refine_probabilities
 from wsss.ops.random_walk import DirectionAffinity
 from wsss.pipeline import Arrays, MapStage, Reads, Stage, StageContext, TrainStage
 from wsss.recipe import setting
@@ -106,7 +106,7 @@ def build_power_crf(context: StageContext) -> Callable[[str], Arrays]:
         arrays, image = context.inputs["cam"].arrays(name), context.data.image(name)
         scores = power_background_scores(read_high_res(arrays), config.alpha)
         if len(scores) > 1:  # one label leaves nothing to decide
-            scores = DenseCrf(image, len(scores), config.crf).marginals(unary_from_probabilities(scores))
+            scores = refine_probabilities(image, scores, config.crf)
         return {"crf": scores.astype(np.float16), "keys": arrays["keys"]}
 
     return refined
