@@ -171,8 +171,9 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
         def arrays(name: str) -> dict[str, np.ndarray]:
             values = decode(folder / f"{name}.png")
             if values.shape != view.image_size(name):
+                what = "labels are" if class_ids else "the map is"
                 raise LayoutError(
-                    f"{'labels are' if class_ids else 'the map is'} {values.shape}, the picture {view.image_size(name)}",
+                    f"{what} {values.shape}, the picture {view.image_size(name)}",
                     str(folder / f"{name}.png"),
                     "use maps at the size of the pictures",
                 )

@@ -139,6 +139,15 @@ def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float |
     return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}
 
 
+def class_rows(confusion: Array, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class: class, iou (None where undefined), truth_pixels, predicted_pixels."""
+    _, in_truth, predicted = intersections_and_totals(confusion)
+    return [
+        {"class": name, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
+        for i, (name, value) in enumerate(class_iou(confusion, class_names).items())
+    ]
+
+
 def pixel_accuracy(confusion: Array) -> Any:
     """Share of scored pixels that are right: float64 (...), NaN without pixels."""
     right, in_truth, _ = intersections_and_totals(confusion)

@@ -23,9 +23,8 @@ from wsss.evaluation.bootstrap import Interval, bootstrap_interval_from_counts
 from wsss.evaluation.confusion import (
     EvaluationError,
     class_counts,
-    class_iou,
+    class_rows,
     confusion_matrix,
-    intersections_and_totals,
     mean_accuracy,
     pixel_accuracy,
 )
@@ -95,11 +94,7 @@ class FolderScore:
 
     def per_class(self) -> list[dict[str, Any]]:
         """Rows class, iou (None where undefined), truth_pixels, predicted_pixels."""
-        _, in_truth, predicted = intersections_and_totals(self.confusion)
-        return [
-            {"class": name, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
-            for i, (name, value) in enumerate(class_iou(self.confusion, self.classes).items())
-        ]
+        return class_rows(self.confusion, self.classes)
 
 
 def score_folder(

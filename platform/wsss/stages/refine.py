@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.data.augment.scale_crop import CAFFE_MEAN_BGR
-from wsss.evaluation.confusion import confusion_matrix, intersections_and_totals
+from wsss.evaluation.confusion import class_counts, confusion_matrix
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.selection import choose
 from wsss.metric_name import MetricName
@@ -33,8 +33,7 @@ from wsss.ops.crf import DenseCrf, DenseCrfSettings, unary_from_probabilities
 from wsss.pipeline import Arrays, MapStage, Reads, ReduceStage, Reduction, Stage, StageContext
 from wsss.recipe import setting
 from wsss.stages.candidates import epoch_to_use
-from wsss.stages.score import SummaryConfig, summarize_labels
-from wsss.store import Artifact
+from wsss.stages.score import SummaryConfig, choice_scores, label_scores, scored_images
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Network = Callable[[Tensor], Tensor]
@@ -267,9 +266,9 @@ def evaluate_predictions(context: StageContext) -> Reduction:
     of the images, and the table "iterations_<variant>" (iterations, miou, default, oracle).
     """
     config: EvaluationConfig = context.config
-    metrics: dict[str, float] = {}
-    tables: dict[str, list[dict[str, Any]]] = {}
-    arrays: dict[str, Array] = {}
+    artifact = context.inputs["confusions"]
+    names = scored_images(artifact, context.stage)
+    result = Reduction({})
     for variant in ("", *config.variants):
         summary = SummaryConfig(
             prefix=config.prefix,
@@ -278,29 +277,20 @@ def evaluate_predictions(context: StageContext) -> Reduction:
             mean_over="truth",
             bootstrap_samples=config.bootstrap_samples,
         )
-        confusions = _VariantConfusions(context.inputs["confusions"], variant, config.iterations)
-        inputs = {"confusions": cast(Artifact, confusions)}
-        part = summarize_labels(replace(context, config=summary, inputs=inputs))
-        metrics.update(part.metrics)
-        tables.update({named(table, variant): rows for table, rows in part.tables.items()})
-        arrays.update({named(array, variant): values for array, values in part.arrays.items()})
+        counts = {name: Counts.read(artifact.arrays(name), named("confusion", variant)) for name in names}
+        asked = {name: each.at(config.iterations - 1) if variant else each for name, each in counts.items()}
+        part = label_scores(summary, asked, context)
+        result.metrics.update(part.metrics)
+        result.tables.update({named(table, variant): rows for table, rows in part.tables.items()})
+        result.arrays.update({named(array, variant): values for array, values in part.arrays.items()})
         if variant:
-            names = sorted(confusions.images())
-            chosen = choose(np.stack([confusions.counts(name) for name in names], axis=1), names, mean_over="truth")
-            metrics[str(summary.name.beside("oracle"))] = chosen.oracle_miou
-            metrics[str(summary.name.of("oracle_iterations"))] = float(chosen.oracle + 1)
-            if chosen.cross_fitted_miou is not None:
-                metrics[str(summary.name.beside("cross_fitted"))] = chosen.cross_fitted_miou
-            tables[named("iterations", variant)] = [
-                {
-                    "iterations": index + 1,
-                    "miou": score,
-                    "default": index + 1 == config.iterations,
-                    "oracle": index == chosen.oracle,
-                }
-                for index, score in enumerate(chosen.mious)
-            ]
-    return Reduction(metrics, tables, arrays)
+            curves = np.stack([class_counts(counts[name].dense()) for name in names], axis=1)
+            chosen = choose(curves, names, mean_over="truth")
+            steps = range(1, curves.shape[0] + 1)
+            metrics, rows = choice_scores(summary.name, chosen, "iterations", steps, config.iterations - 1)
+            result.metrics.update(metrics)
+            result.tables[named("iterations", variant)] = rows
+    return result
 
 
 def pack_steps(labels: Sequence[Array]) -> Array:
@@ -317,26 +307,3 @@ def unpack_steps(packed: Array, size: Sequence[int]) -> Array:
     """Inverse of `pack_steps`: uint8 (T, H, W) for `size` = (H, W)."""
     changes = np.frombuffer(zlib.decompress(packed.tobytes()), dtype=np.uint8).reshape(-1, *size)
     return np.bitwise_xor.accumulate(changes, axis=0)
-
-
-@dataclass(frozen=True)
-class _VariantConfusions:
-    """Shows the confusion matrices of one variant, at one number of steps, as a scorer's artifact."""
-
-    artifact: Artifact
-    variant: str
-    iterations: int
-
-    def images(self) -> list[str]:
-        return self.artifact.images()
-
-    def arrays(self, name: str) -> Arrays:
-        counts = self._read(name)
-        return (counts.at(self.iterations - 1) if self.variant else counts).arrays()
-
-    def counts(self, name: str) -> Array:
-        """int64 (T, 3, C) after every number of steps."""
-        return np.stack(intersections_and_totals(self._read(name).dense()), axis=1)
-
-    def _read(self, name: str) -> Counts:
-        return Counts.read(self.artifact.arrays(name), named("confusion", self.variant))

@@ -24,21 +24,20 @@ from wsss.evaluation.confusion import (
     MeanOver,
     all_background,
     class_counts,
-    class_iou,
+    class_rows,
     confusion_matrix,
-    intersections_and_totals,
     miou,
     pixel_accuracy,
 )
 from wsss.evaluation.counts import Counts
 from wsss.evaluation.curves import threshold_confusions
-from wsss.evaluation.selection import choose_by_halves, half_of
+from wsss.evaluation.selection import Choice, choose_by_halves, half_of
 from wsss.metric_name import MetricName
 from wsss.pipeline import Reduction, StageContext
+from wsss.store import Artifact
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ScoreReader = Callable[[str], tuple[Array, Array]]
-LabelReader = Callable[[str], Array]
 
 # The thresholds whose scores stand beside that of the recipe's own.
 DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
@@ -156,18 +155,12 @@ def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, Ar
     """Map function (config LabelScoreConfig): image name -> counts (C, C) of `wsss.evaluation.counts`."""
     config: LabelScoreConfig = context.config
     artifact = context.inputs["labels"]
-    return label_scorer(context, lambda name: _named(artifact.arrays(name), config.labels, name, context.stage))
-
-
-def label_scorer(context: StageContext, read: LabelReader) -> Callable[[str], Mapping[str, Array]]:
-    """`build_label_scorer` for labels that are read another way. read: image name -> integer (H, W)."""
-    config: LabelScoreConfig = context.config
     num_classes = len(context.data.classes)
 
     def score(name: str) -> Mapping[str, Array]:
         confusion = confusion_matrix(
             context.data.mask(name),
-            read(name),
+            _named(artifact.arrays(name), config.labels, name, context.stage),
             num_classes,
             config.ignore_index,
             prediction_ignore_to=config.prediction_ignore_to,
@@ -220,41 +213,21 @@ def summarize_curve(context: StageContext) -> Reduction:
     """
     config: SummaryConfig = context.config
     artifact = context.inputs["confusions"]
-    names = _images(artifact.images(), context.stage)
+    names = scored_images(artifact, context.stage)
     thresholds = np.asarray(artifact.arrays(names[0])["thresholds"], dtype=np.float64)
     default = _index_of(config.default_threshold, thresholds, context.stage)
-    halves: list[Array | None] = [None, None]
+    halves = np.zeros((2, *Counts.read(artifact.arrays(names[0])).shape), dtype=np.int64)
     counts: list[Array] = []
     for image in names:
         found = Counts.read(artifact.arrays(image))
-        half = half_of(image)
-        accumulated = halves[half]
-        if accumulated is None:
-            halves[half] = found.dense()
-        else:
-            found.add_to(accumulated)
+        found.add_to(halves[half_of(image)])
         counts.append(class_counts(found.at(default).dense()))
-    curve = np.sum([half for half in halves if half is not None], axis=0)
-    sums = np.stack([np.zeros_like(curve) if half is None else half for half in halves], axis=1)
-    chosen = choose_by_halves(class_counts(sums), config.mean_over)
+    curve = halves.sum(axis=0)
+    chosen = choose_by_halves(class_counts(halves.swapaxes(0, 1)), config.mean_over)
 
-    metrics, tables, arrays = _scores_of(
-        config, curve[default], np.stack(counts), names, context.data.classes, context.stage
-    )
-    name = config.name
-    metrics[str(name.beside("oracle"))] = chosen.oracle_miou
-    metrics[str(name.of("oracle_threshold"))] = float(thresholds[chosen.oracle])
-    if chosen.cross_fitted_miou is not None:
-        metrics[str(name.beside("cross_fitted"))] = chosen.cross_fitted_miou
-    tables["curve"] = [
-        {
-            "threshold": float(threshold),
-            "miou": score,
-            "default": index == default,
-            "oracle": index == chosen.oracle,
-        }
-        for index, (threshold, score) in enumerate(zip(thresholds, chosen.mious, strict=True))
-    ]
+    metrics, tables, arrays = _scores_of(config, curve[default], np.stack(counts), names, context)
+    further, tables["curve"] = choice_scores(config.name, chosen, "threshold", thresholds.tolist(), default)
+    metrics.update(further)
     arrays["curve_confusion"] = curve
     arrays["thresholds"] = thresholds
     return Reduction(metrics=metrics, tables=tables, arrays=arrays)
@@ -265,18 +238,40 @@ def summarize_labels(context: StageContext) -> Reduction:
 
     Metrics, tables and arrays as `summarize_curve`, without those that belong to a curve.
     """
-    config: SummaryConfig = context.config
     artifact = context.inputs["confusions"]
-    names = _images(artifact.images(), context.stage)
-    total: Array | None = None
-    counts: list[Array] = []
-    for name in names:
-        confusion = Counts.read(artifact.arrays(name)).dense()
-        total = confusion if total is None else total + confusion
-        counts.append(class_counts(confusion))
-    assert total is not None
-    metrics, tables, arrays = _scores_of(config, total, np.stack(counts), names, context.data.classes, context.stage)
-    return Reduction(metrics=metrics, tables=tables, arrays=arrays)
+    names = scored_images(artifact, context.stage)
+    return label_scores(context.config, {name: Counts.read(artifact.arrays(name)) for name in names}, context)
+
+
+def label_scores(config: SummaryConfig, counts: Mapping[str, Counts], context: StageContext) -> Reduction:
+    """`summarize_labels` from the counts (C, C) of every image, in the order of their names."""
+    total = np.zeros(next(iter(counts.values())).shape, dtype=np.int64)
+    for each in counts.values():
+        each.add_to(total)
+    per_image = np.stack([class_counts(each.dense()) for each in counts.values()])
+    return Reduction(*_scores_of(config, total, per_image, list(counts), context))
+
+
+def choice_scores(
+    name: MetricName, chosen: Choice, what: str, values: Sequence[float], default: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and the table of a choice by masks, of a threshold or a number of iterations.
+
+    Args:
+        name: of the mIoU at the default.
+        what, values: "threshold" or "iterations", and what was scored; `default` is the position of the recipe's own.
+    """
+    metrics = {
+        str(name.beside("oracle")): chosen.oracle_miou,
+        str(name.of(f"oracle_{what}")): float(values[chosen.oracle]),
+    }
+    if chosen.cross_fitted_miou is not None:
+        metrics[str(name.beside("cross_fitted"))] = chosen.cross_fitted_miou
+    rows = [
+        {what: value, "miou": score, "default": index == default, "oracle": index == chosen.oracle}
+        for index, (value, score) in enumerate(zip(values, chosen.mious, strict=True))
+    ]
+    return metrics, rows
 
 
 def _scores_of(
@@ -284,13 +279,12 @@ def _scores_of(
     confusion: Array,
     counts: Array,
     names: Sequence[str],
-    classes: Sequence[str],
-    stage: str,
+    context: StageContext,
 ) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]], dict[str, Array]]:
     if confusion.sum() == 0:
         raise EvaluationError(
             "no pixel was scored: the masks hold nothing but ignored positions",
-            f"stage {stage}",
+            f"stage {context.stage}",
             "check the masks with `wsss data check`",
         )
     interval = bootstrap_interval_from_counts(
@@ -304,11 +298,7 @@ def _scores_of(
         name.beside("all_background"): float(miou(all_background(confusion), config.mean_over)),
         name.of("pixel_accuracy"): float(pixel_accuracy(confusion)),
     }
-    _, in_truth, predicted = intersections_and_totals(confusion)
-    per_class = [
-        {"class": label, "iou": value, "truth_pixels": int(in_truth[i]), "predicted_pixels": int(predicted[i])}
-        for i, (label, value) in enumerate(class_iou(confusion, classes).items())
-    ]
+    per_class = class_rows(confusion, context.data.classes)
     means = [{"metric": str(name), "mean_over": config.mean_over}]
     arrays = {"confusion": confusion, "image_counts": counts, "images": np.array(names)}
     return {str(each): value for each, value in found.items()}, {"per_class": per_class, "miou": means}, arrays
@@ -324,7 +314,9 @@ def _named(arrays: Mapping[str, Array], array: str, image: str, stage: str) -> A
     return arrays[array]
 
 
-def _images(names: Sequence[str], stage: str) -> list[str]:
+def scored_images(artifact: Artifact, stage: str) -> list[str]:
+    """Names of the images of a scorer's artifact, sorted. Raises EvaluationError when there is none."""
+    names = artifact.images()
     if not names:
         raise EvaluationError("there is no scored image", f"stage {stage}", "check the image list of the stage before")
     return sorted(names)
