@@ -41,7 +41,13 @@ from wsss.ops.affinity_path import path_index
 from wsss.ops.confidence import confidence_mask
 from wsss.ops.random_walk import random_walk
 from wsss.schedules import polynomial_decay
-from wsss.stages.affinity_irn import IrLabelConfig, affinity_optimizer, ir_label, padded_affinity_forward
+from wsss.stages.affinity_irn import (
+    AffinityConfig,
+    IrLabelConfig,
+    affinity_optimizer,
+    ir_label,
+    padded_affinity_forward,
+)
 from wsss.stages.pseudo_label import pseudo_label_of_walk
 
 
@@ -152,9 +158,13 @@ def check_irn_loss(fixture: Fixture) -> None:
     fixture.equal("in_reduced_label", reduced.tolist(), fixture.input("reduced_label").tolist())
     index = path_index(settings["radius"], tuple(settings["feature_size"]))
     targets = affinity_targets(torch.from_numpy(reduced), index)
-    optimizer = affinity_optimizer(
-        network, settings["lr"], settings["dp_lr_mult"], settings["sgd_momentum"], settings["weight_decay"]
+    config = AffinityConfig(
+        learning_rate=settings["lr"],
+        dp_lr_mult=settings["dp_lr_mult"],
+        momentum=settings["sgd_momentum"],
+        weight_decay=settings["weight_decay"],
     )
+    optimizer = affinity_optimizer(network, config)
     set_rates(optimizer, polynomial_decay(settings["step"], settings["total_steps"], power=settings["poly_power"]))
     logits, field = network(fixture.tensor("x"))
     losses = affinity_losses(logits, field, targets, index)

@@ -6,7 +6,6 @@ so a resample is a weighted sum of rows, and a thousand resamples are one matrix
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +58,7 @@ def bootstrap_interval_from_counts(
     value = _miou(counts.sum(axis=0), mean_over)
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "bootstrap", "check that the masks are not all ignored")
-    resampled = np.concatenate(
-        [np.atleast_1d(_miou(_resample(counts, weights), mean_over)) for weights in _weights(counts, samples, seed)]
-    )
-    low, high = _percentiles(resampled, confidence)
+    low, high = _percentiles(_resampled_mious(counts, samples, seed, mean_over), confidence)
     return Interval(float(value), low, high)
 
 
@@ -90,30 +86,23 @@ def paired_comparison_from_counts(
     value = _miou(first.sum(axis=0), mean_over) - _miou(second.sum(axis=0), mean_over)
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "paired_comparison", "check the masks of both results")
-    differences = np.concatenate(
-        [
-            np.atleast_1d(_miou(_resample(first, weights), mean_over) - _miou(_resample(second, weights), mean_over))
-            for weights in _weights(first, samples, seed)
-        ]
-    )
+    differences = np.subtract(*(_resampled_mious(each, samples, seed, mean_over) for each in (first, second)))
     low, high = _percentiles(differences, confidence)
     below, above = np.mean(differences <= 0), np.mean(differences >= 0)
     return PairedComparison(float(value), low, high, float(min(1.0, 2 * min(below, above))))
 
 
-def _weights(counts: Array, samples: int, seed: int) -> Iterator[Array]:
-    """How often each image is drawn, (b, N), in blocks; the draws do not depend on the block size."""
+def _resampled_mious(counts: Array, samples: int, seed: int, mean_over: MeanOver) -> Array:
+    """mIoU of every resample, (samples,), in blocks; the draws do not depend on the block size."""
     rng = np.random.default_rng(seed)
     number = counts.shape[0]
-    for start in range(0, samples, _CHUNK):
-        block = min(_CHUNK, samples - start)
-        yield rng.multinomial(number, np.full(number, 1 / number), size=block)
-
-
-def _resample(counts: Array, weights: Array) -> Array:
     # float64 holds every integer below 2**53: exact for 9e15 pixels.
-    flat = weights.astype(np.float64) @ counts.reshape(counts.shape[0], -1).astype(np.float64)
-    return flat.reshape(weights.shape[0], *counts.shape[1:])
+    flat = counts.reshape(number, -1).astype(np.float64)
+    found = []
+    for start in range(0, samples, _CHUNK):
+        weights = rng.multinomial(number, np.full(number, 1 / number), size=min(_CHUNK, samples - start))
+        found.append(_miou((weights.astype(np.float64) @ flat).reshape(-1, *counts.shape[1:]), mean_over))
+    return np.concatenate(found)
 
 
 def _miou(counts: Array, mean_over: MeanOver) -> Any:

@@ -76,7 +76,7 @@ def counted_truth(truth: Array, num_classes: int, ignore_index: int | None = 255
 
 def intersections_and_totals(confusion: Array) -> tuple[Array, Array, Array]:
     """Per class: pixels right, pixels in the truth, pixels predicted; each int64 (..., C)."""
-    _check_confusion(confusion)
+    check_confusion(confusion)
     right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.int64)
     return right, confusion.sum(axis=-1, dtype=np.int64), confusion.sum(axis=-2, dtype=np.int64)
 
@@ -168,7 +168,7 @@ def mean_accuracy(confusion: Array) -> Any:
 
 def all_background(confusion: Array) -> Array:
     """The confusion matrix of a predictor that says background everywhere, on the same pixels."""
-    _check_confusion(confusion)
+    check_confusion(confusion)
     baseline = np.zeros_like(confusion)
     baseline[..., 0] = confusion.sum(axis=-1)
     return baseline
@@ -185,7 +185,8 @@ def _integer_array(values: Array, what: str) -> Array:
     return values
 
 
-def _check_confusion(confusion: Array) -> None:
+def check_confusion(confusion: Array) -> None:
+    """EvaluationError unless the shape is (..., C, C)."""
     if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
         raise EvaluationError(
             f"a confusion matrix has shape (..., C, C), not {confusion.shape}",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.evaluation.confusion import EvaluationError
+from wsss.evaluation.confusion import EvaluationError, check_confusion
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CELLS, _VALUES, _SHAPE = "_cells", "_counts", "_shape"
@@ -35,12 +35,7 @@ class Counts:
     @classmethod
     def of(cls, confusion: Array) -> Counts:
         """From the dense array, integer (..., C, C)."""
-        if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
-            raise EvaluationError(
-                f"a confusion matrix has shape (..., C, C), not {confusion.shape}",
-                "Counts.of",
-                "build it with confusion_matrix or threshold_confusions",
-            )
+        check_confusion(confusion)
         flat = confusion.reshape(-1, confusion.shape[-1] ** 2)
         cells = np.flatnonzero(flat.any(axis=0))
         return cls(confusion.shape, cells, flat[:, cells].astype(np.int64))

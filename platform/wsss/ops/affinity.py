@@ -104,6 +104,10 @@ class AffinityTargets:
     foreground: Tensor
     negative: Tensor
 
+    def counts(self) -> Tensor:
+        """Pairs of each kind, in this order: float32 (3,)."""
+        return torch.stack([self.background.sum(), self.foreground.sum(), self.negative.sum()]).float()
+
 
 def affinity_targets(label: Tensor, index: PathIndex, num_labels: int = 21) -> AffinityTargets:
     """Targets from label maps (N, h, w) of integers; ids from `num_labels` on (255) are unsure."""

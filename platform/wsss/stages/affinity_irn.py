@@ -7,7 +7,7 @@ Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,6 @@ from wsss.schedules import polynomial_decay
 from wsss.stages.cam import read_high_res
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 
-PAIR_KINDS = ("background", "foreground", "negative")
 STRIDE = 4
 _PADDING_MULTIPLE = 16
 
@@ -112,6 +111,12 @@ class AffinityNetworkConfig:
         """From the recipe's section."""
         return cls(settings.backbone, settings.width, settings.head_width, settings.train_backbone)
 
+    def build(self) -> AffinityNetwork:
+        """With random weights in the heads."""
+        return build_affinity_network(
+            self.backbone, self.width, train_backbone=self.train_backbone, head_width=self.head_width
+        )
+
 
 @dataclass(frozen=True)
 class DisplacementConfig:
@@ -163,12 +168,7 @@ def ir_label(image: Array, high_res: Array, keys: Array, config: IrLabelConfig) 
     thresholds = (config.conf_fg_thres, config.conf_bg_thres)
     argmax = [thresholded_argmax(high_res, indices, threshold) for threshold in thresholds]
     crf = DenseCrfSettings(
-        iterations=config.crf_iterations,
-        gaussian_sxy=config.crf_gaussian_sxy,
-        gaussian_compat=config.crf_gaussian_compat,
-        bilateral_sxy=config.crf_bilateral_sxy,
-        bilateral_srgb=config.crf_bilateral_srgb,
-        bilateral_compat=config.crf_bilateral_compat,
+        **{kernel.name: getattr(config, f"crf_{kernel.name}") for kernel in fields(DenseCrfSettings)}
     )
     refined = refine_labels(image, argmax, len(keys) + 1, config.crf_gt_prob, crf)
     foreground, background = (labels.astype(np.uint8) for labels in refined)
@@ -190,7 +190,7 @@ class AffinitySamples:
         return len(self.data.names)
 
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """image float32 (3, S, S), label int16 (S/4, S/4), pairs float32 (3,): how many of each of PAIR_KINDS."""
+        """image float32 (3, S, S), label int16 (S/4, S/4), pairs float32 (3,): as of `AffinityTargets.counts`."""
         name = self.data.names[index]
         crop = affinity_training_sample(
             self.data.image(name),
@@ -203,8 +203,7 @@ class AffinitySamples:
         label = torch.from_numpy(crop.label.astype(np.int16))
         index_of_paths = path_index(self.config.path_radius, (label.shape[0], label.shape[1]))
         targets = affinity_targets(label[None], index_of_paths, self.data.num_classes)
-        pairs = torch.stack([getattr(targets, kind).sum() for kind in PAIR_KINDS]).float()
-        return {"image": torch.from_numpy(crop.image), "label": label, "pairs": pairs}
+        return {"image": torch.from_numpy(crop.image), "label": label, "pairs": targets.counts()}
 
 
 class AffinityTraining(nn.Module):
@@ -243,12 +242,10 @@ def affinity_denominators(batch: Batch) -> dict[str, Tensor]:
 def build_affinity_training(context: StageContext) -> TrainTask:
     """Edge and displacement heads on a frozen ImageNet backbone of their own."""
     config: AffinityConfig = context.config
-    network = _affinity_network(AffinityNetworkConfig.of(config))
+    network = AffinityNetworkConfig.of(config).build()
     if "backbone" in context.files:
         load_imagenet_body(network.get_submodule(network.backbone_name), context.files["backbone"])
-    optimizer = affinity_optimizer(
-        network, config.learning_rate, config.dp_lr_mult, config.momentum, config.weight_decay
-    )
+    optimizer = affinity_optimizer(network, config)
     return TrainTask(
         module=AffinityTraining(network, config.path_radius, context.data.num_classes),
         denominators=affinity_denominators,
@@ -262,13 +259,7 @@ def build_affinity_training(context: StageContext) -> TrainTask:
     )
 
 
-def affinity_optimizer(
-    network: AffinityNetwork,
-    learning_rate: float = 0.1,
-    dp_lr_mult: float = 10.0,
-    momentum: float = 1e-4,
-    weight_decay: float = 1e-4,
-) -> torch.optim.SGD:
+def affinity_optimizer(network: AffinityNetwork, config: AffinityConfig) -> torch.optim.SGD:
     """SGD with edge heads at the base rate and displacement heads at `dp_lr_mult` times it.
 
     A trained backbone joins the edge heads' group.
@@ -276,15 +267,9 @@ def affinity_optimizer(
     displacement = network.displacement_parameters()
     known = {id(parameter) for parameter in displacement}
     edge = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
-    return torch.optim.SGD(
-        [
-            {"params": edge, "lr": learning_rate},
-            {"params": displacement, "lr": learning_rate * dp_lr_mult},
-        ],
-        lr=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    rate = config.learning_rate
+    groups = [{"params": edge, "lr": rate}, {"params": displacement, "lr": rate * config.dp_lr_mult}]
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def build_affinity_displacement(context: StageContext) -> Callable[[str], Arrays]:
@@ -348,14 +333,8 @@ def padded_affinity_forward(network: nn.Module, planes: Tensor, crop_size: int =
     return edge, displacement[0]
 
 
-def _affinity_network(config: AffinityNetworkConfig) -> AffinityNetwork:
-    return build_affinity_network(
-        config.backbone, config.width, train_backbone=config.train_backbone, head_width=config.head_width
-    )
-
-
 def _trained_network(context: StageContext, config: AffinityNetworkConfig) -> AffinityNetwork:
-    network = _affinity_network(config)
+    network = config.build()
     path = context.inputs["weights"].path("affinity_network.pt")
     load_weights(network, read_checkpoint(path), aliases=network.aliases(), where=str(path))
     return network.to(context.device).eval()

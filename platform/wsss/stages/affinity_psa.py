@@ -146,8 +146,7 @@ class FeatureAffinitySamples:
         pixels, labels = training_pair(image, low, high, crop, mirrored=bool(rng.random() < 0.5))
         label = torch.from_numpy(labels)
         targets = affinity_targets(label[None], pair_index(self.config.radius, labels.shape), UNSURE)
-        pairs = torch.stack([kind.sum() for kind in (targets.background, targets.foreground, targets.negative)])
-        return {"image": torch.from_numpy(pixels), "label": label, "pairs": pairs.float()}
+        return {"image": torch.from_numpy(pixels), "label": label, "pairs": targets.counts()}
 
 
 class FeatureAffinityTraining(nn.Module):

@@ -5,7 +5,7 @@ import torch
 
 from wsss.nn.checkpoint import load_weights, official_state_dict
 from wsss.nn.irn import TRAINING_BUFFERS, build_affinity_network, training_buffers
-from wsss.stages.affinity_irn import affinity_optimizer, padded_affinity_forward
+from wsss.stages.affinity_irn import AffinityConfig, affinity_optimizer, padded_affinity_forward
 from wsss_methods.ssc.networks import (
     CamNetwork,
     ReconstructionDecoder,
@@ -112,7 +112,7 @@ def test_a_trained_affinity_backbone_gets_a_gradient():
     edge, field = network(torch.randn(2, 3, 64, 64))
     (edge.sum() + field.sum()).backward()
     assert network.get_parameter("backbone.conv1.weight").grad is not None
-    assert len(affinity_optimizer(network).param_groups[0]["params"]) > len(network.edge_parameters())
+    assert len(affinity_optimizer(network, AffinityConfig()).param_groups[0]["params"]) > len(network.edge_parameters())
 
 
 def test_mean_shift_is_for_inference():
@@ -149,6 +149,6 @@ def test_learning_rates_follow_the_published_groups():
     assert [group["momentum"] for group in sgd.param_groups] == [1e-4, 1e-4]
     assert adam.param_groups[0]["betas"] == (0.5, 0.999) and adam.param_groups[0]["weight_decay"] == 0
     affinity = build_affinity_network("resnet18", 0.125)
-    groups = affinity_optimizer(affinity).param_groups
+    groups = affinity_optimizer(affinity, AffinityConfig()).param_groups
     assert [group["lr"] for group in groups] == [0.1, 1.0]
     assert sum(len(group["params"]) for group in groups) == 17 + 22
