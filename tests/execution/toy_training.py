@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
-from wsss.nn.sync_norm import synchronize_batch_norm
+from wsss.nn.norms import synchronize_batch_norm
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 

@@ -11,7 +11,7 @@ from tests.gloo import run_on_gloo
 
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
-from wsss.nn.sync_norm import synchronize_batch_norm
+from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 from wsss.train_task import Batch, SampleSource
 

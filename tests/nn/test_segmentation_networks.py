@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from wsss.nn.checkpoint import CheckpointError
+from wsss.nn.backbones import SegmentationBackbone
+from wsss.nn.checkpoint import CheckpointError, load_imagenet_body
 from wsss.nn.deeplabv2 import DeepLabV2
 from wsss.nn.deeplabv3plus import DeepLabV3Plus
-from wsss.nn.imagenet_backbones import load_imagenet_backbone
 from wsss.nn.segformer import MixTransformer, SegFormer, StochasticDepth
-from wsss.nn.segmentation_backbone import SegmentationBackbone
 
 CLASSES = 5
 
@@ -140,17 +139,15 @@ def mmcls_names(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "source", "rename", "classifier", "level"),
+    ("make", "rename", "classifier", "level"),
     [
-        (small_deeplabv2, "torchvision_resnet", torchvision_names, "fc.weight", None),
-        (small_deeplabv2_mobilenet, "torchvision_mobilenet", str, "classifier.1.weight", None),
-        (small_deeplabv3plus, "mmcls_resnetv1d", mmcls_names, "head.fc.weight", "state_dict"),
-        (small_segformer, "mix_transformer", str, "head.weight", None),
+        (small_deeplabv2, torchvision_names, "fc.weight", None),
+        (small_deeplabv2_mobilenet, str, "classifier.1.weight", None),
+        (small_deeplabv3plus, mmcls_names, "head.fc.weight", "state_dict"),
+        (small_segformer, str, "head.weight", None),
     ],
 )
-def test_imagenet_files_fill_the_backbone(
-    make, source: str, rename, classifier: str, level: str | None, tmp_path: Path
-) -> None:
+def test_imagenet_files_fill_the_backbone(make, rename, classifier: str, level: str | None, tmp_path: Path) -> None:
     torch.manual_seed(1)
     reference = {name: torch.rand_like(v.float()) for name, v in make().backbone.state_dict().items()}
     in_file = {rename(name): v for name, v in reference.items() if not name.endswith("num_batches_tracked")}
@@ -158,7 +155,7 @@ def test_imagenet_files_fill_the_backbone(
     path = tmp_path / "weights.pth"
     torch.save({level: in_file, "meta": {"epoch": 3}} if level else in_file, path)
     network = make()
-    load_imagenet_backbone(network.backbone, path, source)
+    load_imagenet_body(network.backbone, path)
     for name, value in network.backbone.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, reference[name]), name
@@ -166,13 +163,13 @@ def test_imagenet_files_fill_the_backbone(
     del in_file[rename(next(iter(reference)))]
     torch.save(in_file, path)
     with pytest.raises(CheckpointError, match=r"missing[\s\S]*weights\.pth"):
-        load_imagenet_backbone(make().backbone, path, source)
+        load_imagenet_body(make().backbone, path)
 
 
 def test_files_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(small_segformer().backbone.state_dict(), path)
     with pytest.raises(CheckpointError, match="unexpected"):
-        load_imagenet_backbone(small_deeplabv2().backbone, path, "torchvision_resnet")
+        load_imagenet_body(small_deeplabv2().backbone, path)
     with pytest.raises(CheckpointError, match="no such weights file"):
-        load_imagenet_backbone(small_deeplabv2().backbone, tmp_path / "absent.pth", "torchvision_resnet")
+        load_imagenet_body(small_deeplabv2().backbone, tmp_path / "absent.pth")

@@ -14,7 +14,7 @@ from tests.parity.wsfcn_baseline import CamBaseline, official_baseline_state_dic
 from tests.parity.wsfcn_fixtures import DescribedFixture
 from torch import Tensor, nn
 
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
+from wsss.nn.norms import FrozenStatisticsBatchNorm2d
 from wsss.ops.pamr import local_deviation, pamr, pamr_affinity
 from wsss_methods.wsfcn.losses import (
     FocalPenalty,

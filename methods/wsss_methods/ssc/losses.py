@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsss.nn.checkpoint import load_weights, read_checkpoint
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
 from wsss.nn.mobilenet import MobileNetV2
+from wsss.nn.norms import FrozenStatisticsBatchNorm2d
 from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision
 from wsss.ops.superpixel_mean import superpixel_mean
 

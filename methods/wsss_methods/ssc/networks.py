@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from wsss.nn.backbone import Backbone, scaled_channels
-from wsss.nn.backbones import Normalization, backbone_name, build_backbone
+from wsss.nn.backbones import Normalization, SegmentationBackbone, backbone_name, build_backbone
 from wsss.nn.checkpoint import Aliases
 from wsss.nn.deeplabv2 import DeepLabV2
 from wsss.nn.deeplabv3plus import RESNET101_D, DeepLabV3Plus
-from wsss.nn.imagenet_backbones import load_imagenet_backbone
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.nn.resnet import ResNet
 from wsss.nn.segformer import MIT_B2_WIDTHS, SegFormer
-from wsss.nn.segmentation_backbone import SegmentationBackbone
 from wsss.nn.suppression import DiscriminativeRegionSuppression
 from wsss_methods.ssc.recipe import SegmentationSettings
 
@@ -239,14 +236,6 @@ _DEEPLABV2 = {
     "deeplabv2_mobilenet_v2": "mobilenet_v2",
 }
 
-_IMAGENET_SOURCES = {
-    "deeplabv2_r101": "torchvision_resnet",
-    "deeplabv2_r18": "torchvision_resnet",
-    "deeplabv2_mobilenet_v2": "torchvision_mobilenet",
-    "deeplabv3plus_r101": "mmcls_resnetv1d",
-    "segformer_b2": "mix_transformer",
-}
-
 
 def build_segmentation_network(settings: SegmentationSettings, num_classes: int) -> nn.Module:
     """One network with random weights: (N, 3, H, W) -> (pre_logits, logits (N, num_classes, H, W))."""
@@ -265,11 +254,3 @@ def build_segmentation_network(settings: SegmentationSettings, num_classes: int)
     stride: Literal[8, 16] = 16 if settings.architecture == "deeplabv2_mobilenet_v2" else 8
     backbone = SegmentationBackbone(_DEEPLABV2[settings.architecture], output_stride=stride, width=width)
     return DeepLabV2(num_classes, backbone)
-
-
-def load_imagenet_weights(network: nn.Module, architecture: str, path: Path) -> None:
-    """Start the backbone of a network from the ImageNet file of its architecture.
-
-    Raises CheckpointError when the file does not cover the backbone exactly.
-    """
-    load_imagenet_backbone(cast(nn.Module, network.backbone), path, _IMAGENET_SOURCES[architecture])

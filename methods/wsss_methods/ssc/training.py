@@ -35,7 +35,6 @@ from wsss_methods.ssc.networks import (
     ReconstructionDecoder,
     build_segmentation_network,
     class_scores,
-    load_imagenet_weights,
 )
 from wsss_methods.ssc.recipe import CamSettings, SegmentationSettings
 
@@ -289,7 +288,7 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
     networks = [build_segmentation_network(config, context.data.num_classes) for _ in NETWORKS]
     if "backbone" in context.files:
         for network in networks:
-            load_imagenet_weights(network, config.architecture, context.files["backbone"])
+            load_imagenet_body(network.get_submodule("backbone"), context.files["backbone"])
     module = CoTraining(networks[0], networks[1], cotraining_settings(config))
     groups = [
         {"params": list(_parameters(networks, head=False)), "lr": config.learning_rate},

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.nn.backbones import Normalization, Taps
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
-from wsss.nn.grouped_norm import GroupedBatchNorm2d
+from wsss.nn.norms import FrozenStatisticsBatchNorm2d, GroupedBatchNorm2d
 
 PUBLISHED_BACKBONES = ("resnet38", "resnet50", "resnet101", "vgg16")
 HEAD_WIDTH = 256

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from wsss.errors import WsssError
-from wsss.nn.sync_norm import no_share_in_statistics
+from wsss.nn.norms import no_share_in_statistics
 from wsss.train_task import Batch, TrainTask
 
 

@@ -34,7 +34,7 @@ from wsss.execution.train_loop import (
     run_training,
     steps_until,
 )
-from wsss.nn.sync_norm import synchronize_batch_norm
+from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 
 _STATE_FILE = "state.pt"

@@ -19,7 +19,7 @@ Aliases = Sequence[tuple[str, str]]
 _LEVELS = ("net_state_dict", "state_dict", "model")
 _COUNTER = "num_batches_tracked"
 # What the file of a classifier holds beyond the body.
-_CLASSIFIERS = (r"fc\..*", r"fc8\..*", r"linear1000\..*", r"classifier\..*")
+_CLASSIFIERS = (r"fc\..*", r"fc8\..*", r"linear1000\..*", r"classifier\..*", r"head\..*")
 
 
 class CheckpointError(WsssError):
@@ -165,10 +165,21 @@ def load_weights(
 def load_imagenet_body(body: nn.Module, path: Path) -> None:
     """Start a body from the file of an ImageNet classifier, whose last layer is left out.
 
+    The file has the body's own names, or is the `resnetv1d101` of mmcls, whose names begin with `backbone.` and whose
+    counters are left out. A stem below `stem_layer.` takes `conv1` and `bn1` (torchvision) or `stem.0` (mmcls).
+
     Raises CheckpointError naming what is missing, surplus or of another shape; the body is unchanged then. The official
     programs tolerate missing names in silence.
     """
-    load_weights(body, read_checkpoint(path), ignore=_CLASSIFIERS, where=str(path))
+    state = state_dict_of(read_checkpoint(path), where=str(path))
+    stem = "stem_layer." if hasattr(body, "stem_layer") else ""
+
+    def own_name(name: str) -> str:
+        name = re.sub(r"^(conv1|bn1)\.", rf"{stem}\1.", name.removeprefix("backbone."))
+        return re.sub(r"^stem\.(\d+)\.(conv|bn)\.", lambda m: f"{stem}{m[2]}{int(m[1]) + 1}.", name)
+
+    kept = {name: value for name, value in state.items() if not re.match(rf"backbone\..*{_COUNTER}$", name)}
+    load_weights(body, kept, ignore=_CLASSIFIERS, rename=own_name, where=str(path))
 
 
 def official_state_dict(module: nn.Module, aliases: Aliases = ()) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.nn.segmentation_backbone import SegmentationBackbone, build_backbone
+from wsss.nn.backbones import SegmentationBackbone
 
 
 class DilatedClassifiers(nn.Module):
@@ -43,7 +43,7 @@ class DeepLabV2(nn.Module):
 
     def __init__(self, num_classes: int = 21, backbone: SegmentationBackbone | None = None) -> None:
         super().__init__()
-        self.backbone = build_backbone(backbone or SegmentationBackbone())
+        self.backbone = (backbone or SegmentationBackbone()).build()
         self.aspp = DilatedClassifiers(self.backbone.channels[-1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from wsss.nn.checkpoint import load_weights, read_checkpoint, state_dict_of
 from wsss.nn.deeplabv2 import DilatedClassifiers
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
-from wsss.nn.grouped_norm import GroupedBatchNorm2d
-from wsss.nn.resnet import DEPTHS, ResNet, ResNetStructure
+from wsss.nn.norms import FrozenStatisticsBatchNorm2d, GroupedBatchNorm2d
+from wsss.nn.resnet import ResNet, resnet_structure
 
 Form = Literal["caffe", "torchvision"]
 
@@ -72,11 +71,9 @@ class _SingleScale(nn.Module):
 
     def __init__(self, structure: DeepLabV2Structure, num_classes: int) -> None:
         super().__init__()
-        block, depths = DEPTHS[structure.depth]
         caffe = structure.form == "caffe"
-        shape = ResNetStructure(
-            block=block,
-            depths=depths,
+        shape = resnet_structure(
+            structure.depth,
             width=structure.width,
             strides=(1, 2, 1, 1),
             dilations=(1, 1, 2, 4),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.nn.segmentation_backbone import SegmentationBackbone, build_backbone
+from wsss.nn.backbones import SegmentationBackbone
 
 RESNET101_D = SegmentationBackbone(
     name="resnet101", output_stride=16, multi_grid=(1, 2, 4), deep_stem=True, average_pool_shortcut=True
@@ -29,13 +29,7 @@ class SeparableBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
         depthwise = nn.Conv2d(
-            in_channels,
-            in_channels,
-            3,
-            padding=dilation,
-            dilation=dilation,
-            groups=in_channels,
-            bias=False,
+            in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
         )
         self.convs = nn.Sequential(
             depthwise, nn.BatchNorm2d(in_channels), nn.ReLU(), *_conv_norm_relu(in_channels, out_channels)
@@ -89,7 +83,7 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, num_classes: int = 21, backbone: SegmentationBackbone | None = None, width: int = 256) -> None:
         super().__init__()
         chosen = backbone or RESNET101_D
-        self.backbone = build_backbone(chosen)
+        self.backbone = chosen.build()
         self.size_multiple = chosen.output_stride if chosen.average_pool_shortcut else 1
         self.aspp = SeparableAtrousPyramid(self.backbone.channels[-1], width)
         self.projector = nn.Sequential(*_conv_norm_relu(self.backbone.channels[1], 48))

@@ -117,12 +117,7 @@ class MobileNetV2(nn.Module):
             for block in range(blocks):
                 features.append(
                     InvertedResidual(
-                        channels,
-                        out_channels,
-                        stride if block == 0 else 1,
-                        expansion,
-                        dilation,
-                        norm_layer,
+                        channels, out_channels, stride if block == 0 else 1, expansion, dilation, norm_layer
                     )
                 )
                 channels = out_channels

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.nn.backbone import STAGES, scaled_channels
@@ -65,13 +66,12 @@ class ResNetStructure:
             )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; `after` is applied to the final output."""
-
-    expansion = 1
+class ResidualBlock(nn.Module):
+    """The convolutions of one block around a shortcut; `after` is applied to the output."""
 
     def __init__(
         self,
+        structure: ResNetStructure,
         in_channels: int,
         channels: int,
         stride: int,
@@ -81,85 +81,35 @@ class BasicBlock(nn.Module):
         after: nn.Module | None,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn1 = norm_layer(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = norm_layer(channels)
+        bottleneck = structure.block == "bottleneck"
+        kernels, widths = (3, 3), (channels, channels)
+        if bottleneck:
+            kernels, widths = (1, 3, 1), (channels, channels, 4 * channels)
+        strided = 2 if bottleneck and not structure.stride_on_reduce else 1
+        self.last = len(kernels)
+        for number, (kernel, width) in enumerate(zip(kernels, widths, strict=True), 1):
+            conv = nn.Conv2d(
+                in_channels,
+                width,
+                kernel,
+                stride=stride if number == strided else 1,
+                padding=dilation * (kernel // 2),
+                dilation=dilation if kernel == 3 else 1,
+                bias=False,
+            )
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", norm_layer(width))
+            in_channels = width
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.after = after
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)) + shortcut)
+        out, shortcut = x, x if self.downsample is None else self.downsample(x)
+        for number in range(1, self.last + 1):
+            out = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(out))
+            out = self.relu(out if number < self.last else out + shortcut)
         return out if self.after is None else self.after(out)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride and dilation), 1x1 convolutions around a shortcut; `after` is applied to the output."""
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        norm_layer: NormLayer,
-        downsample: nn.Module | None,
-        after: nn.Module | None,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = norm_layer(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
-        self.bn2 = norm_layer(channels)
-        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
-        self.bn3 = norm_layer(channels * self.expansion)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.after = after
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.relu(self.bn3(self.conv3(out)) + shortcut)
-        return out if self.after is None else self.after(out)
-
-
-class _Stem(nn.Module):
-    """Stem under one prefix; see `_add_stem` for its parts."""
-
-    def __init__(self, structure: ResNetStructure, channels: int, norm_layer: NormLayer) -> None:
-        super().__init__()
-        self.ceil_pooling = structure.ceil_pooling
-        _add_stem(self, structure.stem, channels, norm_layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _run_stem(self, x, self.ceil_pooling)
-
-
-def _add_stem(owner: nn.Module, kind: Literal["standard", "deep"], channels: int, norm_layer: NormLayer) -> None:
-    """Give `owner` the stem's modules: `conv1`, `bn1` (and `conv2`, `bn2`, `conv3`, `bn3` for "deep")."""
-    if kind == "standard":
-        owner.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
-        owner.bn1 = norm_layer(channels)
-        return
-    half = channels // 2
-    for index, (source, target, stride) in enumerate(((3, half, 2), (half, half, 1), (half, channels, 1)), 1):
-        owner.add_module(f"conv{index}", nn.Conv2d(source, target, 3, stride=stride, padding=1, bias=False))
-        owner.add_module(f"bn{index}", norm_layer(target))
-
-
-def _run_stem(owner: nn.Module, x: Tensor, ceil_pooling: bool) -> Tensor:
-    index = 1
-    while hasattr(owner, f"conv{index}"):
-        x = torch.relu(getattr(owner, f"bn{index}")(getattr(owner, f"conv{index}")(x)))
-        index += 1
-    return nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=ceil_pooling)
 
 
 class ResNet(nn.Module):
@@ -180,18 +130,12 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.structure = structure
-        block = Bottleneck if structure.block == "bottleneck" else BasicBlock
-        stem_channels = scaled_channels(64, structure.width)
-        if structure.stem_under_prefix:
-            self.stem_layer = _Stem(structure, stem_channels, norm_layer)
-        else:
-            _add_stem(self, structure.stem, stem_channels, norm_layer)
-
-        channels, strides = [stem_channels], [4]
+        channels, strides = [scaled_channels(64, structure.width)], [4]
+        self._add_stem(channels[0], norm_layer)
         for number in range(1, STAGES):
             planes = scaled_channels(64 * 2 ** (number - 1), structure.width)
-            out_channels = planes * block.expansion
-            layer = self._make_layer(number, block, channels[-1], planes, norm_layer, after_block)
+            out_channels = planes * (4 if structure.block == "bottleneck" else 1)
+            layer = self._make_layer(number, channels[-1], planes, out_channels, norm_layer, after_block)
             self.add_module(f"layer{number}", layer)
             channels.append(out_channels)
             strides.append(strides[-1] * structure.strides[number - 1])
@@ -202,12 +146,32 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def _add_stem(self, channels: int, norm_layer: NormLayer) -> None:
+        """`conv1` and `bn1`, for "deep" three of both, in the network itself or under `stem_layer.`."""
+        owner: nn.Module = self
+        if self.structure.stem_under_prefix:
+            owner = self.stem_layer = nn.Module()
+        deep, half = self.structure.stem == "deep", channels // 2
+        kernel, source = 3 if deep else 7, 3
+        for number, target in enumerate((half, half, channels) if deep else (channels,), 1):
+            stride = 2 if number == 1 else 1
+            conv = nn.Conv2d(source, target, kernel, stride=stride, padding=kernel // 2, bias=False)
+            owner.add_module(f"conv{number}", conv)
+            owner.add_module(f"bn{number}", norm_layer(target))
+            source = target
+
+    def _run_stem(self, x: Tensor) -> Tensor:
+        owner = self.stem_layer if self.structure.stem_under_prefix else self
+        for number in range(1, 4 if self.structure.stem == "deep" else 2):
+            x = torch.relu(getattr(owner, f"bn{number}")(getattr(owner, f"conv{number}")(x)))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=self.structure.ceil_pooling)
+
     def _make_layer(
         self,
         number: int,
-        block: type[BasicBlock] | type[Bottleneck],
         in_channels: int,
         planes: int,
+        out_channels: int,
         norm_layer: NormLayer,
         after_block: Callable[[int], nn.Module | None],
     ) -> nn.Sequential:
@@ -215,7 +179,6 @@ class ResNet(nn.Module):
         depth, stride = structure.depths[number - 1], structure.strides[number - 1]
         dilation = structure.dilations[number - 1]
         grid = structure.multi_grid if number == 4 and structure.multi_grid else (1,) * depth
-        out_channels = planes * block.expansion
         downsample = None
         if stride != 1 or in_channels != out_channels:
             parts: list[nn.Module] = []
@@ -227,22 +190,25 @@ class ResNet(nn.Module):
             parts.append(norm_layer(out_channels))
             downsample = nn.Sequential(*parts)
         first_dilation = grid[0] * (structure.first_dilations or structure.dilations)[number - 1]
-        first = block(in_channels, planes, stride, first_dilation, norm_layer, downsample, after_block(number))
-        if structure.stride_on_reduce and isinstance(first, Bottleneck):
-            first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-        blocks: list[nn.Module] = [first]
-        blocks.extend(
-            block(out_channels, planes, 1, dilation * grid[index], norm_layer, None, after_block(number))
-            for index in range(1, depth)
-        )
-        return nn.Sequential(*blocks)
+        layer = nn.Sequential()
+        for index, factor in enumerate(grid):
+            layer.append(
+                ResidualBlock(
+                    structure,
+                    in_channels if index == 0 else out_channels,
+                    planes,
+                    stride if index == 0 else 1,
+                    first_dilation if index == 0 else dilation * factor,
+                    norm_layer,
+                    downsample if index == 0 else None,
+                    after_block(number),
+                )
+            )
+        return layer
 
     def stage(self, index: int, x: Tensor) -> Tensor:
         """Output of stage `index` (0: stem with max-pooling, 1..4: `layer1`..`layer4`) for its input."""
-        if index == 0:
-            structure = self.structure
-            return self.stem_layer(x) if structure.stem_under_prefix else _run_stem(self, x, structure.ceil_pooling)
-        return getattr(self, f"layer{index}")(x)
+        return self._run_stem(x) if index == 0 else getattr(self, f"layer{index}")(x)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> outputs of the five stages, channels `self.channels`, strides `self.strides`."""
@@ -253,27 +219,7 @@ class ResNet(nn.Module):
         return outputs
 
 
-def resnet_structure(
-    depth: int,
-    *,
-    strides: tuple[int, int, int, int] = (1, 2, 2, 2),
-    dilations: tuple[int, int, int, int] = (1, 1, 1, 1),
-    width: float = 1.0,
-    multi_grid: tuple[int, ...] | None = None,
-    stem: Literal["standard", "deep"] = "standard",
-    stem_under_prefix: bool = False,
-    average_pool_shortcut: bool = False,
-) -> ResNetStructure:
-    """Structure of a standard ResNet of `depth` 18, 34, 50, 101 or 152."""
+def resnet_structure(depth: int, **changes: Any) -> ResNetStructure:
+    """Structure of a standard ResNet of `depth` 18, 34, 50, 101 or 152, with `changes` to its other fields."""
     block, depths = DEPTHS[depth]
-    return ResNetStructure(
-        block=block,
-        depths=depths,
-        width=width,
-        strides=strides,
-        dilations=dilations,
-        multi_grid=multi_grid,
-        stem=stem,
-        stem_under_prefix=stem_under_prefix,
-        average_pool_shortcut=average_pool_shortcut,
-    )
+    return ResNetStructure(**{"block": block, "depths": depths, **changes})

@@ -9,7 +9,7 @@ official files (`backbone.block1.0.attn.q.weight`, `decoder.linear_c4.proj.weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -186,24 +186,18 @@ class SegFormerHead(nn.Module):
 
     def __init__(self, widths: Sequence[int], embed_width: int, fused_width: int, dropout: float) -> None:
         super().__init__()
-        self.linear_c4 = _LinearEmbedding(widths[3], embed_width)
-        self.linear_c3 = _LinearEmbedding(widths[2], embed_width)
-        self.linear_c2 = _LinearEmbedding(widths[1], embed_width)
-        self.linear_c1 = _LinearEmbedding(widths[0], embed_width)
+        for number in (4, 3, 2, 1):
+            self.add_module(f"linear_c{number}", _LinearEmbedding(widths[number - 1], embed_width))
         self.linear_fuse = nn.Sequential(
             nn.Conv2d(4 * embed_width, fused_width, 1, bias=False), nn.BatchNorm2d(fused_width), nn.ReLU()
         )
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        c1, c2, c3, c4 = features
-        size = c1.shape[2:]
-        embedded = [
-            F.interpolate(linear(feature), size=size, mode="bilinear", align_corners=False)
-            for linear, feature in ((self.linear_c4, c4), (self.linear_c3, c3), (self.linear_c2, c2))
-        ]
-        fused = self.linear_fuse(torch.cat([*embedded, self.linear_c1(c1)], dim=1))
-        return self.dropout(fused)
+        size = features[0].shape[2:]
+        embedded = [getattr(self, f"linear_c{number}")(features[number - 1]) for number in (4, 3, 2, 1)]
+        resized = [F.interpolate(each, size=size, mode="bilinear", align_corners=False) for each in embedded[:3]]
+        return self.dropout(self.linear_fuse(torch.cat([*resized, embedded[3]], dim=1)))
 
 
 class SegFormer(nn.Module):
@@ -235,11 +229,6 @@ class SegFormer(nn.Module):
         pre_logits = self.classifier(self.decoder(self.backbone(images)))
         logits = F.interpolate(pre_logits, size=images.shape[2:], mode="bilinear", align_corners=False)
         return pre_logits, logits
-
-
-def mix_transformer_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's entries of an ImageNet `mit_b*.pth` file: all but the classifier `head.*`."""
-    return {name: value for name, value in state.items() if not name.startswith("head.")}
 
 
 def _initialize(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.nn.backbone import scaled_channels
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
+from wsss.nn.norms import FrozenStatisticsBatchNorm2d
 
 NormLayer = Callable[[int], nn.Module]
 

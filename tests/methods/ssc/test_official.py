@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wsss.nn.backbones import SegmentationBackbone
 from wsss.nn.checkpoint import CheckpointError
 from wsss.nn.deeplabv2 import DeepLabV2
-from wsss.nn.segmentation_backbone import SegmentationBackbone
 from wsss_methods.ssc.official import read_cotraining_checkpoint, write_cotraining_checkpoint
 
 

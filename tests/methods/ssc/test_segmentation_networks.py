@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsss.nn.checkpoint import CheckpointError
-from wsss_methods.ssc.networks import build_segmentation_network, load_imagenet_weights
+from wsss.nn.checkpoint import CheckpointError, load_imagenet_body
+from wsss_methods.ssc.networks import build_segmentation_network
 from wsss_methods.ssc.recipe import SEGMENTATION_ARCHITECTURES, SegmentationSettings
 
 
@@ -36,8 +36,9 @@ def test_imagenet_start(shared: Path) -> None:
     if not path.is_file():
         pytest.skip("no ImageNet weights in the shared data")
     network = build_segmentation_network(settings("deeplabv2_mobilenet_v2", 1.0), 5)
-    load_imagenet_weights(network, "deeplabv2_mobilenet_v2", path)
+    load_imagenet_body(network.get_submodule("backbone"), path)
     expected = torch.load(path, weights_only=True)["features.0.0.weight"]
     assert torch.equal(network.state_dict()["backbone.features.0.0.weight"], expected)
     with pytest.raises(CheckpointError):
-        load_imagenet_weights(build_segmentation_network(settings("deeplabv2_r18", 1.0), 5), "deeplabv2_r18", path)
+        other = build_segmentation_network(settings("deeplabv2_r18", 1.0), 5)
+        load_imagenet_body(other.get_submodule("backbone"), path)

@@ -11,7 +11,7 @@ from tests.methods.in_process import InProcessRun, run_pipeline
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
-from wsss.nn.sync_norm import synchronize_batch_norm
+from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import Pipeline, TrainStage
 from wsss.recipe import load_recipe
 from wsss.store import Store, open_store

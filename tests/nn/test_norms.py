@@ -1,5 +1,6 @@
-"""Batch norm over two gloo processes equals batch norm of the whole batch in one."""
+"""Norms over two gloo processes are those of the whole batch; norms over groups are those of several devices."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,8 +9,12 @@ import torch.distributed as dist
 from tests.gloo import run_on_gloo
 from torch import nn
 
-from wsss.nn.frozen_norm import FrozenStatisticsBatchNorm2d
-from wsss.nn.sync_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
+from wsss.nn.norms import (
+    FrozenStatisticsBatchNorm2d,
+    GroupedBatchNorm2d,
+    SynchronizedBatchNorm2d,
+    synchronize_batch_norm,
+)
 
 SPLIT = (0, 2, 5)
 
@@ -85,3 +90,39 @@ def test_frozen_statistics_are_used_and_kept(training):
     out = norm(torch.ones(2, 3, 4, 4) * 5)
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([2.0, 1.5, 1.0]), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def layer(group: int) -> GroupedBatchNorm2d:
+    made = GroupedBatchNorm2d(3, group)
+    nn.init.uniform_(made.weight, 0.5, 1.5)
+    nn.init.uniform_(made.bias)
+    return made
+
+
+def test_each_group_is_normalized_by_itself_and_the_first_one_is_remembered() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 5, 4) * 3 + 1
+    grouped = layer(4).train()
+    plain = nn.BatchNorm2d(3).train()
+    plain.load_state_dict(grouped.state_dict())
+    second = copy.deepcopy(plain)
+    out = grouped(x)
+    expected = torch.cat([plain(x[:4]), second(x[4:])])
+    assert torch.allclose(out, expected, atol=1e-6)
+    assert torch.equal(grouped.running_mean, plain.running_mean)  # type: ignore[arg-type]
+    assert grouped.num_batches_tracked == 1
+    assert torch.equal(grouped.eval()(x), plain.eval()(x))
+
+
+def test_a_batch_that_fits_one_group_is_ordinary() -> None:
+    x = torch.randn(4, 3, 5, 4)
+    grouped, plain = layer(8).train(), nn.BatchNorm2d(3).train()
+    plain.load_state_dict(grouped.state_dict())
+    assert torch.equal(grouped(x), plain(x))
+    with pytest.raises(ValueError, match="at least one"):
+        GroupedBatchNorm2d(3, 0)
+
+
+def test_it_is_not_replaced_by_a_norm_over_all_workers() -> None:
+    module = synchronize_batch_norm(nn.Sequential(layer(4), nn.BatchNorm2d(3)))
+    assert type(module[0]) is GroupedBatchNorm2d and type(module[1]) is not nn.BatchNorm2d  # type: ignore[index]
