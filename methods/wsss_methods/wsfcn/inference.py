@@ -1,4 +1,4 @@
-"""Behind training: losses of the candidate epochs, multi-scale soft masks, labels, CRF."""
+"""What follows the training: losses of the candidate epochs, multi-scale soft masks, labels, CRF."""
 
 from __future__ import annotations
 
@@ -40,13 +40,7 @@ class CandidateConfig:
 
 @dataclass(frozen=True)
 class ChoiceConfig:
-    """The choice among candidates.
-
-    Attributes:
-        mask_loss_weight: in the total loss.
-        batch_size: the loss is a mean over batches of so many images.
-        first_epoch, every, last_epoch: epochs that compete.
-    """
+    """The choice among candidates: weight of the mask loss, images in a batch, and which epochs compete."""
 
     mask_loss_weight: float
     batch_size: int
@@ -65,12 +59,7 @@ class ScoresConfig:
 
 @dataclass(frozen=True)
 class PresenceConfig:
-    """Which classes an image may hold.
-
-    Attributes:
-        source: "scores": those that score above `fp_cut_score`; "image_labels": those of its label.
-        fp_cut_score: 0 with image labels.
-    """
+    """Which classes an image may hold: "scores": those above `fp_cut_score`; "image_labels": those of its label."""
 
     source: str
     fp_cut_score: float
@@ -107,15 +96,12 @@ class CrfConfig:
 def load_network(context: StageContext, network: Any, artifact: Artifact, epoch: int) -> WsFcn:
     """The network of one candidate, in evaluation mode on the stage's device."""
     loaded = WsFcn(structure_of(network, context.data.num_classes))
-    path = artifact.path(weights_file(WEIGHTS, epoch))
-    load_official(loaded, path)
+    load_official(loaded, artifact.path(weights_file(WEIGHTS, epoch)))
     return loaded.to(context.device).eval()
 
 
 def build_candidate_losses(context: StageContext) -> Callable[[str], Arrays]:
-    """Losses of every candidate on an augmented crop of an image of val.
-
-    As `train.py` of the official code does it: with the training transform.
+    """Losses of every candidate on an augmented crop of an image of val, as `train.py` of the official code does it.
 
     The crop is drawn from the image's name and the seed, so all candidates see the same one. All candidates are
     held in memory. Returns "classification", "mask", "presence_gate" float32 (E,), "probabilities" float32
@@ -206,14 +192,8 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     inference, focal = config.inference, focal_of(config.network)
 
     def scores(name: str) -> Arrays:
-        soft = soft_masks(
-            network,
-            context.data.image(name),
-            inference.infer_scales,
-            inference.canvas,
-            focal,
-            context.device,
-        )
+        image = context.data.image(name)
+        soft = soft_masks(network, image, inference.infer_scales, inference.canvas, focal, context.device)
         score = best_scores(soft.scores)
         kept = np.flatnonzero((score > inference.keep_score) | (soft.masks.max(axis=(1, 2)) >= inference.keep_mask))
         return {"score": score, "keys": (kept + 1).astype(np.int64), "masks": soft.masks[kept].astype(np.float16)}
@@ -221,51 +201,41 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     return scores
 
 
-def present_masks(
-    arrays: Mapping[str, np.ndarray], presence: PresenceConfig, context: StageContext, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks float32 (K, H, W) and ids (K,) of the classes that pass the presence filter, from stored arrays."""
-    keys = arrays["keys"]
-    if presence.source == "image_labels":
-        passes = np.isin(keys, context.data.present_classes(name))
-    else:
-        passes = arrays["score"][keys - 1] > presence.fp_cut_score
-    return arrays["masks"][passes].astype(np.float32), keys[passes]
+def masks_reader(context: StageContext) -> Callable[[str], tuple[Array, Array]]:
+    """Image name -> masks float32 (K, H, W) and ids (K,) of the classes that pass the presence filter of the config."""
+    artifact, presence = context.inputs["scores"], context.config.presence
+
+    def read(name: str) -> tuple[Array, Array]:
+        arrays = artifact.arrays(name)
+        keys = arrays["keys"]
+        if presence.source == "image_labels":
+            passes = np.isin(keys, context.data.present_classes(name))
+        else:
+            passes = arrays["score"][keys - 1] > presence.fp_cut_score
+        return arrays["masks"][passes].astype(np.float32), keys[passes]
+
+    return read
 
 
 def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
     """Map function: "prediction" uint8 (H, W), the best class where it beats the background constant."""
     config: PredictionConfig = context.config
-    artifact = context.inputs["scores"]
-
-    def predict(name: str) -> Arrays:
-        masks, keys = present_masks(artifact.arrays(name), config.presence, context, name)
-        return {"prediction": label_from_masks(masks, keys, config.bg_score)}
-
-    return predict
+    read = masks_reader(context)
+    return lambda name: {"prediction": label_from_masks(*read(name), config.bg_score)}
 
 
 def build_curve(context: StageContext) -> Callable[[str], Arrays]:
     """Counts of the label maps of every background constant at once: "confusion" (T, C, C), "thresholds" (T,)."""
-    artifact = context.inputs["scores"]
-
-    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return present_masks(artifact.arrays(name), context.config.presence, context, name)
-
-    return curve_scorer(context, read)
+    return curve_scorer(context, masks_reader(context))
 
 
 def build_crf_predictions(context: StageContext) -> Callable[[str], Arrays]:
     """Map function: "prediction" uint8 (H, W) after the dense CRF over all classes of the data set."""
     config: CrfConfig = context.config
-    artifact = context.inputs["scores"]
-
-    def predict(name: str) -> Arrays:
-        masks, keys = present_masks(artifact.arrays(name), config.presence, context, name)
-        image = context.data.image(name)
-        return {"prediction": label_after_crf(image, masks, keys, context.data.num_classes, config.alpha, config.crf)}
-
-    return predict
+    read, data = masks_reader(context), context.data
+    return lambda name: {
+        "prediction": label_after_crf(data.image(name), *read(name), data.num_classes, config.alpha, config.crf)
+    }
 
 
 @dataclass(frozen=True)

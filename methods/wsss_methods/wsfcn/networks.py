@@ -6,7 +6,7 @@ feature fusion (SF2): flow alignment, cross fusion. Between them and the decoder
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from wsss.nn.backbones import Normalization, Taps
 from wsss.nn.norms import FrozenStatisticsBatchNorm2d, GroupedBatchNorm2d
+from wsss.nn.resnet import NormLayer
 
 PUBLISHED_BACKBONES = ("resnet38", "resnet50", "resnet101", "vgg16")
-HEAD_WIDTH = 256
 _BODY = "backbone.body."
 # Kernel and dilation of the four branches.
 BRANCHES = ((1, 1), (3, 12), (5, 24), (7, 36))
@@ -43,7 +43,7 @@ class Structure:
     num_classes: int
     backbone: str = "resnet38"
     backbone_width: float = 1.0
-    head_width: int = HEAD_WIDTH
+    head_width: int = 256
     normalization: Normalization = "frozen"
     norm_group: int = 0
     gate_psi: float = 0.3
@@ -63,14 +63,10 @@ class LargeKernelBranch(nn.Module):
         padding = dilation * (kernel - 1) // 2
 
         def conv(channels: int, tall: bool) -> nn.Conv2d:
-            return nn.Conv2d(
-                channels,
-                width,
-                (kernel, 1) if tall else (1, kernel),
-                padding=(padding, 0) if tall else (0, padding),
-                dilation=(dilation, 1) if tall else (1, dilation),
-                bias=False,
-            )
+            size, pad, dilated = (kernel, 1), (padding, 0), (dilation, 1)
+            if not tall:
+                size, pad, dilated = size[::-1], pad[::-1], dilated[::-1]
+            return nn.Conv2d(channels, width, size, padding=pad, dilation=dilated, bias=False)
 
         self.conv1_1 = conv(in_channels, tall=True)
         self.conv1_2 = conv(width, tall=False)
@@ -180,11 +176,7 @@ class FeatureFusion(nn.Module):
     """SF2: shallow (N, L, H, W) and deep (N, C, H, W) -> shallow and deep outputs, both (N, width, H, W)."""
 
     def __init__(
-        self,
-        left_channels: int,
-        down_channels: int,
-        width: int = 256,
-        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        self, left_channels: int, down_channels: int, width: int = 256, norm_layer: NormLayer = nn.BatchNorm2d
     ) -> None:
         super().__init__()
         for side, first_channels in (("h", left_channels), ("v", down_channels)):
@@ -244,7 +236,7 @@ class WsFcn(nn.Module):
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self.structure = structure
-        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
+        norm_layer: NormLayer = nn.BatchNorm2d
         if structure.norm_group:
             norm_layer = partial(GroupedBatchNorm2d, group=structure.norm_group)
         width = structure.head_width
@@ -271,19 +263,13 @@ class WsFcn(nn.Module):
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """Every intermediate map by its published name: conv3, conv6, fca, align, sf2_h, sf2_v, gate."""
-        conv3, conv6 = self.backbone(image)
-        fca = self.fca(conv6)
-        align = self.align1(conv3, fca)
-        shallow, deep = self.sf2(conv3, align)
-        return {
-            "conv3": conv3,
-            "conv6": conv6,
-            "fca": fca,
-            "align": align,
-            "sf2_h": shallow,
-            "sf2_v": deep,
-            "gate": self.gate(deep, shallow),
-        }
+        maps: dict[str, Tensor] = {}
+        maps["conv3"], maps["conv6"] = self.backbone(image)
+        maps["fca"] = self.fca(maps["conv6"])
+        maps["align"] = self.align1(maps["conv3"], maps["fca"])
+        maps["sf2_h"], maps["sf2_v"] = self.sf2(maps["conv3"], maps["align"])
+        maps["gate"] = self.gate(maps["sf2_v"], maps["sf2_h"])
+        return maps
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalized image (N, 3, H, W) -> logits (N, num_classes, h, w), channel 0 the constant 1."""
@@ -330,11 +316,7 @@ def pamr_kernels() -> dict[str, Tensor]:
 
 
 def parameter_groups(
-    network: WsFcn,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    multipliers: tuple[float, float, float, float],
+    network: WsFcn, *, learning_rate: float, weight_decay: float, multipliers: tuple[float, float, float, float]
 ) -> list[dict[str, Any]]:
     """Parameters that are trained, in the four published groups and their order (`train.py`).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from wsss.data.dataset import Dataset
 from wsss.nn.backbones import TAP_BACKBONES
@@ -141,72 +142,48 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
     def named(what: str) -> str:
         return "_".join(part for part in ("segmentation", ending, what) if part)
 
-    def summary(crf: bool) -> SummaryConfig:
-        variant = "_".join(part for part in ("crf" if crf else "", ending) if part)
-        return SummaryConfig(
-            prefix="segmentation",
-            split="val",
-            variant=variant,
-            default_threshold=0.0 if crf else background,
-            mean_over="truth",
+    def on_val(what: str, config: Any, reads: frozenset[Reads], build: Any, **inputs: str) -> MapStage:
+        inputs = inputs or {"scores": "segmentation_scores"}
+        return MapStage(
+            name=named(what), version=1, config=config, inputs=inputs, reads=reads, image_list="val", build=build
         )
 
     stages: list[Stage] = [
-        MapStage(
-            name=named(""),
-            version=1,
-            config=PredictionConfig(presence, background),
-            inputs={"scores": "segmentation_scores"},
-            reads=labels,
-            image_list="val",
-            build=build_predictions,
-        ),
-        MapStage(
-            name=named("curve"),
-            version=1,
-            config=CurveConfig(presence, thresholds_with(background)),
-            inputs={"scores": "segmentation_scores"},
-            reads=MASKS | labels,
-            image_list="val",
-            build=build_curve,
-        ),
+        on_val("", PredictionConfig(presence, background), labels, build_predictions),
+        on_val("curve", CurveConfig(presence, thresholds_with(background)), MASKS | labels, build_curve),
         ReduceStage(
             name=named("evaluation"),
             version=2,
-            config=summary(crf=False),
+            config=_summary("", ending, background),
             inputs={"confusions": named("curve")},
             compute=summarize_curve,
         ),
     ]
     if recipe.crf.enabled:
+        crf = CrfConfig(presence, recipe.crf.alpha, dense_crf(recipe.crf))
         stages += [
-            MapStage(
-                name=named("crf"),
-                version=1,
-                config=CrfConfig(presence, recipe.crf.alpha, dense_crf(recipe.crf)),
-                inputs={"scores": "segmentation_scores"},
-                reads=IMAGES | labels,
-                image_list="val",
-                build=build_crf_predictions,
-            ),
-            MapStage(
-                name=named("crf_score"),
-                version=1,
-                config=LabelScoreConfig(labels="prediction"),
-                inputs={"labels": named("crf")},
-                reads=MASKS,
-                image_list="val",
-                build=build_label_scorer,
-            ),
+            on_val("crf", crf, IMAGES | labels, build_crf_predictions),
+            on_val("crf_score", LabelScoreConfig(labels="prediction"), MASKS, build_label_scorer, labels=named("crf")),
             ReduceStage(
                 name=named("crf_evaluation"),
                 version=2,
-                config=summary(crf=True),
+                config=_summary("crf", ending),
                 inputs={"confusions": named("crf_score")},
                 compute=summarize_labels,
             ),
         ]
     return stages
+
+
+def _summary(variant: str, ending: str, threshold: float = 0.0) -> SummaryConfig:
+    """The numbers of one way of predicting; `variant` is "" or "crf", `ending` that of the presence filter."""
+    return SummaryConfig(
+        prefix="segmentation",
+        split="val",
+        variant="_".join(part for part in (variant, ending) if part),
+        default_threshold=threshold,
+        mean_over="truth",
+    )
 
 
 def _active(train: TrainSettings) -> TrainSettings:
@@ -227,10 +204,9 @@ def dense_crf(crf: CrfSettings) -> DenseCrfSettings:
 
 
 def _headline(recipe: WsFcnRecipe) -> tuple[str, ...]:
-    variants = ["", *(["_crf"] if recipe.crf.enabled else [])]
-    if recipe.prediction.image_label_filter:
-        variants += [f"{variant}_{BY_LABELS}" for variant in variants]
-    return tuple(f"segmentation/miou_val{variant}" for variant in variants)
+    endings = ("", BY_LABELS) if recipe.prediction.image_label_filter else ("",)
+    variants = ("", "crf") if recipe.crf.enabled else ("",)
+    return tuple(str(_summary(variant, ending).name) for ending in endings for variant in variants)
 
 
 def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:

@@ -66,7 +66,7 @@ class TrainSettings:
         0,
         minimum=0,
         maximum=512,
-        help="images normalized together; 0: the whole batch; 8: two GPUs of nn.DataParallel; 16: one GPU",
+        help="images normalized together; 0: the batch; 8: two published GPUs; 16: one GPU",
     )
     num_epochs: int = setting(31, minimum=1, maximum=500, help="epochs; the official NUM_EPOCHS = 30 runs 31")
     pretrain_epochs: int = setting(7, minimum=0, maximum=100, help="epochs with the classification loss alone")
@@ -91,12 +91,8 @@ class TrainSettings:
     def multipliers(self, backbone: str) -> tuple[float, float, float, float]:
         """Learning-rate factors of body weights, body biases, new weights, new biases."""
         published = (1.0, 10.0) if backbone in ("resnet50", "resnet101") else (2.0, 40.0)
-        return (
-            1.0,
-            self.lr_mult_old_bias or published[0],
-            self.lr_mult_new_weight,
-            self.lr_mult_new_bias or published[1],
-        )
+        biases = (self.lr_mult_old_bias or published[0], self.lr_mult_new_bias or published[1])
+        return 1.0, biases[0], self.lr_mult_new_weight, biases[1]
 
     def check(self) -> list[str]:
         """Relations between settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -59,10 +59,8 @@ class ImageSamples:
 
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
         """image float32 (3, S, S) normalized, label float32 (classes without background,)."""
-        name = self.data.names[index]
-        image = jittered_crop(
-            self.data.image(name), rng, self.settings.crop_size, self.settings.crop_scale_min, self.jitter
-        )
+        name, settings = self.data.names[index], self.settings
+        image = jittered_crop(self.data.image(name), rng, settings.crop_size, settings.crop_scale_min, self.jitter)
         return {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}
 
 
@@ -126,14 +124,12 @@ def structure_of(network: NetworkSettings, num_classes: int, train: TrainSetting
     )
     if train is None:
         return shape
-    return Structure(
-        **{
-            **vars(shape),
-            "norm_group": train.norm_group,
-            "fca_dropout": train.fca_dropout,
-            "decoder_dropout1": train.dec_dropout1,
-            "decoder_dropout2": train.dec_dropout2,
-        }
+    return replace(
+        shape,
+        norm_group=train.norm_group,
+        fca_dropout=train.fca_dropout,
+        decoder_dropout1=train.dec_dropout1,
+        decoder_dropout2=train.dec_dropout2,
     )
 
 
@@ -150,12 +146,8 @@ def build_training(context: StageContext) -> TrainTask:
     if "backbone" in context.files:
         load_imagenet_body(network.backbone.body, context.files["backbone"])
     module = WsFcnTraining(network, focal_of(config.network), config.pseudo_label, train.pretrain_epochs)
-    groups = parameter_groups(
-        network,
-        learning_rate=train.lr,
-        weight_decay=train.weight_decay,
-        multipliers=train.multipliers(config.network.backbone),
-    )
+    multipliers = train.multipliers(config.network.backbone)
+    groups = parameter_groups(network, learning_rate=train.lr, weight_decay=train.weight_decay, multipliers=multipliers)
     # Power 0 is a constant rate, as the official program runs.
     schedule = partial(polynomial_decay, power=train.lr_power if train.lr_schedule == "poly" else 0.0)
     optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
