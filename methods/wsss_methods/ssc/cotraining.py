@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from wsss.data.augment.photometric import PhotometricSettings, augment_photometr
 IGNORE_INDEX = 255
 LOSS_NAMES = ("supervised_1", "supervised_2", "cotrain_1", "cotrain_2")
 LOSS_WEIGHTS: Mapping[str, float] = dict.fromkeys(LOSS_NAMES, 1.0)
-
-Pairing = Literal["consecutive", "halves"]
 
 
 @dataclass(frozen=True)
@@ -119,15 +116,12 @@ def mix_pairs(
     online: Targets | None,
     seeds: Sequence[int],
     settings: CoTrainingSettings,
-    pairing: Pairing = "consecutive",
 ) -> MixedBatch:
     """Paste about half of a donor's classes into its partner, both ways in every pair.
 
-    images: float32 (N, 3, H, W), N even.  offline: stored labels and masks.  online: labels and masks of
-    the networks, None in the warm-up.  seeds: one integer per image, for the case that it is the target.
-
-    pairing "consecutive": images 2i and 2i+1 are a pair.  "halves": image i of the first half and image i
-    of the second are, and the result comes in the order (first 0, second 0, first 1, second 1, ...).
+    images: float32 (N, 3, H, W), N even; images 2i and 2i+1 are a pair.  offline: stored labels and masks.  online:
+    labels and masks of the networks, None in the warm-up.  seeds: one integer per image, for the case that it is the
+    target.
 
     An image is mixed with probability `mix_probability`.  Of the n classes in the donor's label (without
     255 and background; after the warm-up only where its on-line mask is on) (n + n mod 2) / 2 are chosen at
@@ -139,14 +133,7 @@ def mix_pairs(
     count = len(images)
     if count % 2 or len(seeds) != count:
         raise ValueError(f"class mixing needs whole pairs and a seed for each image: {count=}, {len(seeds)=}")
-    order = torch.arange(count)
-    if pairing == "halves":
-        order = order.reshape(2, count // 2).T.reshape(-1)
-    order = order.to(images.device)
-    seeds = [seeds[i] for i in order.tolist()]
-    images = images[order]
-    offline = _take(offline, order)
-    source = offline if online is None else _take(online, order)
+    source = offline if online is None else online
     donor = torch.arange(count, device=images.device) ^ 1
 
     donor_labels = source.labels[donor]
@@ -165,10 +152,7 @@ def mix_pairs(
 
     labels = keep_or_mix(offline.labels, source.labels, donor_labels)
     masks = keep_or_mix(offline.masks, source.masks, source.masks[donor])
-    if online is None:
-        boundary = torch.zeros_like(pasted)
-    else:
-        boundary, _ = boundary_map(pasted, settings.boundary_size)
+    boundary = torch.zeros_like(pasted) if online is None else boundary_map(pasted, settings.boundary_size)[0]
     mixed_images = torch.where(pasted[:, None], images[donor], images)
     return MixedBatch(mixed_images, Targets(labels, masks), boundary, mixed)
 
@@ -228,31 +212,21 @@ class CoTraining(nn.Module):
         mixed = self.augmented(batch, epoch)
         logits1 = self.network1(mixed.images)[1]
         logits2 = self.network2(mixed.images)[1]
-        return cotraining_losses(
-            logits1,
-            logits2,
-            mixed.targets,
-            mixed.boundary,
-            self.settings.boundary_weight_supervised,
-            self.settings.boundary_weight_cotrain,
-        )
+        weights = (self.settings.boundary_weight_supervised, self.settings.boundary_weight_cotrain)
+        return cotraining_losses(logits1, logits2, mixed.targets, mixed.boundary, *weights)
 
-    def augmented(self, batch: Mapping[str, Tensor], epoch: int, pairing: Pairing = "consecutive") -> MixedBatch:
+    def augmented(self, batch: Mapping[str, Tensor], epoch: int) -> MixedBatch:
         """The batch that is trained on: labels of this epoch, class mixing, photometric changes."""
         images = batch["image"]
         offline = Targets(batch["label"].long(), batch["mask"] > 0)
         online = None
         if epoch >= self.settings.warmup_epochs:
             online = online_targets(self.network1, self.network2, images, self.settings.online_confidence)
-        mixed = mix_pairs(images, offline, online, batch["pair_seed"].tolist(), self.settings, pairing)
+        mixed = mix_pairs(images, offline, online, batch["pair_seed"].tolist(), self.settings)
         if self.settings.photometric is None:
             return mixed
         draws = [draw_photometric(seed, self.settings.photometric) for seed in batch["photometric_seed"].tolist()]
-        return MixedBatch(augment_photometric(mixed.images, draws), mixed.targets, mixed.boundary, mixed.mixed)
-
-
-def _take(targets: Targets, order: Tensor) -> Targets:
-    return Targets(targets.labels[order], targets.masks[order])
+        return replace(mixed, images=augment_photometric(mixed.images, draws))
 
 
 def _mixing_draws(seeds: Sequence[int], probability: float) -> tuple[np.ndarray, np.ndarray]:

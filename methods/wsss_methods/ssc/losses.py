@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsss.nn.checkpoint import load_weights, read_checkpoint
+from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
 from wsss.nn.mobilenet import MobileNetV2
 from wsss.nn.norms import FrozenStatisticsBatchNorm2d
 from wsss.nn.vgg import Vgg19Slices, slices_from_torchvision
@@ -112,16 +112,11 @@ def build_perceptual_features(kind: str, weights: Path | None, device: str) -> F
     """
     if kind == "pixel_pyramid":
         return pixel_pyramid
-    network: nn.Module
-    if kind == "vgg19":
-        network = Vgg19Slices()
-        if weights is not None:
-            load_weights(network, slices_from_torchvision(read_checkpoint(weights)), where=str(weights))
-    else:
-        network = MobileNetFeatures()
-        if weights is not None:
-            content = read_checkpoint(weights)
-            load_weights(network.network, content, ignore=(r"classifier\..*",), where=str(weights))
+    network = Vgg19Slices() if kind == "vgg19" else MobileNetFeatures()
+    if weights is not None and isinstance(network, Vgg19Slices):
+        load_weights(network, slices_from_torchvision(read_checkpoint(weights)), where=str(weights))
+    elif weights is not None:
+        load_imagenet_body(network.network, weights)
     return network.to(device).eval()
 
 

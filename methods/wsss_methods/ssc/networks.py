@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -187,15 +188,6 @@ class _Residual(nn.Module):
         return x + self.model(x)
 
 
-class _Residuals(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential(_Residual(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
 def _upsample(channels: int, out_channels: int, *further: nn.Module) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False),
@@ -219,7 +211,9 @@ class ReconstructionDecoder(nn.Module):
         self.upsample_2 = _upsample(c256, c128)
         self.upsample_3 = _upsample(c128, c64)
         self.upsample_4 = _upsample(c64, c32, nn.Conv2d(c32, 3, 3, padding=1))
-        self.main = nn.Sequential(_Block(num_classes, c256, reflect=True, bias=False), _Residuals(c256))
+        first = _Block(num_classes, c256, reflect=True, bias=False)
+        # The official decoder wraps its one residual twice.
+        self.main = nn.Sequential(first, nn.Sequential(OrderedDict(model=nn.Sequential(_Residual(c256)))))
 
     def forward(self, maps: Tensor) -> Tensor:
         x = self.main(maps)
@@ -245,10 +239,8 @@ def build_segmentation_network(settings: SegmentationSettings, num_classes: int)
     if settings.architecture == "segformer_b2":
         # A stage's width stays a multiple of 8 for each of its attention heads.
         heads = (1, 2, 5, 8)
-        widths = [
-            max(1, round(full * width / (8 * count))) * 8 * count
-            for full, count in zip(MIT_B2_WIDTHS, heads, strict=True)
-        ]
+        pairs = zip(MIT_B2_WIDTHS, heads, strict=True)
+        widths = [max(1, round(full * width / (8 * count))) * 8 * count for full, count in pairs]
         return SegFormer(num_classes, widths=widths)
     # The small one is for CPUs, where output stride 8 would cost four times as much.
     stride: Literal[8, 16] = 16 if settings.architecture == "deeplabv2_mobilenet_v2" else 8

@@ -19,12 +19,7 @@ from wsss.data.palette import encode_palette_png
 from wsss.data.reading import read_palette_mask
 from wsss.data.superpixels import ids_to_rgb, rgb_to_ids
 from wsss.method import Exporter
-from wsss.nn.checkpoint import (
-    CheckpointError,
-    load_weights,
-    read_checkpoint,
-    state_dict_of,
-)
+from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
 from wsss.official import (
     encode_png,
     encode_state,
@@ -44,13 +39,12 @@ from wsss.official import (
     write_scores,
     write_shifted_affinity_network,
 )
-from wsss.pipeline import GridColumn, Pipeline, SampleGrid
+from wsss.pipeline import Pipeline
 from wsss.stages.candidates import read_weights, selected_epoch
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.ssc.networks import CAM_ALIASES, NETWORKS, build_segmentation_network
-from wsss_methods.ssc.pipeline import best_prediction, inference_protocol, segmentation_stages
+from wsss_methods.ssc.pipeline import inference_protocol, prediction_grid, segmentation_headline, segmentation_stages
 from wsss_methods.ssc.recipe import SscRecipe
-from wsss_methods.ssc.segmentation import crf_variants
 
 
 def exporters() -> Mapping[str, Exporter]:
@@ -116,9 +110,7 @@ def exporters() -> Mapping[str, Exporter]:
             read=read_scores,
         ),
         "segmentation": Exporter(
-            "segmentation",
-            "val_pred/<name>.png, VOC palette, with the CRF where it ran",
-            write=_write_predictions,
+            "segmentation", "val_pred/<name>.png, VOC palette, with the CRF where it ran", write=_write_predictions
         ),
     }
 
@@ -219,11 +211,10 @@ def build_released_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     No ImageNet weights are asked for.
     """
     training, *behind = segmentation_stages(recipe, {}, "train_aug")
-    variants = crf_variants(recipe.crf)
     return Pipeline(
         stages=(replace(training, inputs={}), *behind),
-        headline=("segmentation/miou_val", *(f"segmentation/miou_val_{variant}" for variant in variants)),
-        grids=(SampleGrid("val", (GridColumn("prediction", "segmentation", best_prediction(recipe), "labels"),)),),
+        headline=segmentation_headline(recipe),
+        grids=(prediction_grid(recipe),),
         protocol={
             "segmentation networks": f"two {recipe.segmentation.architecture}, released weights",
             "checkpoint": "the authors' choice, by the masks of val",

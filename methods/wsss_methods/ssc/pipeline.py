@@ -8,22 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
+from wsss.metric_name import MetricName
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
 from wsss.stages.cam import build_cam, cam_stages
-from wsss.stages.candidates import (
-    CandidateConfig,
-    SelectionConfig,
-    choose_by_masks,
-    selection_stages,
-    weight_inputs,
-)
+from wsss.stages.candidates import CandidateConfig, SelectionConfig, choose_by_masks, selection_stages, weight_inputs
 from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
 from wsss.stages.refine import ScoresConfig, named, refinement_stages
 from wsss.stages.superpixels import superpixel_stage
 from wsss.weights import WeightUse, required_weights, resolve_path
-from wsss_methods.ssc.recipe import CamSettings, SscRecipe
+from wsss_methods.ssc.recipe import SEGMENTATION_WEIGHTS, CamSettings, SscRecipe
 from wsss_methods.ssc.segmentation import (
     build_candidate_scorer,
     build_predictions,
@@ -39,14 +34,6 @@ from wsss_methods.ssc.training import (
     plain_cam_settings,
 )
 
-# The ImageNet weights that each architecture is published with.
-SEGMENTATION_WEIGHTS = {
-    "deeplabv2_r101": "resnet101_v2",
-    "deeplabv2_r18": "resnet18",
-    "deeplabv2_mobilenet_v2": "mobilenet_v2",
-    "deeplabv3plus_r101": "resnetv1d101",
-    "segformer_b2": "mit_b2",
-}
 IMAGES: frozenset[Reads] = frozenset({"images"})
 
 
@@ -75,21 +62,14 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
         *pseudo_label_stages(recipe.pseudo_label, training_list),
         *segmentation_stages(recipe, files, training_list),
     ]
+    on_train = (GridColumn("CAM", "cam", "cam", "cam"), GridColumn("pseudo label", "pseudo_label", "label", "labels"))
     if recipe.baseline.plain_cam:
         stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, training_list, prefix="plain_")
+    on_labels = ("cam", *(["plain_cam"] if recipe.baseline.plain_cam else ()), "pseudo_label")
     return Pipeline(
         stages=tuple(stages),
-        headline=_headline(recipe),
-        grids=(
-            SampleGrid(
-                "train",
-                (
-                    GridColumn("CAM", "cam", "cam", "cam"),
-                    GridColumn("pseudo label", "pseudo_label", "label", "labels"),
-                ),
-            ),
-            SampleGrid("val", (GridColumn("prediction", "segmentation", best_prediction(recipe), "labels"),)),
-        ),
+        headline=(*(f"{scored}/miou_train" for scored in on_labels), *segmentation_headline(recipe)),
+        grids=(SampleGrid("train", on_train), prediction_grid(recipe)),
         protocol=_protocol(recipe, dataset, files),
     )
 
@@ -191,17 +171,15 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_l
     ]
 
 
-def best_prediction(recipe: SscRecipe) -> str:
-    """Array of the predictions that are shown: with the CRF where it runs."""
-    return named("prediction", ("", *crf_variants(recipe.crf))[1 if recipe.crf.enabled else 0])
+def prediction_grid(recipe: SscRecipe) -> SampleGrid:
+    """The predictions on val that a report shows: with the CRF where it runs."""
+    best = named("prediction", ("", *crf_variants(recipe.crf))[1 if recipe.crf.enabled else 0])
+    return SampleGrid("val", (GridColumn("prediction", "segmentation", best, "labels"),))
 
 
-def _headline(recipe: SscRecipe) -> tuple[str, ...]:
-    names = ["cam/miou_train"]
-    if recipe.baseline.plain_cam:
-        names.append("plain_cam/miou_train")
-    names += ["pseudo_label/miou_train", "segmentation/miou_val"]
-    return (*names, *(f"segmentation/miou_val_{variant}" for variant in crf_variants(recipe.crf)))
+def segmentation_headline(recipe: SscRecipe) -> tuple[str, ...]:
+    """Without the CRF and with each of its variants."""
+    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *crf_variants(recipe.crf)))
 
 
 def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:

@@ -19,13 +19,15 @@ from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
 
 PERCEPTUAL_NETWORKS = ("vgg19", "mobilenet_v2", "pixel_pyramid")
-SEGMENTATION_ARCHITECTURES = (
-    "deeplabv2_r101",
-    "deeplabv3plus_r101",
-    "segformer_b2",
-    "deeplabv2_r18",
-    "deeplabv2_mobilenet_v2",
-)
+# The ImageNet weights that each architecture is published with.
+SEGMENTATION_WEIGHTS = {
+    "deeplabv2_r101": "resnet101_v2",
+    "deeplabv3plus_r101": "resnetv1d101",
+    "segformer_b2": "mit_b2",
+    "deeplabv2_r18": "resnet18",
+    "deeplabv2_mobilenet_v2": "mobilenet_v2",
+}
+SEGMENTATION_ARCHITECTURES = tuple(SEGMENTATION_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,14 @@ class CamSettings:
 
     def check(self) -> list[str]:
         """Relations between settings."""
-        problems = []
-        if self.resize_long_min > self.resize_long_max:
-            problems.append(
-                f"resize_long_min = {self.resize_long_min} is above resize_long_max = {self.resize_long_max}"
-            )
-        return problems
+        if self.resize_long_min <= self.resize_long_max:
+            return []
+        return [f"resize_long_min = {self.resize_long_min} is above resize_long_max = {self.resize_long_max}"]
 
 
 @dataclass(frozen=True)
 class CamInferenceSettings:
-    """S2 and its score."""
+    """Class activation maps at several scales, and their score."""
 
     scales: tuple[float, ...] = setting(
         (1.0, 0.5, 1.5, 2.0), minimum=0.25, maximum=4, help="input scales whose maps are added"
@@ -186,7 +185,7 @@ class SegmentationSettings:
         maximum=100,
         help="epochs between the weights that best_val chooses from; 1: as published, the best of all epochs",
     )
-    # The official script trains S7 in mixed precision.
+    # The official co-training script runs in mixed precision.
     precision: str = setting("amp", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
 
     def check(self) -> list[str]:
@@ -201,7 +200,7 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class SegmentationInferenceSettings:
-    """S8: scores of the trained networks."""
+    """Scores of the trained networks."""
 
     input_size: int = setting(512, minimum=32, maximum=2048, multiple_of=16, help="images are squeezed to this square")
     multi_scale: bool = setting(True, help="maximum over the scales below; false: the image once")
@@ -212,7 +211,7 @@ class SegmentationInferenceSettings:
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Dense CRF of S9."""
+    """Dense CRF of the final predictions."""
 
     enabled: bool = setting(True, help="score predictions with the CRF as well")
     iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")

@@ -59,15 +59,8 @@ def active_cam_settings(settings: CamSettings) -> CamSettings:
 
 def plain_cam_settings(settings: CamSettings) -> CamSettings:
     """The baseline: the same classifier and schedule without suppression and without the two constraints."""
-    return active_cam_settings(
-        replace(
-            settings,
-            drs_delta=1.0,
-            drs_after_stage2=False,
-            loss_weight_perceptual=0.0,
-            loss_weight_alignment=0.0,
-        )
-    )
+    off = {"drs_delta": 1.0, "drs_after_stage2": False, "loss_weight_perceptual": 0.0, "loss_weight_alignment": 0.0}
+    return active_cam_settings(replace(settings, **off))
 
 
 class CamSamples:
@@ -83,26 +76,13 @@ class CamSamples:
 
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
         """image float32 (3, S, S), label float32 (classes,), superpixels int32 (S, S) where they are used."""
-        name = self.data.names[index]
+        name, config = self.data.names[index], self.config
         image = self.data.image(name)
         # The baseline without superpixels draws the same crops.
-        ids = (
-            np.zeros(image.shape[:2], dtype=np.int32)
-            if self.superpixels is None
-            else self.superpixels.arrays(name)["ids"]
-        )
-        crop = cam_training_sample(
-            image,
-            ids,
-            rng,
-            crop_size=self.config.crop_size,
-            resize_long_min=self.config.resize_long_min,
-            resize_long_max=self.config.resize_long_max,
-        )
-        batch = {
-            "image": torch.from_numpy(crop.image),
-            "label": torch.from_numpy(self.data.image_labels(name)),
-        }
+        ids = np.zeros(image.shape[:2], np.int32) if self.superpixels is None else self.superpixels.arrays(name)["ids"]
+        sizes = {key: getattr(config, key) for key in ("crop_size", "resize_long_min", "resize_long_max")}
+        crop = cam_training_sample(image, ids, rng, **sizes)
+        batch = {"image": torch.from_numpy(crop.image), "label": torch.from_numpy(self.data.image_labels(name))}
         if self.superpixels is not None:
             batch["superpixels"] = torch.from_numpy(crop.superpixels)
         return batch
@@ -183,15 +163,8 @@ def build_cam_training(context: StageContext) -> TrainTask:
     if "backbone" in context.files:
         load_imagenet_body(cast(nn.Module, network.body), context.files["backbone"])
     schedule = partial(polynomial_decay, power=config.lr_power)
-    plans = [
-        OptimizerPlan(
-            "classifier",
-            cam_optimizer(
-                network, config.learning_rate, config.classifier_lr_mult, config.momentum, config.weight_decay
-            ),
-            schedule,
-        )
-    ]
+    sgd = cam_optimizer(network, config.learning_rate, config.classifier_lr_mult, config.momentum, config.weight_decay)
+    plans = [OptimizerPlan("classifier", sgd, schedule)]
     decoder, features = None, cast(Features, None)
     if config.loss_weight_perceptual:
         decoder = ReconstructionDecoder(network.num_classes, config.decoder_width)
@@ -322,8 +295,8 @@ def cotraining_settings(config: SegmentationSettings) -> CoTrainingSettings:
         mix_ignore_background=config.mix_ignore_bg,
         online_confidence=config.online_conf_thres,
         boundary_size=config.bdry_size,
-        boundary_weight_supervised=_pair(config.bdry_weight_sup),
-        boundary_weight_cotrain=_pair(config.bdry_weight_cotrain),
+        boundary_weight_supervised=cast(tuple[float, float], config.bdry_weight_sup),
+        boundary_weight_cotrain=cast(tuple[float, float], config.bdry_weight_cotrain),
         photometric=PhotometricSettings(*probabilities) if any(probabilities) else None,
     )
 
@@ -336,7 +309,3 @@ def _parameters(networks: list[nn.Module], head: bool) -> list[nn.Parameter]:
         for name, parameter in network.named_parameters()
         if name.startswith("backbone.") != head
     ]
-
-
-def _pair(values: tuple[float, ...]) -> tuple[float, float]:
-    return values[0], values[1]

@@ -194,20 +194,6 @@ def test_mixed_share_follows_the_probability() -> None:
     assert 0.2 < torch.cat(mixed).float().mean() < 0.3
 
 
-def test_halves_and_consecutive_pairs_agree() -> None:
-    batch = make_batch(6)
-    settings = CoTrainingSettings(mix_probability=0.8)
-    offline = Targets(batch["label"].long(), batch["mask"] > 0)
-    order = torch.tensor([0, 3, 1, 4, 2, 5])
-    reordered = Targets(offline.labels[order], offline.masks[order])
-    seeds = batch["pair_seed"]
-    halves = mix_pairs(batch["image"], offline, None, seeds.tolist(), settings, "halves")
-    consecutive = mix_pairs(batch["image"][order], reordered, None, seeds[order].tolist(), settings)
-    assert torch.equal(halves.images, consecutive.images)
-    assert torch.equal(halves.targets.labels, consecutive.targets.labels)
-    assert torch.equal(halves.targets.masks, consecutive.targets.masks)
-
-
 def test_odd_batches_are_refused() -> None:
     labels = torch.zeros(3, 2, 2, dtype=torch.long)
     with pytest.raises(ValueError, match="whole pairs"):
