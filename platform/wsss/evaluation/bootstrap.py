@@ -13,7 +13,6 @@ import numpy as np
 
 from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _CHUNK = 64
 
 
@@ -41,7 +40,7 @@ class PairedComparison:
 
 
 def bootstrap_interval_from_counts(
-    counts: Array,
+    counts: np.ndarray,
     *,
     samples: int = 1000,
     confidence: float = 0.95,
@@ -63,8 +62,8 @@ def bootstrap_interval_from_counts(
 
 
 def paired_comparison_from_counts(
-    first: Array,
-    second: Array,
+    first: np.ndarray,
+    second: np.ndarray,
     *,
     samples: int = 1000,
     confidence: float = 0.95,
@@ -92,7 +91,7 @@ def paired_comparison_from_counts(
     return PairedComparison(float(value), low, high, float(min(1.0, 2 * min(below, above))))
 
 
-def _resampled_mious(counts: Array, samples: int, seed: int, mean_over: MeanOver) -> Array:
+def _resampled_mious(counts: np.ndarray, samples: int, seed: int, mean_over: MeanOver) -> np.ndarray:
     """mIoU of every resample, (samples,), in blocks; the draws do not depend on the block size."""
     rng = np.random.default_rng(seed)
     number = counts.shape[0]
@@ -105,17 +104,17 @@ def _resampled_mious(counts: Array, samples: int, seed: int, mean_over: MeanOver
     return np.concatenate(found)
 
 
-def _miou(counts: Array, mean_over: MeanOver) -> Any:
+def _miou(counts: np.ndarray, mean_over: MeanOver) -> Any:
     return miou_from_counts(counts[..., 0, :], counts[..., 1, :], counts[..., 2, :], mean_over)
 
 
-def _percentiles(values: Array, confidence: float) -> tuple[float, float]:
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2 * 100
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
 
 
-def _check(counts: Array, samples: int, confidence: float) -> None:
+def _check(counts: np.ndarray, samples: int, confidence: float) -> None:
     if counts.ndim != 3 or counts.shape[1] != 3 or counts.shape[0] == 0:
         raise EvaluationError(
             f"image counts are (N, 3, C) with N at least 1, not {counts.shape}",

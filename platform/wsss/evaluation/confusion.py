@@ -14,8 +14,6 @@ import numpy as np
 
 from wsss.errors import WsssError
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 MeanOver = Literal["defined", "truth"]
 
 
@@ -24,13 +22,13 @@ class EvaluationError(WsssError):
 
 
 def confusion_matrix(
-    truth: Array,
-    prediction: Array,
+    truth: np.ndarray,
+    prediction: np.ndarray,
     num_classes: int,
     ignore_index: int | None = 255,
     *,
     prediction_ignore_to: int | None = None,
-) -> Array:
+) -> np.ndarray:
     """Count pixels by true and predicted class.
 
     truth, prediction: integer arrays of one shape. Positions whose truth is `ignore_index`, negative, or
@@ -66,7 +64,7 @@ def confusion_matrix(
     return np.bincount(pairs, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
 
 
-def counted_truth(truth: Array, num_classes: int, ignore_index: int | None = 255) -> Array:
+def counted_truth(truth: np.ndarray, num_classes: int, ignore_index: int | None = 255) -> np.ndarray:
     """Boolean array of truth's shape: the positions that are scored."""
     counted = (truth >= 0) & (truth < num_classes)
     if ignore_index is not None:
@@ -74,30 +72,30 @@ def counted_truth(truth: Array, num_classes: int, ignore_index: int | None = 255
     return counted
 
 
-def intersections_and_totals(confusion: Array) -> tuple[Array, Array, Array]:
+def intersections_and_totals(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per class: pixels right, pixels in the truth, pixels predicted; each int64 (..., C)."""
     check_confusion(confusion)
     right = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.int64)
     return right, confusion.sum(axis=-1, dtype=np.int64), confusion.sum(axis=-2, dtype=np.int64)
 
 
-def class_counts(confusion: Array) -> Array:
+def class_counts(confusion: np.ndarray) -> np.ndarray:
     """`intersections_and_totals` in one array: int64 (..., 3, C), all that a mIoU needs to know of an image."""
     return np.stack(intersections_and_totals(confusion), axis=-2)
 
 
-def iou(confusion: Array) -> Array:
+def iou(confusion: np.ndarray) -> np.ndarray:
     """Intersection over union per class: float64 (..., C) in 0..1, NaN where a class is in neither map."""
     return iou_from_counts(*intersections_and_totals(confusion))
 
 
-def iou_from_counts(right: Array, in_truth: Array, predicted: Array) -> Array:
+def iou_from_counts(right: np.ndarray, in_truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """`iou` from the counts of `intersections_and_totals`; float64 of the counts' shape."""
     union = np.asarray(in_truth + predicted - right, dtype=np.float64)
     return np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
-def miou(confusion: Array, mean_over: MeanOver = "defined") -> Any:
+def miou(confusion: np.ndarray, mean_over: MeanOver = "defined") -> Any:
     """Mean IoU in 0..1: float64 (...), a float for one matrix; NaN when no class takes part.
 
     mean_over "defined": the classes that have a value (in the truth or predicted), as IRN's step/eval_cam.py
@@ -107,7 +105,9 @@ def miou(confusion: Array, mean_over: MeanOver = "defined") -> Any:
     return miou_from_counts(*intersections_and_totals(confusion), mean_over=mean_over)
 
 
-def miou_from_counts(right: Array, in_truth: Array, predicted: Array, mean_over: MeanOver = "defined") -> Any:
+def miou_from_counts(
+    right: np.ndarray, in_truth: np.ndarray, predicted: np.ndarray, mean_over: MeanOver = "defined"
+) -> Any:
     """`miou` from the counts of `intersections_and_totals`."""
     values = iou_from_counts(right, in_truth, predicted)
     taking_part = in_truth > 0 if mean_over == "truth" else ~np.isnan(values)
@@ -117,7 +117,7 @@ def miou_from_counts(right: Array, in_truth: Array, predicted: Array, mean_over:
     return float(mean) if mean.ndim == 0 else mean
 
 
-def smoothed_miou(confusion: Array, epsilon: float = 1e-5) -> float:
+def smoothed_miou(confusion: np.ndarray, epsilon: float = 1e-5) -> float:
     """Mean over the classes in the truth of right / (union + epsilon); 0 for one empty matrix (C, C).
 
     BECO's co-training keeps its best epoch by it.
@@ -127,7 +127,7 @@ def smoothed_miou(confusion: Array, epsilon: float = 1e-5) -> float:
     return float((right / (in_truth + predicted - right + epsilon))[present].mean()) if present.any() else 0.0
 
 
-def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float | None]:
+def class_iou(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
     """IoU by class name, None where it is undefined. Raises EvaluationError when the counts differ."""
     values = iou(confusion)
     if values.shape != (len(class_names),):
@@ -139,7 +139,7 @@ def class_iou(confusion: Array, class_names: Sequence[str]) -> dict[str, float |
     return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}
 
 
-def class_rows(confusion: Array, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def class_rows(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each class: class, iou (None where undefined), truth_pixels, predicted_pixels."""
     _, in_truth, predicted = intersections_and_totals(confusion)
     return [
@@ -148,7 +148,7 @@ def class_rows(confusion: Array, class_names: Sequence[str]) -> list[dict[str, A
     ]
 
 
-def pixel_accuracy(confusion: Array) -> Any:
+def pixel_accuracy(confusion: np.ndarray) -> Any:
     """Share of scored pixels that are right: float64 (...), NaN without pixels."""
     right, in_truth, _ = intersections_and_totals(confusion)
     total = in_truth.sum(axis=-1)
@@ -156,7 +156,7 @@ def pixel_accuracy(confusion: Array) -> Any:
     return float(mean) if mean.ndim == 0 else mean
 
 
-def mean_accuracy(confusion: Array) -> Any:
+def mean_accuracy(confusion: np.ndarray) -> Any:
     """Mean recall over the classes present in the truth: float64 (...), NaN without pixels."""
     right, in_truth, _ = intersections_and_totals(confusion)
     present = in_truth > 0
@@ -166,7 +166,7 @@ def mean_accuracy(confusion: Array) -> Any:
     return float(mean) if mean.ndim == 0 else mean
 
 
-def all_background(confusion: Array) -> Array:
+def all_background(confusion: np.ndarray) -> np.ndarray:
     """The confusion matrix of a predictor that says background everywhere, on the same pixels."""
     check_confusion(confusion)
     baseline = np.zeros_like(confusion)
@@ -174,7 +174,7 @@ def all_background(confusion: Array) -> Array:
     return baseline
 
 
-def _integer_array(values: Array, what: str) -> Array:
+def _integer_array(values: np.ndarray, what: str) -> np.ndarray:
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.integer):
         raise EvaluationError(
@@ -185,7 +185,7 @@ def _integer_array(values: Array, what: str) -> Array:
     return values
 
 
-def check_confusion(confusion: Array) -> None:
+def check_confusion(confusion: np.ndarray) -> None:
     """EvaluationError unless the shape is (..., C, C)."""
     if confusion.ndim < 2 or confusion.shape[-1] != confusion.shape[-2]:
         raise EvaluationError(

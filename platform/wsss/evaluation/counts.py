@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from wsss.evaluation.confusion import EvaluationError, check_confusion
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _CELLS, _VALUES, _SHAPE = "_cells", "_counts", "_shape"
 
 
@@ -29,11 +27,11 @@ class Counts:
     """
 
     shape: tuple[int, ...]
-    cells: Array
-    values: Array
+    cells: np.ndarray
+    values: np.ndarray
 
     @classmethod
-    def of(cls, confusion: Array) -> Counts:
+    def of(cls, confusion: np.ndarray) -> Counts:
         """From the dense array, integer (..., C, C)."""
         check_confusion(confusion)
         flat = confusion.reshape(-1, confusion.shape[-1] ** 2)
@@ -41,7 +39,7 @@ class Counts:
         return cls(confusion.shape, cells, flat[:, cells].astype(np.int64))
 
     @classmethod
-    def read(cls, arrays: Mapping[str, Array], name: str = "confusion") -> Counts:
+    def read(cls, arrays: Mapping[str, np.ndarray], name: str = "confusion") -> Counts:
         """From the arrays of an image, as `arrays` names them; a dense array of that name is taken as well.
 
         Raises EvaluationError when there is neither.
@@ -57,7 +55,7 @@ class Counts:
         shape = tuple(int(side) for side in arrays[name + _SHAPE])
         return cls(shape, arrays[name + _CELLS].astype(np.int64), arrays[name + _VALUES].astype(np.int64))
 
-    def arrays(self, name: str = "confusion") -> dict[str, Array]:
+    def arrays(self, name: str = "confusion") -> dict[str, np.ndarray]:
         """What is stored: `<name>_cells` uint32 (n,), `<name>_counts` int32 (m, n), `<name>_shape` int32."""
         return {
             name + _CELLS: self.cells.astype(np.uint32),
@@ -65,13 +63,13 @@ class Counts:
             name + _SHAPE: np.array(self.shape, dtype=np.int32),
         }
 
-    def dense(self) -> Array:
+    def dense(self) -> np.ndarray:
         """int64 (..., C, C)."""
         total = np.zeros(self.shape, dtype=np.int64)
         self.add_to(total)
         return total
 
-    def add_to(self, total: Array) -> None:
+    def add_to(self, total: np.ndarray) -> None:
         """Add to a dense, contiguous int64 array of the same shape, in place."""
         if total.shape != self.shape:
             raise EvaluationError(

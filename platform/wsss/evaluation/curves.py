@@ -9,23 +9,20 @@ number of thresholds the winner exceeds) holds the confusion matrix of every thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from wsss.evaluation.confusion import EvaluationError, counted_truth
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 def threshold_confusions(
-    cam: Array,
-    keys: Array,
-    truth: Array,
-    thresholds: Sequence[float] | Array,
+    cam: np.ndarray,
+    keys: np.ndarray,
+    truth: np.ndarray,
+    thresholds: Sequence[float] | np.ndarray,
     num_classes: int,
     ignore_index: int | None = 255,
-) -> Array:
+) -> np.ndarray:
     """Confusion matrices of the argmax over (constant background, maps) for every threshold, in one pass.
 
     The background stands first, so it wins ties with a class, and the earlier class wins ties with a later one.
@@ -83,7 +80,7 @@ def threshold_confusions(
     return result
 
 
-def _checked(maps: Array, keys: Array) -> tuple[Array, Array]:
+def _checked(maps: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     maps = np.asarray(maps)
     keys = np.asarray(keys)
     if maps.ndim != 3 or keys.shape != (maps.shape[0],):

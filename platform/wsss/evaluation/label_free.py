@@ -16,16 +16,12 @@ to be believed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from wsss.evaluation.confusion import EvaluationError
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-def confidence_margin(scores: Array) -> float:
+def confidence_margin(scores: np.ndarray) -> float:
     """Mean distance of the best to the second best label: floating point (L, H, W), L at least 2.
 
     Blind to what the scores are worth: a transformation that sharpens them raises it.
@@ -40,7 +36,7 @@ def confidence_margin(scores: Array) -> float:
     return float((best - second).mean())
 
 
-def boundary_contrast(label: Array, image: Array) -> float:
+def boundary_contrast(label: np.ndarray, image: np.ndarray) -> float:
     """Whether label boundaries lie where the picture changes.
 
     Mean color step across the boundaries of a label map, divided by the mean color step of the whole image; both
@@ -54,7 +50,7 @@ def boundary_contrast(label: Array, image: Array) -> float:
     return float(steps[across].mean() / size)
 
 
-def _color_steps(image: Array, size: tuple[int, ...]) -> tuple[Array, float]:
+def _color_steps(image: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, float]:
     """Color distance of vertical, then horizontal neighbors, flat; and its mean over both."""
     if image.shape != (*size, 3):
         raise EvaluationError(

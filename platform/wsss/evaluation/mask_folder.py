@@ -29,7 +29,6 @@ from wsss.evaluation.confusion import (
     pixel_accuracy,
 )
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]
 
 
@@ -71,8 +70,8 @@ class FolderScore:
 
     classes: tuple[str, ...]
     images: tuple[str, ...]
-    confusion: Array
-    image_counts: Array
+    confusion: np.ndarray
+    image_counts: np.ndarray
 
     def interval(self, mean_over: Literal["defined", "truth"], samples: int = 1000) -> Interval:
         """mIoU of all images with its 95 % bootstrap interval over images, fractions.
@@ -123,9 +122,9 @@ def score_folder(
         )
     errors: list[DataError] = []
     total = np.zeros((view.num_classes, view.num_classes), np.int64)
-    counts: list[Array] = []
+    counts: list[np.ndarray] = []
 
-    def count(name: str) -> Array | DataError:
+    def count(name: str) -> np.ndarray | DataError:
         try:
             return _confusion(view, folder / f"{name}.png", name, config)
         except DataError as error:
@@ -145,14 +144,14 @@ def score_folder(
     return FolderScore(view.classes, names, total, np.stack(counts))
 
 
-def resized(labels: Array, size: Size) -> Array:
+def resized(labels: np.ndarray, size: Size) -> np.ndarray:
     """Nearest neighbour by pixel centres (as Pillow does): uint8 (H, W) -> uint8 of `size` (height, width)."""
     if labels.shape == size:
         return labels
     return np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def _confusion(view: DataView, path: Path, name: str, config: FolderScoreConfig) -> Array:
+def _confusion(view: DataView, path: Path, name: str, config: FolderScoreConfig) -> np.ndarray:
     if not path.is_file():
         raise DataError("the PNG is missing", str(path), "complete the folder, or say --only-present")
     prediction, truth = read_palette_mask(path), view.mask(name)

@@ -21,14 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Drop:
 
 # (numbers still in the race, positions of the images of this round) -> (number -> counts int64 (n, 3, C) of all n
 # images seen so far, how the mean over classes is formed). A number that is missing has failed and leaves the race.
-Look = Callable[[Sequence[int], Sequence[int]], tuple[Mapping[int, Array], MeanOver]]
+Look = Callable[[Sequence[int], Sequence[int]], tuple[Mapping[int, np.ndarray], MeanOver]]
 
 
 def race_rounds(images: int, rules: RaceRules) -> tuple[int, ...]:
@@ -93,14 +90,14 @@ def comparison_level(rules: RaceRules, rounds: int, settings: int) -> float:
     return rules.alpha / (rounds * max(1, settings - 1))
 
 
-def jackknife(counts: Array, mean_over: MeanOver = "defined") -> Array:
+def jackknife(counts: np.ndarray, mean_over: MeanOver = "defined") -> np.ndarray:
     """mIoU of all images but one: int64 (S, n, 3, C) -> float64 (S, n), NaN where nothing is left."""
     counts = np.asarray(counts)
     rest = counts.sum(axis=1, keepdims=True) - counts
     return miou_from_counts(rest[:, :, 0], rest[:, :, 1], rest[:, :, 2], mean_over)
 
 
-def survivors(counts: Array, images: int, level: float, mean_over: MeanOver = "defined") -> Array:
+def survivors(counts: np.ndarray, images: int, level: float, mean_over: MeanOver = "defined") -> np.ndarray:
     """Which of the settings stay in the race after a round.
 
     Args:
@@ -136,7 +133,7 @@ def race(
     images: int,
     rules: RaceRules,
     comparisons: int,
-    leader: tuple[int, Array] | None = None,
+    leader: tuple[int, np.ndarray] | None = None,
 ) -> dict[int, Drop]:
     """Drop settings that are clearly worse, looking at few images of them; number -> how it was dropped.
 
@@ -177,6 +174,6 @@ def race(
     return drops
 
 
-def _miou(counts: Array, mean_over: MeanOver) -> float:
+def _miou(counts: np.ndarray, mean_over: MeanOver) -> float:
     right, truth, predicted = counts.sum(axis=0)
     return float(miou_from_counts(right, truth, predicted, mean_over))

@@ -12,13 +12,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from wsss.evaluation.confusion import EvaluationError, MeanOver, miou_from_counts
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,13 @@ def half_of(name: str) -> int:
     return hashlib.sha256(name.encode()).digest()[0] & 1
 
 
-def setting_mious(counts: Array, mean_over: MeanOver = "defined") -> Array:
+def setting_mious(counts: np.ndarray, mean_over: MeanOver = "defined") -> np.ndarray:
     """counts (S, N, 3, C) -> mIoU float64 (S,) of all N images, NaN where no pixel was scored."""
     total = _checked(counts).sum(axis=1)
     return np.atleast_1d(miou_from_counts(total[:, 0], total[:, 1], total[:, 2], mean_over))
 
 
-def best_setting(counts: Array, mean_over: MeanOver = "defined") -> int:
+def best_setting(counts: np.ndarray, mean_over: MeanOver = "defined") -> int:
     """Index of the setting with the highest mIoU, the first among equals. EvaluationError if nothing was scored."""
     scores = setting_mious(counts, mean_over)
     if np.isnan(scores).all():
@@ -63,7 +60,7 @@ def best_setting(counts: Array, mean_over: MeanOver = "defined") -> int:
     return int(np.nanargmax(scores))
 
 
-def choose(counts: Array, names: Sequence[str], *, mean_over: MeanOver = "defined") -> Choice:
+def choose(counts: np.ndarray, names: Sequence[str], *, mean_over: MeanOver = "defined") -> Choice:
     """The best setting on all images, and cross-fitted on halves.
 
     counts: int64 (S, N, 3, C). names: of the N images, which decide the halves.
@@ -77,7 +74,7 @@ def choose(counts: Array, names: Sequence[str], *, mean_over: MeanOver = "define
     return choose_by_halves(np.stack([counts[:, halves == half].sum(axis=1) for half in (0, 1)], axis=1), mean_over)
 
 
-def choose_by_halves(counts: Array, mean_over: MeanOver = "defined") -> Choice:
+def choose_by_halves(counts: np.ndarray, mean_over: MeanOver = "defined") -> Choice:
     """`choose` from counts int64 (S, 2, 3, C), the sums over the images of each half (zeros without an image)."""
     scores = setting_mious(counts, mean_over)
     oracle = best_setting(counts, mean_over)
@@ -96,7 +93,7 @@ def choose_by_halves(counts: Array, mean_over: MeanOver = "defined") -> Choice:
     )
 
 
-def _checked(counts: Array) -> Array:
+def _checked(counts: np.ndarray) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim != 4 or counts.shape[2] != 3 or 0 in counts.shape:
         raise EvaluationError(

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def search_directions(radius: int) -> list[tuple[int, int]]:
@@ -53,8 +50,8 @@ class PathIndex:
 
     radius: int
     size: tuple[int, int]
-    directions: Array
-    paths: tuple[Array, ...]
+    directions: np.ndarray
+    paths: tuple[np.ndarray, ...]
     group_ends: tuple[int, ...]
 
     @property
@@ -64,19 +61,19 @@ class PathIndex:
         return height - self.radius + 1, width - 2 * self.radius + 2
 
     @cached_property
-    def sources(self) -> Array:
+    def sources(self) -> np.ndarray:
         """Flat positions of the sources, int64 (sources,): rows 0..h-R, columns R-1..w-R."""
         rows, columns = self.source_shape
         y, x = np.mgrid[0:rows, self.radius - 1 : self.radius - 1 + columns]
         return (y * self.size[1] + x).reshape(-1).astype(np.int64)
 
     @cached_property
-    def offsets(self) -> Array:
+    def offsets(self) -> np.ndarray:
         """Every (dy, dx) that occurs on a path, int64 (offsets, 2)."""
         return np.unique(np.concatenate(self.paths), axis=0)
 
     @cached_property
-    def path_offsets(self) -> tuple[Array, ...]:
+    def path_offsets(self) -> tuple[np.ndarray, ...]:
         """For each group, int64 (paths, points): which row of `offsets` each point is."""
         rows = {tuple(offset): row for row, offset in enumerate(self.offsets.tolist())}
         groups, start = [], 0
@@ -86,7 +83,7 @@ class PathIndex:
             start = end
         return tuple(groups)
 
-    def flat_paths(self, paths: tuple[Array, ...]) -> Array:
+    def flat_paths(self, paths: tuple[np.ndarray, ...]) -> np.ndarray:
         """Flat positions of one group's paths for every source: int64 (paths, points, sources)."""
         points = np.stack(paths)
         steps = points[..., 0] * self.size[1] + points[..., 1]
@@ -94,7 +91,7 @@ class PathIndex:
 
 
 @lru_cache(maxsize=64)
-def _grouped_paths(radius: int) -> tuple[Array, tuple[Array, ...], tuple[int, ...]]:
+def _grouped_paths(radius: int) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[int, ...]]:
     by_length: dict[int, list[tuple[tuple[int, int], list[tuple[int, int]]]]] = {}
     for direction in search_directions(radius):
         path = path_points(*direction)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from wsss.ops.affinity_path import PathIndex, search_directions
 from wsss.ops.random_walk import DirectionAffinity, walk_maps
 
-Array = np.ndarray[Any, np.dtype[Any]]
 STRIDE = 8
 UNSURE = 255
 
@@ -62,12 +60,12 @@ def feature_affinity(features: Tensor, radius: int) -> DirectionAffinity:
     return DirectionAffinity(index.radius, index.directions, values)
 
 
-def pooled(maps: Array, stride: int = STRIDE) -> Array:
+def pooled(maps: np.ndarray, stride: int = STRIDE) -> np.ndarray:
     """Mean over cells: float32 (K, H, W) -> (K, H // stride, W // stride)."""
     return F.avg_pool2d(torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[None], stride)[0].numpy()
 
 
-def affinity_label(low: Array, high: Array) -> Array:
+def affinity_label(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Which cells are surely what, from scores of two CRFs: uint8 (h, w).
 
     low, high: float32 (1 + K, h, w), background first: of the background with the smaller and the larger power, the
@@ -81,15 +79,15 @@ def affinity_label(low: Array, high: Array) -> Array:
     return label
 
 
-def power_background_scores(cam: Array, alpha: float) -> Array:
-    """Class maps in [0, 1] behind a background (1 - largest) ** alpha: (K, H, W) -> float32 (1 + K, H, W)."""
+def power_background_scores(cam: np.ndarray, alpha: float) -> np.ndarray:
+    """Class maps in [0, 1] after a background (1 - largest) ** alpha: (K, H, W) -> float32 (1 + K, H, W)."""
     background = (1.0 - cam.max(axis=0, initial=0.0)) ** alpha
     return np.concatenate([background[None], cam]).astype(np.float32)
 
 
 def walk_with_background(
-    cam: Array, affinity: DirectionAffinity, alpha: float, beta: float, exp_times: int, stride: int = STRIDE
-) -> Array:
+    cam: np.ndarray, affinity: DirectionAffinity, alpha: float, beta: float, exp_times: int, stride: int = STRIDE
+) -> np.ndarray:
     """Scores after the walk: class maps float32 (K, H, W) at full size -> float32 (1 + K, h, w), background first.
 
     The maps are padded with 0 at the bottom and the right to whole cells, the background too.
@@ -99,7 +97,9 @@ def walk_with_background(
     return walk_maps(pooled(np.pad(power_background_scores(cam, alpha), missing), stride), affinity, beta, exp_times)
 
 
-def walked_label(walk: Array, keys: Sequence[int] | Array, size: tuple[int, int], stride: int = STRIDE) -> Array:
+def walked_label(
+    walk: np.ndarray, keys: Sequence[int] | np.ndarray, size: tuple[int, int], stride: int = STRIDE
+) -> np.ndarray:
     """The class of the largest score, upsampled bilinearly: (1 + K, h, w), class ids (K,) -> uint8 `size`."""
     full = F.interpolate(torch.from_numpy(walk)[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     ids = np.array([0, *keys], dtype=np.uint8)

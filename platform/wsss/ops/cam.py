@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -57,7 +55,7 @@ def normalized_by_range(maps: Tensor, epsilon: float = 1e-5) -> Tensor:
     return (kept - least - epsilon) / (largest - least + epsilon)
 
 
-def merged_cam(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], stride: int = 4) -> Array:
+def merged_cam(maps: Sequence[Tensor], channels: np.ndarray, size: tuple[int, int], stride: int = 4) -> np.ndarray:
     """Class maps of several input scales to one map for each class with one position for every `stride` pixels.
 
     Args:
@@ -71,13 +69,15 @@ def merged_cam(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], s
     return _normalized(_merged(maps, channels, strided_size(size, stride), "sum"), Merge())
 
 
-def merged_high_res(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], merge: Merge = Merge()) -> Array:
+def merged_high_res(
+    maps: Sequence[Tensor], channels: np.ndarray, size: tuple[int, int], merge: Merge = Merge()
+) -> np.ndarray:
     """The full-resolution map of each class, float32 (K, H, W); arguments as of `merged_cam`."""
     merged = _merged(maps, channels, strided_up_size(size, merge.stride), merge.scales)
     return _normalized(merged[:, : size[0], : size[1]], merge)
 
 
-def _merged(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], scales: str) -> Tensor:
+def _merged(maps: Sequence[Tensor], channels: np.ndarray, size: tuple[int, int], scales: str) -> Tensor:
     """Sum or maximum over the scales of the chosen channels, each resized bilinearly to `size`."""
     chosen = torch.from_numpy(np.asarray(channels, dtype=np.int64))
     if len(chosen) == 0:
@@ -89,14 +89,14 @@ def _merged(maps: Sequence[Tensor], channels: Array, size: tuple[int, int], scal
     return reduce(torch.add if scales == "sum" else torch.maximum, resized)[0]
 
 
-def _normalized(maps: Tensor, merge: Merge) -> Array:
+def _normalized(maps: Tensor, merge: Merge) -> np.ndarray:
     if len(maps) and merge.normalize != "none":
         normalize = normalized_by_maximum if merge.normalize == "maximum" else normalized_by_range
         maps = normalize(maps, merge.epsilon)
     return maps.cpu().numpy()
 
 
-def thresholded_argmax(maps: Array, keys: Array, background: float) -> Array:
+def thresholded_argmax(maps: np.ndarray, keys: np.ndarray, background: float) -> np.ndarray:
     """Class of every position: argmax over a constant background and the maps.
 
     maps float (K, h, w), keys (K,) class ids from 1 on -> uint8 (h, w), 0 where the background wins (ties included).
@@ -104,11 +104,11 @@ def thresholded_argmax(maps: Array, keys: Array, background: float) -> Array:
     return class_ids(keys)[with_background(maps, background).argmax(axis=0)]
 
 
-def with_background(maps: Array, background: float) -> Array:
+def with_background(maps: np.ndarray, background: float) -> np.ndarray:
     """A constant map in front: (K, h, w) -> (K + 1, h, w)."""
     return np.concatenate([np.full((1, *maps.shape[1:]), background, dtype=maps.dtype), maps])
 
 
-def class_ids(keys: Array) -> Array:
+def class_ids(keys: np.ndarray) -> np.ndarray:
     """Class ids (K,) with the background in front, uint8 (K + 1,)."""
     return np.concatenate([[0], np.asarray(keys, dtype=np.int64)]).astype(np.uint8)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-def score_margin(score: Array) -> Array:
+def score_margin(score: np.ndarray) -> np.ndarray:
     """Largest entry minus the largest one that differs from it (0 if there is none): (C, H, W) -> (H, W)."""
     largest = score.max(axis=0)
     second = np.where(score == largest[None], 0, score).max(axis=0)
     return largest - second
 
 
-def confidence_mask(score: Array, label: Array, keep_ratio: float = 0.5) -> Array:
+def confidence_mask(score: np.ndarray, label: np.ndarray, keep_ratio: float = 0.5) -> np.ndarray:
     """1 at the most certain share of every class's pixels.
 
     Args:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _SMALLEST_PROBABILITY = 1e-5
 
@@ -40,7 +37,7 @@ class DenseCrf:
     A second unary costs its mean field alone, and gives to the bit what a CRF of its own would.
     """
 
-    def __init__(self, image: Array, num_labels: int, settings: DenseCrfSettings) -> None:
+    def __init__(self, image: np.ndarray, num_labels: int, settings: DenseCrfSettings) -> None:
         """image: uint8 (H, W, 3), which ValueError says when it is not."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image (H, W, 3), got {image.dtype} {image.shape}")
@@ -59,12 +56,12 @@ class DenseCrf:
                 compat=settings.bilateral_compat,
             )
 
-    def marginals(self, unary: Array) -> Array:
+    def marginals(self, unary: np.ndarray) -> np.ndarray:
         """Energies float32 (C, H, W) -> marginals float32 (C, H, W) after `iterations` steps; sums over C are 1."""
         self._set(unary)
         return np.array(self._model.inference(self.iterations), dtype=np.float32).reshape(self.shape)
 
-    def steps(self, unary: Array) -> Iterator[Array]:
+    def steps(self, unary: np.ndarray) -> Iterator[np.ndarray]:
         """The marginals after 1, 2, ... `iterations` steps of one run, each to the bit what a run of that length gives.
 
         Take no other unary before the last step.
@@ -75,13 +72,13 @@ class DenseCrf:
             self._model.stepInference(marginals, first, second)
             yield np.array(marginals, dtype=np.float32).reshape(self.shape)
 
-    def _set(self, unary: Array) -> None:
+    def _set(self, unary: np.ndarray) -> None:
         if unary.shape != self.shape:
             raise ValueError(f"expected energies of shape {self.shape}, got {unary.shape}")
         self._model.setUnaryEnergy(np.ascontiguousarray(unary.reshape(self.shape[0], -1), dtype=np.float32))
 
 
-def unary_from_labels(label: Array, num_labels: int, gt_prob: float) -> Array:
+def unary_from_labels(label: np.ndarray, num_labels: int, gt_prob: float) -> np.ndarray:
     """Energies float32 (num_labels, H, W) of a label map that is right with probability `gt_prob`."""
     if num_labels < 2:
         raise ValueError(f"a label map needs at least two labels for a CRF, got {num_labels}")
@@ -90,19 +87,19 @@ def unary_from_labels(label: Array, num_labels: int, gt_prob: float) -> Array:
     return energy.reshape(num_labels, *label.shape)
 
 
-def unary_from_probabilities(probabilities: Array) -> Array:
+def unary_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Energies -log p, float32 (C, H, W); p is kept above 1e-5."""
     return -np.log(np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0)).astype(np.float32)
 
 
-def refine_probabilities(image: Array, probabilities: Array, settings: DenseCrfSettings) -> Array:
+def refine_probabilities(image: np.ndarray, probabilities: np.ndarray, settings: DenseCrfSettings) -> np.ndarray:
     """Marginals float32 (C, H, W) of a dense CRF with unary -log(probabilities); image uint8 (H, W, 3) RGB."""
     return DenseCrf(image, len(probabilities), settings).marginals(unary_from_probabilities(probabilities))
 
 
 def refine_labels(
-    image: Array, labels: list[Array], num_labels: int, gt_prob: float, settings: DenseCrfSettings
-) -> list[Array]:
+    image: np.ndarray, labels: list[np.ndarray], num_labels: int, gt_prob: float, settings: DenseCrfSettings
+) -> list[np.ndarray]:
     """Refine label maps of one image: integer (H, W) in 0..num_labels-1 each -> int64 (H, W) each.
 
     The kernels are built once for all of them. With one label there is nothing to decide and the maps are returned.

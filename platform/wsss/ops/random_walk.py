@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +17,17 @@ from torch import Tensor
 
 from wsss.ops.affinity_path import path_index
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[Tensor], Tensor]
 
 
 def random_walk(
-    x: Array,
-    edge: Array,
+    x: np.ndarray,
+    edge: np.ndarray,
     radius: int = 5,
     beta: float = 10,
     exp_times: int = 8,
     affinity: DirectionAffinity | None = None,
-) -> Array:
+) -> np.ndarray:
     """`walk_maps` by the affinities of an edge map, which is also what the walk starts from: x * (1 - edge).
 
     Args:
@@ -48,7 +46,7 @@ def random_walk(
     return walk_maps(x * (1.0 - edge), affinity.within(radius), beta, exp_times)
 
 
-def walk_maps(x: Array, affinity: DirectionAffinity, beta: float, exp_times: int) -> Array:
+def walk_maps(x: np.ndarray, affinity: DirectionAffinity, beta: float, exp_times: int) -> np.ndarray:
     """Spread class maps along affinities for 2 ** exp_times steps, wherever the affinities come from.
 
     About 6 * sqrt(steps) sparse products instead of one for each step, equal to float32 rounding (1e-5). The published
@@ -119,7 +117,7 @@ class DirectionAffinity:
     """
 
     radius: int
-    directions: Array
+    directions: np.ndarray
     values: Tensor
 
     def within(self, radius: int) -> DirectionAffinity:
@@ -157,7 +155,7 @@ def walk_step(affinity: DirectionAffinity, beta: float) -> Step:
     return step
 
 
-def direction_affinity(edge: Array, radius: int) -> DirectionAffinity:
+def direction_affinity(edge: np.ndarray, radius: int) -> DirectionAffinity:
     """Affinities of an edge map float32 (h, w) in every direction that a step of `radius` reaches.
 
     As `wsss.ops.affinity.pair_affinity` on the map padded with edges (1.0) left, right and below, so that every
@@ -178,7 +176,7 @@ def direction_affinity(edge: Array, radius: int) -> DirectionAffinity:
     return DirectionAffinity(radius, index.directions[fits], 1.0 - largest)
 
 
-def _symmetric_diagonals(offsets: list[int], weights: Array) -> sparse.dia_array:
+def _symmetric_diagonals(offsets: list[int], weights: np.ndarray) -> sparse.dia_array:
     """Symmetric float32 matrix with `weights[d][i]` at (i, i + offsets[d]) and its mirror, and 1 on the diagonal."""
     count = weights.shape[1]
     flat, places = np.unique(np.array(offsets, dtype=np.int64), return_inverse=True)

@@ -24,7 +24,7 @@ from wsss.nn.checkpoint import load_imagenet_body, load_weights, read_checkpoint
 from wsss.nn.irn import AffinityNetwork, build_affinity_network
 from wsss.ops.affinity import LOSS_WEIGHTS, affinity_loss_sums, affinity_targets
 from wsss.ops.affinity_path import path_index
-from wsss.ops.cam import Array, class_ids, strided_size, thresholded_argmax
+from wsss.ops.cam import class_ids, strided_size, thresholded_argmax
 from wsss.ops.crf import DenseCrfSettings, refine_labels
 from wsss.pipeline import Arrays, MapStage, Reads, Stage, StageContext, TrainStage
 from wsss.recipe import setting
@@ -154,12 +154,12 @@ class IrLabel:
     (background, keys...) before and after the CRF of the foreground threshold.
     """
 
-    label: Array
-    foreground_argmax: Array
-    foreground_crf: Array
+    label: np.ndarray
+    foreground_argmax: np.ndarray
+    foreground_crf: np.ndarray
 
 
-def ir_label(image: Array, high_res: Array, keys: Array, config: IrLabelConfig) -> IrLabel:
+def ir_label(image: np.ndarray, high_res: np.ndarray, keys: np.ndarray, config: IrLabelConfig) -> IrLabel:
     """Three-state label for the affinity network: sure classes, sure background 0, unsure 255.
 
     image uint8 (H, W, 3), high_res float32 (K, H, W), keys (K,) class ids. Both thresholds share one CRF's kernels.

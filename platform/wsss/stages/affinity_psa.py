@@ -99,7 +99,7 @@ class LabelConfig:
 
 
 def build_power_crf(context: StageContext) -> Callable[[str], Arrays]:
-    """Class maps of role "cam" behind a power background after a CRF: "crf" float16 (1 + K, H, W), "keys" (K,)."""
+    """Class maps of role "cam" with a power background after a CRF: "crf" float16 (1 + K, H, W), "keys" (K,)."""
     config: PowerCrfConfig = context.config
 
     def refined(name: str) -> Arrays:

@@ -25,7 +25,6 @@ from wsss.evaluation.counts import Counts
 from wsss.pipeline import Arrays, MapStage, Reads, ReduceStage, Reduction, Stage, StageContext
 from wsss.store import Artifact
 
-Array = np.ndarray[Any, np.dtype[Any]]
 METRICS_FILE = "metrics.json"
 _FOLDER = "epoch_"
 
@@ -86,7 +85,7 @@ def selection_stages(
     compute: Callable[[StageContext], Reduction],
     image_list: str = "val",
 ) -> list[Stage]:
-    """`<prefix>_candidates` and `<prefix>_selection` behind `<prefix>_train`.
+    """`<prefix>_candidates` and `<prefix>_selection` downstream of `<prefix>_train`.
 
     Args:
         rule: "best_val" looks at masks, "lowest_val_loss" at image labels.
@@ -121,7 +120,7 @@ def selection_stages(
 
 
 def count_candidates(
-    context: StageContext, epochs: Sequence[int], predict: Callable[[str], tuple[Array, Sequence[Array]]]
+    context: StageContext, epochs: Sequence[int], predict: Callable[[str], tuple[np.ndarray, Sequence[np.ndarray]]]
 ) -> Callable[[str], Arrays]:
     """Map function: confusion matrix of every candidate on an image.
 
@@ -184,7 +183,7 @@ def choose_by_loss(
     arrays = [artifact.arrays(name) for name in context.data.names]
     epochs = [int(epoch) for epoch in arrays[0]["epochs"]]
 
-    def over_batches(part: str) -> Array:
+    def over_batches(part: str) -> np.ndarray:
         values = np.stack([each[part] for each in arrays]).astype(np.float64)
         starts = range(0, len(values), batch_size)
         return np.mean([values[start : start + batch_size].mean(axis=0) for start in starts], axis=0)

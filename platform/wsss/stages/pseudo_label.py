@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from wsss.ops.cam import Array, class_ids, with_background
+from wsss.ops.cam import class_ids, with_background
 from wsss.ops.confidence import confidence_mask
 from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext
 from wsss.recipe import setting
@@ -52,12 +52,14 @@ def off_curve(key: str, threshold: float) -> list[str]:
 class PseudoLabel:
     """score: float32 (K + 1, H, W), background first. label: uint8 (H, W), class ids. keys: int64 (K + 1,), 0 first."""
 
-    score: Array
-    label: Array
-    keys: Array
+    score: np.ndarray
+    label: np.ndarray
+    keys: np.ndarray
 
 
-def pseudo_label_of_walk(walk: Array, keys: Array, size: tuple[int, int], background: float = 0.25) -> PseudoLabel:
+def pseudo_label_of_walk(
+    walk: np.ndarray, keys: np.ndarray, size: tuple[int, int], background: float = 0.25
+) -> PseudoLabel:
     """Pseudo label from a walk (K, h, w): cheap, so a threshold can be changed without walking again.
 
     keys (K,) class ids; `background` the constant score of the background. IRN's `step/make_sem_seg_labels.py`.
@@ -67,7 +69,7 @@ def pseudo_label_of_walk(walk: Array, keys: Array, size: tuple[int, int], backgr
     return PseudoLabel(score, ids[score.argmax(axis=0)], ids.astype(np.int64))
 
 
-def upsampled_walk(walk: Array, size: tuple[int, int]) -> Array:
+def upsampled_walk(walk: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Walk at image size, divided by its maximum over all classes: (K, h, w) -> float32 (K, H, W) in [0, 1].
 
     Bilinear upsampling by 4, cut to `size` (H, W).

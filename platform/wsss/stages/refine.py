@@ -1,6 +1,6 @@
 """From a trained segmentation network to its numbers: scores, dense CRF after every step, label maps, evaluation.
 
-Four stages behind a prefix, for example "segmentation":
+Four stages with a prefix, for example "segmentation":
 
     <prefix>_scores       multi-scale scores of the network, which the method loads
     <prefix>_predictions  label maps without the CRF and after every number of its steps, and their counts
@@ -35,10 +35,9 @@ from wsss.recipe import setting
 from wsss.stages.candidates import epoch_to_use
 from wsss.stages.score import SummaryConfig, choice_scores, label_scores, scored_images
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Network = Callable[[Tensor], Tensor]
 # What the CRF compares colours in, made of the picture: uint8 (H, W, 3) -> uint8 (H, W, 3).
-CrfImage = Callable[[Array], Array]
+CrfImage = Callable[[np.ndarray], np.ndarray]
 IMAGES_AND_MASKS: frozenset[Reads] = frozenset({"images", "masks"})
 
 
@@ -98,7 +97,7 @@ def refinement_stages(
     build: Callable[[StageContext], Callable[[str], Arrays]],
     image_list: str = "val",
 ) -> list[Stage]:
-    """`<prefix>_predictions`, `<prefix>` and `<prefix>_evaluation` behind `<prefix>_scores`.
+    """`<prefix>_predictions`, `<prefix>` and `<prefix>_evaluation` downstream of `<prefix>_scores`.
 
     Args:
         predictions: CRF and variants; `iterations` of its steps are what the recipe asks for.
@@ -137,7 +136,7 @@ def refinement_stages(
 def build_scores(
     context: StageContext,
     load: Callable[[StageContext, int], Network],
-    prepare: Callable[[Array, tuple[int, int]], Array],
+    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
 ) -> Callable[[str], Arrays]:
     """Map function (config ScoresConfig): image name -> "scores" float32 (C, h, w) before softmax.
 
@@ -175,14 +174,14 @@ def multiscale_maximum(network: Network, images: Tensor, scales: Sequence[float]
     return best
 
 
-def class_probabilities(scores: Array, size: Sequence[int]) -> Array:
+def class_probabilities(scores: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Scores (C, h, w) before softmax to probabilities float32 (C, H, W) at `size` = (H, W)."""
     values = torch.from_numpy(np.asarray(scores, dtype=np.float32))[None]
     resized = F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
     return resized.softmax(dim=1)[0].numpy()
 
 
-def refined_steps(probabilities: Array, image: Array, settings: DenseCrfSettings) -> Iterator[Array]:
+def refined_steps(probabilities: np.ndarray, image: np.ndarray, settings: DenseCrfSettings) -> Iterator[np.ndarray]:
     """Probabilities after 1, 2, ... `settings.iterations` steps of a dense CRF with unary -log(probabilities).
 
     float32 (C, H, W) in and out; image uint8 (H, W, 3). One run gives them all, each to the bit what a run of that
@@ -191,7 +190,7 @@ def refined_steps(probabilities: Array, image: Array, settings: DenseCrfSettings
     return DenseCrf(image, len(probabilities), settings).steps(unary_from_probabilities(probabilities))
 
 
-def mean_subtracted(image: Array) -> Array:
+def mean_subtracted(image: np.ndarray) -> np.ndarray:
     """What the CRF of kazuto1011/deeplab-pytorch compares colours in: uint8 RGB (H, W, 3) in and out.
 
     The mean colour is subtracted and negative values wrap around modulo 256, an accident that published numbers have
@@ -201,7 +200,7 @@ def mean_subtracted(image: Array) -> Array:
     return np.mod(shifted.astype(np.int64), 256).astype(np.uint8)
 
 
-def predicted_label(probabilities: Array) -> Array:
+def predicted_label(probabilities: np.ndarray) -> np.ndarray:
     """Class of the largest of (C, H, W): uint8 (H, W)."""
     return probabilities.argmax(axis=0).astype(np.uint8)
 
@@ -224,7 +223,7 @@ def build_predictions(
     def predict(name: str) -> Arrays:
         picture, truth = context.data.image(name), context.data.mask(name)
 
-        def counted(prediction: Array) -> Array:
+        def counted(prediction: np.ndarray) -> np.ndarray:
             return confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
 
         probabilities = class_probabilities(artifact.arrays(name)["scores"], picture.shape[:2])
@@ -293,7 +292,7 @@ def evaluate_predictions(context: StageContext) -> Reduction:
     return result
 
 
-def pack_steps(labels: Sequence[Array]) -> Array:
+def pack_steps(labels: Sequence[np.ndarray]) -> np.ndarray:
     """Label maps uint8 (H, W) that hardly differ from one to the next -> compressed bytes, uint8 (n,).
 
     Each map is stored as what it changes in the one before, so that ten take about the room of one.
@@ -303,7 +302,7 @@ def pack_steps(labels: Sequence[Array]) -> Array:
     return np.frombuffer(zlib.compress(stacked.tobytes(), 6), dtype=np.uint8)
 
 
-def unpack_steps(packed: Array, size: Sequence[int]) -> Array:
+def unpack_steps(packed: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Inverse of `pack_steps`: uint8 (T, H, W) for `size` = (H, W)."""
     changes = np.frombuffer(zlib.decompress(packed.tobytes()), dtype=np.uint8).reshape(-1, *size)
     return np.bitwise_xor.accumulate(changes, axis=0)

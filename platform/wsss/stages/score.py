@@ -36,8 +36,7 @@ from wsss.metric_name import MetricName
 from wsss.pipeline import Reduction, StageContext
 from wsss.store import Artifact
 
-Array = np.ndarray[Any, np.dtype[Any]]
-ScoreReader = Callable[[str], tuple[Array, Array]]
+ScoreReader = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 # The thresholds whose scores stand beside that of the recipe's own.
 DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
@@ -115,7 +114,7 @@ class SummaryConfig:
         _ = self.name  # parts whose text is not read back are an error here, not at a run's end
 
 
-def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
+def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray]]:
     """Map function (config CurveScoreConfig): image name -> confusion matrices at every threshold.
 
     Returns the counts (T, C, C) of `wsss.evaluation.counts` and "thresholds" float64 (T,).
@@ -123,14 +122,14 @@ def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, Ar
     config: CurveScoreConfig = context.config
     artifact = context.inputs["scores"]
 
-    def read(name: str) -> tuple[Array, Array]:
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
         arrays = artifact.arrays(name)
         return _named(arrays, config.maps, name, context.stage), _named(arrays, config.keys, name, context.stage)
 
     return curve_scorer(context, read)
 
 
-def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Mapping[str, Array]]:
+def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Mapping[str, np.ndarray]]:
     """`build_curve_scorer` for a method whose maps need another way of reading.
 
     read: image name -> (K, h, w) floating point maps and (K,) class ids, 1-based.
@@ -139,7 +138,7 @@ def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Ma
     thresholds = np.asarray(config.thresholds, dtype=np.float64)
     num_classes = len(context.data.classes)
 
-    def score(name: str) -> Mapping[str, Array]:
+    def score(name: str) -> Mapping[str, np.ndarray]:
         truth = context.data.mask(name)
         maps, keys = read(name)
         maps = maps_at_size(maps, truth.shape[0], truth.shape[1], config.upsample)
@@ -151,13 +150,13 @@ def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Ma
     return score
 
 
-def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, Array]]:
+def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray]]:
     """Map function (config LabelScoreConfig): image name -> counts (C, C) of `wsss.evaluation.counts`."""
     config: LabelScoreConfig = context.config
     artifact = context.inputs["labels"]
     num_classes = len(context.data.classes)
 
-    def score(name: str) -> Mapping[str, Array]:
+    def score(name: str) -> Mapping[str, np.ndarray]:
         confusion = confusion_matrix(
             context.data.mask(name),
             _named(artifact.arrays(name), config.labels, name, context.stage),
@@ -170,7 +169,7 @@ def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, Ar
     return score
 
 
-def maps_at_size(maps: Array, height: int, width: int, upsample: int = 0) -> Array:
+def maps_at_size(maps: np.ndarray, height: int, width: int, upsample: int = 0) -> np.ndarray:
     """Class maps (K, h, w) -> float32 or float64 (K, height, width); see CurveScoreConfig.upsample.
 
     Maps that have the size already are not resampled. Bilinear, align_corners false.
@@ -217,7 +216,7 @@ def summarize_curve(context: StageContext) -> Reduction:
     thresholds = np.asarray(artifact.arrays(names[0])["thresholds"], dtype=np.float64)
     default = _index_of(config.default_threshold, thresholds, context.stage)
     halves = np.zeros((2, *Counts.read(artifact.arrays(names[0])).shape), dtype=np.int64)
-    counts: list[Array] = []
+    counts: list[np.ndarray] = []
     for image in names:
         found = Counts.read(artifact.arrays(image))
         found.add_to(halves[half_of(image)])
@@ -276,11 +275,11 @@ def choice_scores(
 
 def _scores_of(
     config: SummaryConfig,
-    confusion: Array,
-    counts: Array,
+    confusion: np.ndarray,
+    counts: np.ndarray,
     names: Sequence[str],
     context: StageContext,
-) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]], dict[str, Array]]:
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]], dict[str, np.ndarray]]:
     if confusion.sum() == 0:
         raise EvaluationError(
             "no pixel was scored: the masks hold nothing but ignored positions",
@@ -304,7 +303,7 @@ def _scores_of(
     return {str(each): value for each, value in found.items()}, {"per_class": per_class, "miou": means}, arrays
 
 
-def _named(arrays: Mapping[str, Array], array: str, image: str, stage: str) -> Array:
+def _named(arrays: Mapping[str, np.ndarray], array: str, image: str, stage: str) -> np.ndarray:
     if array not in arrays:
         raise EvaluationError(
             f"the upstream artifact has no array {array!r} for image {image}",
@@ -322,7 +321,7 @@ def scored_images(artifact: Artifact, stage: str) -> list[str]:
     return sorted(names)
 
 
-def _index_of(threshold: float, thresholds: Array, stage: str) -> int:
+def _index_of(threshold: float, thresholds: np.ndarray, stage: str) -> int:
     found = np.flatnonzero(np.isclose(thresholds, threshold, rtol=0, atol=1e-9))
     if not found.size:
         raise EvaluationError(
