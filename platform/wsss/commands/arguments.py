@@ -41,33 +41,19 @@ def make_parser(
     parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=formatter)
     add_options(parser)
     parser.add_argument("--home", metavar="FOLDER", help="runs, reports and caches (default: $WSSS_HOME, else ./.wsss)")
-    parser.add_argument(
-        "--store",
-        metavar="URL",
-        help="artifacts: a folder or s3://bucket/prefix (default: $WSSS_STORE, else HOME/store)",
-    )
-    parser.add_argument(
-        "--tracking",
-        metavar="URI",
-        help="MLflow server or database (default: $MLFLOW_TRACKING_URI, else a database in HOME)",
-    )
+    text = "artifacts: a folder or s3://bucket/prefix (default: $WSSS_STORE, else HOME/store)"
+    parser.add_argument("--store", metavar="URL", help=text)
+    text = "MLflow server or database (default: $MLFLOW_TRACKING_URI, else a database in HOME)"
+    parser.add_argument("--tracking", metavar="URI", help=text)
     return parser
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`--recipe` and the dotted overrides, which may stand anywhere."""
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        default="demo",
-        help="a shipped recipe or a .yaml file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="recipe values, e.g. cam.learning_rate=0.05; `wsss ls METHOD` lists the keys",
-    )
+    text = "a shipped recipe or a .yaml file (default: %(default)s)"
+    parser.add_argument("--recipe", metavar="NAME|FILE", default="demo", help=text)
+    text = "recipe values, e.g. cam.learning_rate=0.05; `wsss ls METHOD` lists the keys"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

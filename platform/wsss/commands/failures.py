@@ -23,8 +23,5 @@ def exit_code_of(command: Callable[[], int]) -> int:
             print(f"\nerror: {error}", file=sys.stderr)
         return 2 if isinstance(error, (UsageError, RecipeError)) else 1
     except KeyboardInterrupt:
-        print(
-            "\nStopped. Nothing that was finished is lost: the same command continues from there.",
-            file=sys.stderr,
-        )
+        print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
         return 130

@@ -54,32 +54,17 @@ def list_method(name: str, recipe: str, home: Path) -> None:
     method = selection.method
     print(f"{method.name}: {method.title}\n{method.citation}\nrecipes: {', '.join(recipe_names(method))}\n")
     pipeline = method.pipeline(selection.recipe, load_dataset(selection.recipe.dataset, home))
-    rows = [
-        (
-            stage.name,
-            stage.kind,
-            stage.image_list or "",
-            ", ".join(sorted(stage.reads)),
-            ", ".join(stage.inputs.values()),
-            _layouts(method, stage),
-        )
-        for stage in pipeline
-    ]
-    print_table(
-        f"stages (recipe {selection.recipe_name})",
-        ["stage", "kind", "images", "reads", "from stages", "official layouts"],
-        rows,
-    )
+    rows = []
+    for stage in pipeline:
+        reads, inputs = ", ".join(sorted(stage.reads)), ", ".join(stage.inputs.values())
+        rows.append((stage.name, stage.kind, stage.image_list or "", reads, inputs, _layouts(method, stage)))
+    columns = ["stage", "kind", "images", "reads", "from stages", "official layouts"]
+    print_table(f"stages (recipe {selection.recipe_name})", columns, rows)
     print()
-    keys = [
-        (
-            key,
-            _value(info.default),
-            info.describe(),
-            info.help if info.in_key else f"{info.help} (not part of stage keys)",
-        )
-        for key, info in settings_of(method.recipe_type).items()
-    ]
+    keys = []
+    for key, info in settings_of(method.recipe_type).items():
+        meaning = info.help if info.in_key else f"{info.help} (not part of stage keys)"
+        keys.append((key, _value(info.default), info.describe(), meaning))
     print_table("recipe keys", ["key", "default", "range", "meaning"], keys)
 
 

@@ -36,10 +36,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     options.add_argument("--masks", metavar="FOLDER", type=Path, required=True, help="folder with <image name>.png")
     options.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="dataset.key=value",
-        help="the data set, as in a recipe: dataset.root=FOLDER",
+        "overrides", nargs="*", metavar="dataset.key=value", help="the data set, as in a recipe: dataset.root=FOLDER"
     )
     options.add_argument("--list", default="val", help="list of the data set that is scored (default: %(default)s)")
     options.add_argument(
@@ -62,12 +59,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "--only-present", action="store_true", help="leave out images that have no PNG (default: it is an error)"
     )
     options.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="write .json or .csv; may be repeated",
+        "--out", metavar="FILE", type=Path, action="append", default=[], help="write .json or .csv; may be repeated"
     )
 
 
@@ -89,7 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     _print(values)
     for path in arguments.out:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (_write_json if path.suffix == ".json" else _write_csv)(path, values)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        else:
+            _write_csv(path, values)
         print(f"written: {path}")
     return 0
 
@@ -130,12 +125,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 def _print(values: dict[str, Any]) -> None:
     metrics = values["metrics"]
     rows = [
-        (
-            row["class"],
-            percent(row["iou"]),
-            row["truth_pixels"],
-            row["predicted_pixels"],
-        )
+        (row["class"], percent(row["iou"]), row["truth_pixels"], row["predicted_pixels"])
         for row in values["per_class"]
         if row["truth_pixels"] or row["predicted_pixels"]
     ]
@@ -157,10 +147,6 @@ def _print(values: dict[str, Any]) -> None:
     )
     if values["predicted_ignore_counts_as"] is not None:
         print(f"predicted 255 counts as {values['predicted_ignore_counts_as']}")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, values: dict[str, Any]) -> None:

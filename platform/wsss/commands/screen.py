@@ -28,18 +28,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = None) -> None:
     """The plan of a run, one line a stage, and what it is expected to cost."""
     wanted = resources or {}
-    rows = [
-        (
-            planned.stage.name,
-            planned.stage.kind,
-            planned.key[:12],
-            _state(planned),
-            planned.images or "",
-            wanted.get(planned.stage.name, ""),
-            duration(planned.expected_seconds) if planned.needed else "",
-        )
-        for planned in plan.stages
-    ]
+    rows = []
+    for planned in plan.stages:
+        name, expected = planned.stage.name, duration(planned.expected_seconds) if planned.needed else ""
+        stage = (name, planned.stage.kind, planned.key[:12], _state(planned))
+        rows.append((*stage, planned.images or "", wanted.get(name, ""), expected))
     columns = ["stage", "kind", "key", "state", "images", "resources", "expected"]
     print_table(title, columns, rows, right="images expected")
     to_run = len(plan.needed)

@@ -20,32 +20,19 @@ NEWS_SECONDS = 15.0
 def print_sweep_plan(prepared: PreparedSweep) -> None:
     """Keys with their stages, and how often every stage is expected to run."""
     metric, plan = prepared.request.metric, prepared.plan
-    rows = [
-        (
-            key.key,
-            key.text,
-            value_text(key.default),
-            key.level,
-            key.stage or "none of this metric",
-            ", ".join(key.trains),
-        )
-        for key in prepared.keys
-    ]
+    rows = []
+    for key in prepared.keys:
+        stages = (key.stage or "none of this metric", ", ".join(key.trains))
+        rows.append((key.key, key.text, value_text(key.default), key.level, *stages))
     columns = ["key", "range", "recipe", "level", "first stage", "trains again"]
     print_table(f"Search space {prepared.space.name}", columns, rows)
     print()
     expected = prepared.expected()
-    rows = [
-        (
-            each.stage.name,
-            each.stage.kind,
-            each.executions,
-            each.independent,
-            duration(each.seconds),
-            duration(None if each.seconds is None else each.seconds * each.executions),
-        )
-        for each in expected
-    ]
+    rows = []
+    for each in expected:
+        together = None if each.seconds is None else each.seconds * each.executions
+        costs = (each.executions, each.independent, duration(each.seconds), duration(together))
+        rows.append((each.stage.name, each.stage.kind, *costs))
     columns = ["stage", "kind", "executions", "independent", "each", "together"]
     print_table(f"Stages until {metric}, expected", columns, rows, right="executions independent each together")
     print_downloads(prepared.run.plan)

@@ -44,27 +44,16 @@ def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
                 cell.imshow(draw(sample.image, sample.arrays[title], rows.columns[title]), interpolation="nearest")
             if row == 0:
                 cell.set_title(title, fontsize=11)
-        axes[row, 0].text(
-            0,
-            -0.03,
-            _caption(rows, sample, classes),
-            transform=axes[row, 0].transAxes,
-            fontsize=8,
-            va="top",
-            color="#444444",
-        )
+        place, caption = axes[row, 0].transAxes, _caption(rows, sample, classes)
+        axes[row, 0].text(0, -0.03, caption, transform=place, fontsize=8, va="top", color="#444444")
     if present:
         colors = voc_palette() / 255
-        handles = [
-            Patch(facecolor=colors[index], edgecolor="#888888", label=_class_name(index, classes)) for index in present
-        ]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(legend_columns, len(handles)),
-            frameon=False,
-            fontsize=8,
-        )
+        handles = []
+        for index in present:
+            name = classes[index] if index < len(classes) else "ignored or unsure"
+            handles.append(Patch(facecolor=colors[index], edgecolor="#888888", label=name))
+        width = min(legend_columns, len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=width, frameon=False, fontsize=8)
     return save(figure, path)
 
 
@@ -126,7 +115,3 @@ def _caption(rows: SampleRows, sample: SampleImage, classes: Sequence[str]) -> s
     names = [classes[index] for index in ids if 0 < index < len(classes)]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{sample.name}  {shown}".rstrip()
-
-
-def _class_name(index: int, classes: Sequence[str]) -> str:
-    return classes[index] if index < len(classes) else "ignored or unsure"

@@ -144,18 +144,14 @@ def _fact_tables(sweep: SweepRecord) -> list[Table]:
 def _headline(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> str:
     """One sentence that says what came out."""
     done = len(finished(trials, sweep.metric))
-    state = (
-        ""
-        if sweep.status == "finished"
-        else f" The sweep is {sweep.status}{f': {sweep.error}' if sweep.error else ''}."
-    )
+    state = f" The sweep is {sweep.status}{f': {sweep.error}' if sweep.error else ''}."
+    state = "" if sweep.status == "finished" else state
     if sweep.best is None:
         return f"{done} of {sweep.trials} trials have a value; the sweep declares no best trial yet.{state}"
     best = sweep.best
     gain = best.reported - best.default_reported
-    basis = (
-        f"mean over {len(sweep.confirmations[0].seeds)} seeds" if best.confirmed and sweep.confirmations else "one seed"
-    )
+    confirmed = sweep.confirmations if best.confirmed else ()
+    basis = f"mean over {len(confirmed[0].seeds)} seeds" if confirmed else "one seed"
     if best.trial == 0:
         return f"No trial of {done} beats the recipe: {percent(best.default_reported)} ({basis}).{state}"
     return (

@@ -139,18 +139,11 @@ def stage_table(report: RunReport) -> Table:
     columns = (["seed"] if several else []) + ["stage", "kind", "status", "time", "numbers", "key"]
     rows = []
     for stage in report.stages:
-        scores = [f"{name} {percent(stage.metrics[name])}" for name in main_mious(stage.metrics)]
-        rows.append(
-            (
-                *([str(stage.seed)] if several else []),
-                stage.name,
-                stage.kind,
-                "; ".join([stage.status.replace("_", " "), *stage.notes]),
-                duration(stage.seconds) if stage.seconds else "-",
-                ", ".join(scores) or "-",
-                stage.key[:12],
-            )
-        )
+        first = (*([str(stage.seed)] if several else []), stage.name, stage.kind)
+        status = "; ".join([stage.status.replace("_", " "), *stage.notes])
+        took = duration(stage.seconds) if stage.seconds else "-"
+        scores = ", ".join(f"{name} {percent(stage.metrics[name])}" for name in main_mious(stage.metrics))
+        rows.append((*first, status, took, scores or "-", stage.key[:12]))
     executed = sum(stage.seconds for stage in report.stages if stage.status == "executed")
     number = sum(stage.status == "executed" for stage in report.stages)
     note = (
