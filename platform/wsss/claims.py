@@ -101,7 +101,7 @@ class OurProtocol:
         changed_settings: dotted keys whose values differ from that recipe and enter stage keys.
         deviations: anything else that keeps the numbers from being comparable (a list cut short, a stage's
             result taken in from elsewhere), each in a few words.
-        chosen_by_masks: metric name -> stages before it that chose something by looking at masks.
+        chosen_by_masks: metric name -> stages upstream of it that chose something by looking at masks.
         released: the numbers are of a released model, not of a training of ours.
     """
 
@@ -169,28 +169,26 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
     """Hold our number against a claim. All obstacles to a comparison are named, not only the first."""
     if claim.context:
         return Verdict(claim, None, None, "context", "another method's number: nothing is held against it")
-    obstacles: list[str] = []
-    if ours is None:
-        obstacles.append(f"this run has no {claim.metric}")
-    elif not math.isfinite(ours.mean):
-        obstacles.append("our number is not finite")
-    if protocol.dataset != claim.dataset:
-        obstacles.append(f"ours is on {protocol.dataset}, the claim on {claim.dataset}")
-    if protocol.recipe != claim.recipe:
-        obstacles.append(f"ours is recipe {protocol.recipe}, the claim needs {claim.recipe}")
-    if protocol.released and not claim.released:
-        obstacles.append("ours is the released model, the claim is not about its file")
-    if claim.released and not protocol.released:
-        obstacles.append("ours is trained here, the claim is of the released model (--from-checkpoint)")
     changed = [key for key in protocol.changed_settings if key not in claim.may_differ]
-    if changed:
-        obstacles.append(f"changed settings: {_some(changed)}")
-    obstacles.extend(protocol.deviations)
-    choosers = protocol.chosen_by_masks.get(claim.metric, ())
-    if choosers and not claim.chosen_by_masks:
-        obstacles.append(f"masks chose something in {_some(choosers)}")
-    if MetricName.parse(claim.metric).ending == "oracle" and not claim.chosen_by_masks:
-        obstacles.append("an oracle number: masks chose the threshold")
+    choosers = protocol.chosen_by_masks.get(claim.metric, ()) if not claim.chosen_by_masks else ()
+    oracle = MetricName.parse(claim.metric).ending == "oracle" and not claim.chosen_by_masks
+    ours_released, theirs_released = protocol.released, claim.released
+    found = (
+        (ours is None, f"this run has no {claim.metric}"),
+        (ours is not None and not math.isfinite(ours.mean), "our number is not finite"),
+        (protocol.dataset != claim.dataset, f"ours is on {protocol.dataset}, the claim on {claim.dataset}"),
+        (protocol.recipe != claim.recipe, f"ours is recipe {protocol.recipe}, the claim needs {claim.recipe}"),
+        (ours_released and not theirs_released, "ours is the released model, the claim is not about its file"),
+        (
+            theirs_released and not ours_released,
+            "ours is trained here, the claim is of the released model (--from-checkpoint)",
+        ),
+        (changed, f"changed settings: {_some(changed)}"),
+        *((True, deviation) for deviation in protocol.deviations),
+        (choosers, f"masks chose something in {_some(choosers)}"),
+        (oracle, "an oracle number: masks chose the threshold"),
+    )
+    obstacles = [text for holds, text in found if holds]
     if obstacles or ours is None:
         return Verdict(claim, ours, None, "not comparable", "; ".join(obstacles))
     difference = 100 * ours.mean - claim.value

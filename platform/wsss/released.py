@@ -24,9 +24,9 @@ class ImportConfig:
 
 
 def pipeline_of(method: Method, recipe: Any, dataset: Dataset, checkpoint: Path | None = None) -> Pipeline:
-    """The method's pipeline; with a checkpoint only what is behind the stage that it stands for.
+    """The method's pipeline; with a checkpoint only what is downstream of the stage that it stands for.
 
-    The checkpoint's content, and nothing of the stages before it, determines the keys of what follows; a training
+    The checkpoint's content, and nothing upstream of it, determines the keys downstream; a training
     of our own under the same recipe keeps its own keys.
 
     Raises:

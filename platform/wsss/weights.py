@@ -145,8 +145,7 @@ def required_weights(
     """
     problems: list[str] = []
     found: dict[str, Path] = {}
-    names = dict.fromkeys(use.name for use in uses)
-    for name in names:
+    for name in dict.fromkeys(use.name for use in uses):
         users = [use for use in uses if use.name == name]
         given: Path | None = getattr(section, name)
         if given is None and section.allow_random:
@@ -164,11 +163,8 @@ def required_weights(
         remedy = "give a file as weights.NAME=FILE"
         if section.allow_random:
             remedy += ", or weights.NAME=none to start from random weights"
-        raise WeightsError(
-            "\n".join(["files that the recipe needs are missing:", *(f"  - {text}" for text in problems)]),
-            "recipe",
-            remedy,
-        )
+        lines = ["files that the recipe needs are missing:", *(f"  - {text}" for text in problems)]
+        raise WeightsError("\n".join(lines), "recipe", remedy)
     return found
 
 

@@ -31,14 +31,12 @@ def read_label_file(path: Path, classes: Sequence[str]) -> tuple[ImageLabels, li
         classes: class names, background first.
     """
     if path.suffix in (".npy", ".npz", ".pkl", ".pickle", ".pth", ".pt"):
-        return {}, [
-            Problem(
-                f"{path.suffix} label files are pickles, which can run code when read, and are never loaded",
-                str(path),
-                "convert it once where you trust it: load it with allow_pickle=True and write one line "
-                "`name class class ...` per image (names like 2007_000032) into a .txt file",
-            )
-        ]
+        what = f"{path.suffix} label files are pickles, which can run code when read, and are never loaded"
+        remedy = (
+            "convert it once where you trust it: load it with allow_pickle=True and write one line "
+            "`name class class ...` per image (names like 2007_000032) into a .txt file"
+        )
+        return {}, [Problem(what, str(path), remedy)]
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -75,20 +75,15 @@ def resize_spline(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.clip(maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)).astype(np.float32)
 
 
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(height, width) times `scale`, rounded half to even, at least 1."""
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def rescale(array: np.ndarray, scale: float, resample: Resample) -> np.ndarray:
-    """Resize both sides by one factor; sizes are rounded half to even."""
-    return resize(array, scaled_size(array.shape[0], array.shape[1], scale), resample)
+    """Resize both sides by one factor; sizes are rounded half to even, at least 1."""
+    height, width = (max(1, round(length * scale)) for length in array.shape[:2])
+    return resize(array, (height, width), resample)
 
 
 def resize_long(array: np.ndarray, long_side: int, resample: Resample) -> np.ndarray:
     """Resize so that the longer side is `long_side` pixels, the aspect ratio kept (half to even)."""
-    height, width = array.shape[:2]
-    return rescale(array, long_side / max(height, width), resample)
+    return rescale(array, long_side / max(array.shape[:2]), resample)
 
 
 def mirror(array: np.ndarray) -> np.ndarray:

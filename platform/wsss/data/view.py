@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from wsss.data.errors import DataError, LabelFirewallError
-from wsss.data.firewall import forbid_mask_reading as forbid_mask_reading
 from wsss.data.layout import Place, existing_path
 from wsss.data.reading import read_header, read_image, read_mask, require_same_size
 

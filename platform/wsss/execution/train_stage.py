@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from wsss.data.view import forbid_mask_reading
+from wsss.data.firewall import forbid_mask_reading
 from wsss.errors import WsssError
 from wsss.execution.board import Told, create_board
 from wsss.execution.numeric_mode import numeric_mode

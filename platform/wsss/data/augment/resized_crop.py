@@ -83,11 +83,9 @@ def training_sample(
     image: uint8 (H, W, 3) RGB, resized by Pillow's antialiased bilinear filter.  label: uint8 (H, W); mask:
     (H, W), any value above 0 is trusted; both resized by nearest, a smooth filter would invent classes.
     """
-    rows = slice(box.top, box.top + box.height)
-    columns = slice(box.left, box.left + box.width)
-    image = resize(image[rows, columns], size, "bilinear")
-    label = resize(label[rows, columns], size, "nearest")
-    mask = resize((mask[rows, columns] > 0).astype(np.uint8), size, "nearest")
+    image = resize(box.cut(image), size, "bilinear")
+    label = resize(box.cut(label), size, "nearest")
+    mask = resize((box.cut(mask) > 0).astype(np.uint8), size, "nearest")
     if mirror:
         image, label, mask = mirrored(image), mirrored(label), mirrored(mask)
     return SegmentationSample(_normalized(image), label, mask)
