@@ -128,14 +128,9 @@ def build_candidate_losses(context: StageContext) -> Callable[[str], Arrays]:
             row["probabilities"] = class_scores(logits, logits.softmax(dim=1), focal).sigmoid()
             rows.append(row)
 
-        def stacked(key: str) -> np.ndarray:
-            return torch.cat([row[key] for row in rows]).cpu().numpy().astype(np.float32)
-
-        return {
-            **{key: stacked(key) for key in ("classification", "mask", "presence_gate", "probabilities")},
-            "labels": sample["label"].numpy(),
-            "epochs": np.array(epochs),
-        }
+        kept = ("classification", "mask", "presence_gate", "probabilities")
+        stacked = {key: torch.cat([row[key] for row in rows]).cpu().numpy().astype(np.float32) for key in kept}
+        return {**stacked, "labels": sample["label"].numpy(), "epochs": np.array(epochs)}
 
     return losses
 
@@ -240,12 +235,9 @@ def build_crf_predictions(context: StageContext) -> Callable[[str], Arrays]:
 
 @dataclass(frozen=True)
 class SoftMasks:
-    """What the network says of one image.
+    """Class scores of every input before the sigmoid, float32 (2 S, K), and masks (K, H, W) in [0, 1].
 
-    Attributes:
-        scores: class scores before the sigmoid of every input, float32 (2 S, K), K foreground classes.
-        masks: mean over the inputs of the foreground masks at the image's size, float32 (K, H, W) in [0, 1]; of all
-            classes, whether the scores find them in the image or not.
+    K foreground classes, whether the scores find them in the image or not; masks are the mean over the inputs.
     """
 
     scores: Array
@@ -270,7 +262,7 @@ def soft_masks(
     size = (image.shape[0], image.shape[1])
     inputs = canvas_inputs(image, scales, canvas)
     scores: list[Tensor] = []
-    total: Tensor | None = None
+    total = torch.zeros((), device=device)
     for start in range(0, len(inputs), 2):
         pair = inputs[start : start + 2]
         batch = torch.from_numpy(np.stack([each.image for each in pair])).to(device)
@@ -279,9 +271,7 @@ def soft_masks(
         scores.append(class_scores(logits, masks, focal))
         masks = resized(masks, canvas)
         for index, each in enumerate(pair):
-            merged = content(masks[index], each.placement, size)[1:]
-            total = merged if total is None else total + merged
-    assert total is not None
+            total = total + content(masks[index], each.placement, size)[1:]
     return SoftMasks(torch.cat(scores).cpu().numpy(), (total / len(inputs)).cpu().numpy())
 
 

@@ -25,12 +25,7 @@ class FocalPenalty:
 
 @dataclass(frozen=True)
 class PseudoLabel:
-    """Pseudo labels of a batch; without gradient.
-
-    Attributes:
-        refined: masks after PAMR, float32 (N, C, H, W), zero for classes that are not in the image.
-        label: uint8 (N, H, W), class ids, `UNLABELED` where no class or several qualify.
-    """
+    """Pseudo labels of a batch without gradient: what `refine` and `label_map` return."""
 
     refined: Tensor
     label: Tensor

@@ -11,31 +11,10 @@ from wsss.data.dataset import Dataset
 from wsss.nn.backbones import TAP_BACKBONES
 from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
+from wsss.stages import score
 from wsss.stages.candidates import selection_stages, weight_inputs
-from wsss.stages.score import (
-    LabelScoreConfig,
-    SummaryConfig,
-    build_label_scorer,
-    summarize_curve,
-    summarize_labels,
-    thresholds_with,
-)
 from wsss.weights import WeightUse, required_weights
-from wsss_methods.wsfcn.inference import (
-    CandidateConfig,
-    ChoiceConfig,
-    CrfConfig,
-    CurveConfig,
-    PredictionConfig,
-    PresenceConfig,
-    ScoresConfig,
-    build_candidate_losses,
-    build_crf_predictions,
-    build_curve,
-    build_predictions,
-    build_scores,
-    select_epoch,
-)
+from wsss_methods.wsfcn import inference
 from wsss_methods.wsfcn.recipe import CrfSettings, TrainSettings, WeightSettings, WsFcnRecipe
 from wsss_methods.wsfcn.training import TrainConfig, build_training
 
@@ -105,28 +84,28 @@ def _training_stages(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, 
         stages += selection_stages(
             "segmentation",
             "lowest_val_loss",
-            candidates=CandidateConfig(recipe.network, train, recipe.pseudo_label, recipe.seed),
-            build=build_candidate_losses,
+            candidates=inference.CandidateConfig(recipe.network, train, recipe.pseudo_label, recipe.seed),
+            build=inference.build_candidate_losses,
             # The official program looks at the network before an epoch is trained, so never after the last one.
-            selection=ChoiceConfig(
+            selection=inference.ChoiceConfig(
                 mask_loss_weight=train.mask_loss_weight,
                 batch_size=train.batch_size,
                 first_epoch=train.pretrain_epochs,
                 every=recipe.selection.every,
                 last_epoch=train.num_epochs - 1,
             ),
-            compute=select_epoch,
+            compute=inference.select_epoch,
         )
     stages.append(
         MapStage(
             name="segmentation_scores",
             version=1,
-            config=ScoresConfig(recipe.network, recipe.inference),
+            config=inference.ScoresConfig(recipe.network, recipe.inference),
             inputs=weight_inputs("segmentation", chosen=by_loss),
             reads=IMAGES,
             image_list="val",
             uses_gpu=True,
-            build=build_scores,
+            build=inference.build_scores,
         )
     )
     return stages
@@ -135,7 +114,11 @@ def _training_stages(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, 
 def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
     """From stored masks to numbers, under one presence filter: "" by scores, `BY_LABELS` by image labels."""
     by_labels = ending == BY_LABELS
-    presence = PresenceConfig(BY_LABELS, 0.0) if by_labels else PresenceConfig("scores", recipe.prediction.fp_cut_score)
+    presence = (
+        inference.PresenceConfig(BY_LABELS, 0.0)
+        if by_labels
+        else inference.PresenceConfig("scores", recipe.prediction.fp_cut_score)
+    )
     labels = IMAGE_LABELS if by_labels else frozenset[Reads]()
     background = recipe.prediction.bg_score
 
@@ -149,35 +132,46 @@ def _result_stages(recipe: WsFcnRecipe, ending: str) -> list[Stage]:
         )
 
     stages: list[Stage] = [
-        on_val("", PredictionConfig(presence, background), labels, build_predictions),
-        on_val("curve", CurveConfig(presence, thresholds_with(background)), MASKS | labels, build_curve),
+        on_val("", inference.PredictionConfig(presence, background), labels, inference.build_predictions),
+        on_val(
+            "curve",
+            inference.CurveConfig(presence, score.thresholds_with(background)),
+            MASKS | labels,
+            inference.build_curve,
+        ),
         ReduceStage(
             name=named("evaluation"),
             version=2,
             config=_summary("", ending, background),
             inputs={"confusions": named("curve")},
-            compute=summarize_curve,
+            compute=score.summarize_curve,
         ),
     ]
     if recipe.crf.enabled:
-        crf = CrfConfig(presence, recipe.crf.alpha, dense_crf(recipe.crf))
+        crf = inference.CrfConfig(presence, recipe.crf.alpha, dense_crf(recipe.crf))
         stages += [
-            on_val("crf", crf, IMAGES | labels, build_crf_predictions),
-            on_val("crf_score", LabelScoreConfig(labels="prediction"), MASKS, build_label_scorer, labels=named("crf")),
+            on_val("crf", crf, IMAGES | labels, inference.build_crf_predictions),
+            on_val(
+                "crf_score",
+                score.LabelScoreConfig(labels="prediction"),
+                MASKS,
+                score.build_label_scorer,
+                labels=named("crf"),
+            ),
             ReduceStage(
                 name=named("crf_evaluation"),
                 version=2,
                 config=_summary("crf", ending),
                 inputs={"confusions": named("crf_score")},
-                compute=summarize_labels,
+                compute=score.summarize_labels,
             ),
         ]
     return stages
 
 
-def _summary(variant: str, ending: str, threshold: float = 0.0) -> SummaryConfig:
+def _summary(variant: str, ending: str, threshold: float = 0.0) -> score.SummaryConfig:
     """The numbers of one way of predicting; `variant` is "" or "crf", `ending` that of the presence filter."""
-    return SummaryConfig(
+    return score.SummaryConfig(
         prefix="segmentation",
         split="val",
         variant="_".join(part for part in (variant, ending) if part),
@@ -211,9 +205,9 @@ def _headline(recipe: WsFcnRecipe) -> tuple[str, ...]:
 
 def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
     """What belongs to the numbers, in words."""
-    train, inference, prediction, crf = recipe.train, recipe.inference, recipe.prediction, recipe.crf
-    scales = ", ".join(f"{scale:g}" for scale in inference.infer_scales)
-    canvas = " x ".join(map(str, dict.fromkeys(inference.canvas)))
+    train, prediction, crf = recipe.train, recipe.prediction, recipe.crf
+    scales = ", ".join(f"{scale:g}" for scale in recipe.inference.infer_scales)
+    canvas = " x ".join(map(str, dict.fromkeys(recipe.inference.canvas)))
     group = f"groups of {train.norm_group} images" if train.norm_group else f"the batch of {train.batch_size}"
     return {
         "image labels": dataset.label_provenance,
