@@ -168,7 +168,6 @@ class DataDigests(Protocol):
 
     def digest(self, image_list: str | None, reads: frozenset[Reads]) -> str:
         """Digest of the content of what is read of that list; independent of where it lies."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -254,9 +253,8 @@ class Pipeline:
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise PipelineError(
-            f"there is no stage {name!r}", "pipeline", "stages: " + ", ".join(s.name for s in self.stages)
-        )
+        names = ", ".join(stage.name for stage in self.stages)
+        raise PipelineError(f"there is no stage {name!r}", "pipeline", f"stages: {names}")
 
     def starting_with(self, first: Stage) -> Pipeline:
         """The stage `first`, which has no inputs, in place of the one of its name; what is behind it, and what else

@@ -103,30 +103,20 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
         StoreError: an artifact of the plan is damaged, or the store does not answer.
     """
     if until is not None and until not in {stage.name for stage in pipeline}:
-        raise PlanError(
-            f"there is no stage {until!r}",
-            "--until",
-            "stages: " + ", ".join(stage.name for stage in pipeline),
-        )
+        names = ", ".join(stage.name for stage in pipeline)
+        raise PlanError(f"there is no stage {until!r}", "--until", f"stages: {names}")
     keys = stage_keys(pipeline, dataset, lambda path: file_digest(path, dataset.cache))
     stages = pipeline.stages if until is None else pipeline.upstream(until)
     artifacts = {stage.name: store.find(stage.name, keys[stage.name]) for stage in stages}
     consumed = {name for stage in stages for name in stage.inputs.values()}
     results = [stage.name for stage in stages if isinstance(stage, ReduceStage) or stage.name not in consumed]
     wanted = {stage.name for stage in pipeline.upstream(*results, stop=lambda name: artifacts[name] is not None)}
-    return Plan(
-        tuple(
-            PlannedStage(
-                stage=stage,
-                key=keys[stage.name],
-                artifact=artifacts[stage.name],
-                needed=stage.name in wanted,
-                images=len(dataset.lists[stage.image_list]) if stage.image_list else 0,
-                expected_seconds=costs.seconds(stage, len(dataset.lists[stage.image_list]) if stage.image_list else 0),
-            )
-            for stage in stages
-        )
-    )
+    plan = []
+    for stage in stages:
+        images = len(dataset.lists[stage.image_list]) if stage.image_list else 0
+        artifact, needed = artifacts[stage.name], stage.name in wanted
+        plan.append(PlannedStage(stage, keys[stage.name], artifact, needed, images, costs.seconds(stage, images)))
+    return Plan(tuple(plan))
 
 
 def _cost_name(stage: Stage) -> str:

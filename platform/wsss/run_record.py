@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,10 +70,7 @@ class RunRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """All numbers of all reduce stages."""
-        merged: dict[str, float] = {}
-        for stage in self.stages:
-            merged.update(stage.metrics)
-        return merged
+        return {name: value for stage in self.stages for name, value in stage.metrics.items()}
 
     @property
     def executed(self) -> int:
@@ -109,8 +107,6 @@ def find_runs(home: Path) -> list[RunRecord]:
     """All readable runs below `home`, oldest first."""
     records = []
     for path in sorted((home / "runs").glob(f"*/{RUN_FILE}")):
-        try:
+        with suppress(RunRecordError):
             records.append(RunRecord.load(path.parent))
-        except RunRecordError:
-            continue
     return records

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -182,7 +182,7 @@ class S3Files:
 
     def check_writable(self) -> None:
         probe = self._key(f".probe-{uuid.uuid4().hex[:8]}")
-        client = _client(os.getpid(), "preflight")
+        client = _client(_PREFLIGHT)
         with self._explained(""):
             client.put_object(Bucket=self.bucket, Key=probe, Body=b"wsss")
             client.delete_object(Bucket=self.bucket, Key=probe)
@@ -231,8 +231,7 @@ class S3Files:
 
     @property
     def _client(self) -> Any:
-        # One client for each process: connections must not be shared over a fork.
-        return _client(os.getpid(), "patient")
+        return _client(_PATIENT)
 
     @contextmanager
     def _explained(self, path: str) -> Iterator[None]:
@@ -282,14 +281,15 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _client(process: int, kind: Literal["patient", "preflight"]) -> Any:
-    return _cached_client(process, kind, tuple(sorted(v for v in os.environ.items() if v[0].startswith("AWS_"))))
+def _client(config: Config) -> Any:
+    # One client for each process: connections must not be shared over a fork.
+    return _cached_client(config, os.getpid(), tuple(sorted(v for v in os.environ.items() if v[0].startswith("AWS_"))))
 
 
 @cache
-def _cached_client(process: int, kind: str, environment: tuple[tuple[str, str], ...]) -> Any:
+def _cached_client(config: Config, process: int, environment: tuple[tuple[str, str], ...]) -> Any:
     try:
-        return boto3.Session().client("s3", config=_PATIENT if kind == "patient" else _PREFLIGHT)
+        return boto3.Session().client("s3", config=config)
     except ValueError as error:  # botocore repeats the address, which may hold a password
         raise StoreError("AWS_ENDPOINT_URL is not an address", endpoint(), "it looks like http://host:port") from error
 
