@@ -90,14 +90,9 @@ def stage_result(
         workers=int(provenance.get("workers", 0)),
         device=str(provenance.get("device", "cpu")),
         mode=str(provenance.get("mode", "")),
-        rests_on_masks=stage.name in _resting_on_masks(pipeline),
+        rests_on_masks=any(stage.name in pipeline.downstream(each.name) for each in pipeline if each.chooses_by_masks),
         imported=bool(provenance.get("imported", False)),
     )
-
-
-def _resting_on_masks(pipeline: Pipeline) -> set[str]:
-    """Stages that choose something by masks, and all stages downstream of them."""
-    return set().union(*(pipeline.downstream(stage.name) for stage in pipeline if stage.chooses_by_masks))
 
 
 def run_tags(prepared: PreparedRun, record: RunRecord) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import ray
 
 from wsss.errors import WsssError
+from wsss.tracking.provenance import ray_job_config
 
 # Train polls its workers; its own 2 s would add two seconds to every checkpoint.
 _DRIVER_ENVIRONMENT = {
@@ -27,8 +27,6 @@ _DRIVER_ENVIRONMENT = {
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# `ray job submit` hands the job's settings to the driver in this variable (Ray 2.60, job_supervisor).
-_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Credentials are not among them: Ray logs runtime environments. Workers of a local Ray inherit them; those of a
 # cluster have them from their image, instance role or job.
 _WORKER_VARIABLES = (
@@ -117,12 +115,8 @@ def disconnect() -> None:
 
 
 def _code_folders() -> list[str]:
-    folders = []
-    for package in ("wsss", "wsss_methods"):
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            folders.append(str(Path(spec.origin).parent))
-    return folders
+    specs = [find_spec(package) for package in ("wsss", "wsss_methods")]
+    return [str(Path(spec.origin).parent) for spec in specs if spec is not None and spec.origin is not None]
 
 
 def _worker_environment(dashboard_port: int | None = None) -> dict[str, str]:
@@ -144,8 +138,4 @@ def _free_port() -> int:
 
 def _variables_of_job() -> frozenset[str]:
     """Variables that a submitted job already sets for its workers; Ray refuses to set one twice."""
-    try:
-        config = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}"))
-        return frozenset(config["runtime_env"]["env_vars"])
-    except (ValueError, KeyError, TypeError):
-        return frozenset()
+    return frozenset((ray_job_config().get("runtime_env") or {}).get("env_vars") or ())

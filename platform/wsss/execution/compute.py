@@ -104,7 +104,7 @@ def _train(
         names = {name for _, values in steps for name in values}
         tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
 
-    _, facts = run_train_stage(job, plan, show)
+    facts = run_train_stage(job, plan, show)
     if isinstance(job.stage, TrainStage) and job.stage.preview is None:
         remove_checkpoints(plan, job)
     return facts

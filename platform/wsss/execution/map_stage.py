@@ -99,7 +99,9 @@ def run_map_jobs(
 
     started, done = time.monotonic(), sum(resumed)
     on_progress(done, len(jobs) * len(names))
-    for (numbers, index), answer in run_tasks(pieces, start, workers, lambda: _any_without_error(outcomes)):
+    for (numbers, index), answer in run_tasks(
+        pieces, start, workers, lambda: any(not outcome.error for outcome in outcomes)
+    ):
         _note(outcomes, numbers, answer)
         done += len(shards[index]) * sum(not isinstance(told, Exception) for told in answer)
         on_progress(done, len(jobs) * len(names))
@@ -242,10 +244,6 @@ def _note(outcomes: Sequence[JobOutcome], numbers: Sequence[int], answer: Sequen
             outcome.error = outcome.error or told
         else:
             outcome.seconds += told
-
-
-def _any_without_error(outcomes: Sequence[JobOutcome]) -> bool:
-    return any(outcome.error is None for outcome in outcomes)
 
 
 def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[int]:

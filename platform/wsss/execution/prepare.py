@@ -76,8 +76,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
         check_checkpoint(request.method, request.recipe, dataset, request.checkpoint)
     pipeline = pipeline_of(request.method, request.recipe, dataset, request.checkpoint)
     store = open_store(request.store_url, home / "cache" / "store")
-    costs = CostHistory(home / "costs.json")
-    plan = make_plan(pipeline, dataset, store, costs, request.until)
+    plan = make_plan(pipeline, dataset, store, CostHistory(home / "costs.json"), request.until)
     if plan.needed:
         store.check_writable()
         for image_list, reads in used_data(plan.needed).items():

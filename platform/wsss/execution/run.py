@@ -53,8 +53,12 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     artifacts: dict[str, Artifact] = {}
     try:
         if prepared.plan.needed:
+            from wsss.execution.cluster import connect
+
             fetch_missing(prepared.plan.downloads, observer.message)
-            _connect(prepared)
+            have = connect()
+            cpus, gpus, largest = int(have.cpus), int(have.gpus), int(have.largest_node_cpus)
+            check_schedulable(prepared.plan, prepared.execution, cpus, gpus, largest, have.autoscaling)
         for planned in prepared.plan.stages:
             result = _settle_stage(prepared, planned, artifacts, observer, record, tracker, parent)
             record.stages = [stage for stage in record.stages if stage.name != result.name] + [result]
@@ -82,8 +86,7 @@ def _settle_stage(
     tracker: Any,
     parent: TrackedRun,
 ) -> StageResult:
-    stage = planned.stage
-    artifact: Artifact | None = planned.artifact
+    stage, artifact = planned.stage, planned.artifact
     status: Literal["executed", "cached"] = "cached"
     if artifact is None and not planned.needed:
         return stage_result(prepared.pipeline, planned, None, status)
@@ -101,7 +104,6 @@ def _settle_stage(
                     key=f"{record.run_id}/{stage.name}",
                     name=stage.name,
                     tags={**stage_tags(planned), "run_id": record.run_id},
-                    params={},
                     parent=parent,
                 )
                 try:
@@ -114,17 +116,3 @@ def _settle_stage(
                 status = "executed"
     artifacts[stage.name] = artifact
     return stage_result(prepared.pipeline, planned, artifact, status)
-
-
-def _connect(prepared: PreparedRun) -> None:
-    from wsss.execution.cluster import connect
-
-    have = connect()
-    check_schedulable(
-        prepared.plan,
-        prepared.execution,
-        int(have.cpus),
-        int(have.gpus),
-        int(have.largest_node_cpus),
-        have.autoscaling,
-    )

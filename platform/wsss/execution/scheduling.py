@@ -49,17 +49,14 @@ def check_schedulable(
         return
     for planned in plan.needed:
         workers, resources = stage_resources(planned.stage, execution, cpus, gpus)
-        if isinstance(planned.stage, TrainStage):
-            asked_cpus, asked_gpus = workers * resources.cpus, workers * resources.gpus
-        else:
-            asked_cpus, asked_gpus = resources.cpus, resources.gpus
-        if asked_gpus > gpus:
+        count = workers if isinstance(planned.stage, TrainStage) else 1  # at the same time, or none starts
+        if count * resources.gpus > gpus:
             raise SchedulingError(
-                f"{asked_gpus:g} GPUs are asked for and the cluster has {gpus}",
+                f"{count * resources.gpus:g} GPUs are asked for and the cluster has {gpus}",
                 f"stage {planned.stage.name} (execution.device, execution.train_workers)",
                 "use execution.device=cpu, fewer workers, or a cluster with GPUs (WSSS_AUTOSCALING=1 if it grows)",
             )
-        if asked_cpus > cpus or resources.cpus > largest_node_cpus:
+        if count * resources.cpus > cpus or resources.cpus > largest_node_cpus:
             raise SchedulingError(
                 f"{workers} workers with {resources.cpus:g} CPUs each are asked for; the cluster has {cpus} CPUs, "
                 f"its largest node {largest_node_cpus}",

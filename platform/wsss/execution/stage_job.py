@@ -26,7 +26,7 @@ class StageJob:
     Attributes:
         view: the data set limited to what the stage declares.
         inputs: role -> published artifact.
-        mode: how exactly it is computed, see `wsss.execution.numeric_mode`; no part of the key.
+        mode: see `wsss.execution.numeric_mode`; no part of the key.
     """
 
     stage: Stage

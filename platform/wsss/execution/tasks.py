@@ -64,7 +64,9 @@ def run_tasks(
                 except RayError as error:
                     attempt = attempts[(*items, shard)] = attempts.get((*items, shard), 0) + 1
                     if is_import_failure(error) and attempt <= RETRIES:
-                        log.warning("a worker process could not load its task, which starts again: %s", _line(error))
+                        log.warning(
+                            "a worker process could not load its task, which starts again: %s", last_line(error)
+                        )
                         waiting.insert(0, piece)
                         continue
                     if len(items) > 1:
@@ -130,7 +132,8 @@ def _in_words(error: RayError) -> Exception:
     return ClusterError(what, "", "lower execution.map_workers; finished shards are kept")
 
 
-def _line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, where Ray says what was raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

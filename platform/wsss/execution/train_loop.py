@@ -268,10 +268,8 @@ def _gradient_sync(wrapped: nn.Module, last: bool) -> contextlib.AbstractContext
 def _to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
     moved: Batch = {}
     for name, value in batch.items():
-        if channels_last and value.dim() == 4:
-            moved[name] = value.to(device, non_blocking=True, memory_format=torch.channels_last)
-        else:
-            moved[name] = value.to(device, non_blocking=True)
+        layout = torch.channels_last if channels_last and value.dim() == 4 else torch.preserve_format
+        moved[name] = value.to(device, non_blocking=True, memory_format=layout)
     return moved
 
 
@@ -284,20 +282,15 @@ def _global_counts(
             counts[name] = (
                 counts.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu() * share
             )
-    return dict(
-        zip(
-            sorted(counts),
-            _sum_over_workers([counts[name] for name in sorted(counts)], settings, device),
-            strict=True,
-        )
-    )
+    return _sum_over_workers(counts, settings, device)
 
 
-def _sum_over_workers(values: list[Tensor], settings: LoopSettings, device: torch.device) -> list[Tensor]:
-    stacked = torch.stack([value.double() for value in values]).to(device)
+def _sum_over_workers(values: dict[str, Tensor], settings: LoopSettings, device: torch.device) -> dict[str, Tensor]:
+    names = sorted(values)
+    stacked = torch.stack([values[name].double() for name in names]).to(device)
     if settings.world_size > 1:
         torch.distributed.all_reduce(stacked)
-    return list(stacked.unbind())
+    return dict(zip(names, stacked.unbind(), strict=True))
 
 
 def _weighted_total(task: TrainTask, losses: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
@@ -321,12 +314,10 @@ def _ratio(value: Tensor, count: Tensor) -> Tensor:
 def _reduced_losses(
     task: TrainTask, sums: dict[str, Tensor], counts: dict[str, Tensor], settings: LoopSettings
 ) -> dict[str, float]:
-    names = sorted(sums)
     device = next(iter(sums.values())).device
-    reduced = _sum_over_workers([sums[name] for name in names], settings, device)
     values: dict[str, float] = {}
     total = 0.0
-    for name, value in zip(names, reduced, strict=True):
+    for name, value in _sum_over_workers(sums, settings, device).items():
         kind = "statistic" if name in task.statistics else "loss"
         mean = values[f"{kind}/{name}"] = _ratio(value, counts[name]).item()
         total += mean * task.loss_weights[name] if kind == "loss" else 0.0
@@ -354,11 +345,7 @@ def _append(history: dict[str, list[float]], losses: dict[str, float], rates: di
 
 
 def _state(
-    task: TrainTask,
-    module: nn.Module,
-    scaler: torch.amp.GradScaler,
-    history: dict[str, list[float]],
-    step: int,
+    task: TrainTask, module: nn.Module, scaler: torch.amp.GradScaler, history: dict[str, list[float]], step: int
 ) -> dict[str, Any]:
     return {
         "step": step,

@@ -23,25 +23,20 @@ from ray.train.torch import TorchTrainer
 
 from wsss.data.firewall import forbid_mask_reading
 from wsss.errors import WsssError
-from wsss.execution.board import Told, create_board
 from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import HISTORY_FILE, StageJob, training_name
-from wsss.execution.train_loop import (
-    LoopEvents,
-    LoopSettings,
-    TrainingError,
-    is_candidate,
-    run_training,
-    steps_until,
-)
+from wsss.execution.tasks import last_line
+from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, is_candidate, run_training, steps_until
 from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 
 _STATE_FILE = "state.pt"
 _TELL_EVERY_SECONDS = 0.5
 
-# (steps of the whole stage, [(steps done, losses and learning rates)])
-OnSteps = Callable[[int, list[tuple[int, dict[str, float]]]], None]
+# [(steps done, losses and learning rates)], every step once
+Steps = list[tuple[int, dict[str, float]]]
+# (steps of the whole stage, those done since the last call)
+OnSteps = Callable[[int, Steps], None]
 
 
 @dataclass(frozen=True)
@@ -57,12 +52,39 @@ class TrainPlan:
     forbidden_folders: tuple[Path, ...] = ()
 
 
+class _Board:
+    """An actor beside the driver: the workers of a training write their progress there, the driver reads it."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._steps: Steps = []
+        self._failure: WsssError | None = None
+
+    def tell(self, total: int, steps: Steps) -> None:
+        """Add the steps that rank 0 took since its last report."""
+        self._total = total
+        self._steps.extend(steps)
+
+    def news(self) -> tuple[int, Steps]:
+        """Steps of the whole stage, and those that were reported since the last call."""
+        steps, self._steps = self._steps, []
+        return self._total, steps
+
+    def fail(self, error: WsssError) -> None:
+        """Keep an error with a remedy for the driver: another attempt would only raise it again."""
+        self._failure = error
+
+    def failure(self) -> WsssError | None:
+        """The kept error, if any."""
+        return self._failure
+
+
 class _Teller:
     """Reports the steps of rank 0 to the board, at most twice a second."""
 
     def __init__(self, board: Any, rank: int) -> None:
         self.board, self.rank = board, rank
-        self.steps: list[tuple[int, dict[str, float]]] = []
+        self.steps: Steps = []
         self.told_at = 0.0
 
     def step(self, done: int, total: int, losses: dict[str, float], rates: dict[str, float]) -> None:
@@ -78,14 +100,14 @@ class _Teller:
                 ray.get(delivery)
 
 
-def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tuple[dict[str, str], dict[str, Any]]:
-    """Train, store weights and history, and return (file names, facts). Continues an attempt that was killed.
+def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> dict[str, Any]:
+    """Train, store weights and history, and return facts. Continues an attempt that was killed.
 
     Raises:
         WsssError: whatever a worker raised with a remedy.
         TrainingError: the workers could not be started, or died more often than allowed.
     """
-    board = create_board()
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "plan": plan, "board": board},
@@ -108,11 +130,11 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        failure: WsssError | None = _answer(board.failure.remote())
+        failure: WsssError | None = ray.get(board.failure.remote())
         if failure is not None:
             raise failure from None
         raise TrainingError(
-            f"training failed: {_first_line(error)}",
+            f"training failed: {last_line(error)}",
             f"stage {job.stage.name}",
             "run the same command to continue from the last checkpoint; WSSS_DEBUG=1 shows the workers' output",
         ) from error
@@ -123,7 +145,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> tup
     facts = result.return_value
     if not isinstance(facts, dict):
         raise TrainingError("the training workers returned nothing", f"stage {job.stage.name}", "run it again")
-    return facts["files"], facts["facts"]
+    return facts
 
 
 def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
@@ -136,7 +158,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: StageJob = config["job"]
     plan: TrainPlan = config["plan"]
     board = config["board"]
-    known: WsssError | None = _answer(board.failure.remote())
+    known: WsssError | None = ray.get(board.failure.remote())
     if known is not None:
         raise known
     try:
@@ -189,21 +211,18 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
     history = run_training(task, stage.seed, settings, events, state, until_epoch)
     if rank != 0:
         return {}
-    files: dict[str, str] = {}
     for stem, values in task.trained_weights().items():
         writer.add_file(f"{stem}.pt", _encoded(values))
-        files[stem] = f"{stem}.pt"
     writer.add_file(HISTORY_FILE, json.dumps(history).encode())
     seconds = time.monotonic() - started
     batches = (task.batch_of(step)[1] for step in range(first_step, last_step))
     images = sum(places.stop - places.start for places in batches)
-    facts = {
+    return {
         "steps": last_step,
         "resumed_steps": first_step,
         "images_per_second": images / seconds if seconds > 0 else 0.0,
         "peak_gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if plan.gpu else 0.0,
     }
-    return {"files": files, "facts": facts}
 
 
 def _load_state() -> dict[str, Any] | None:
@@ -234,17 +253,8 @@ def _watch(board: Any, stop: threading.Event, on_progress: OnSteps) -> None:
     while not ended:
         ended = stop.wait(0.5)  # one more look after the end
         try:
-            told: Told = _answer(board.news.remote(), timeout=5)
+            total, steps = ray.get(board.news.remote(), timeout=5)
         except (GetTimeoutError, RayError):
             continue
-        if told.steps:
-            on_progress(told.total, told.steps)
-
-
-def _answer(reference: Any, timeout: float | None = None) -> Any:
-    return ray.get(reference, timeout=timeout)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        if steps:
+            on_progress(total, steps)

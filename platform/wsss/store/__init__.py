@@ -34,8 +34,7 @@ def open_store(url: str, cache: Path | None = None, lease_seconds: float = 60.0)
     Args:
         url: where artifacts lie.
         cache: folder for downloaded files; required for `s3://`, unused for folders.
-        lease_seconds: after this long without a sign of life the holder of a single flight counts as dead
-            (`s3://`).
+        lease_seconds: of silence after which the holder of a single flight counts as dead (`s3://`).
 
     Raises:
         StoreError: the address is of another kind, holds credentials, or needs a cache folder.
@@ -56,9 +55,7 @@ def open_store(url: str, cache: Path | None = None, lease_seconds: float = 60.0)
         return Store(LocalFiles(Path(unquote(parts.path))))
     if parts.scheme != "s3" or not re.fullmatch(r"[a-z0-9][a-z0-9.-]+", parts.netloc):
         raise StoreError(
-            "not an address of a store",
-            url,
-            "name a folder, or s3://bucket/prefix with a bucket in lower case",
+            "not an address of a store", url, "name a folder, or s3://bucket/prefix with a bucket in lower case"
         )
     if cache is None:
         raise StoreError("an object store needs a cache folder", url, "pass cache=")

@@ -301,10 +301,8 @@ def shard_file(index: int) -> str:
 def check_name(name: str, kind: str) -> None:
     """Raises StoreError when a stage, key or file name cannot be part of a path in every back end."""
     if not _NAME.fullmatch(name):
-        raise StoreError(
-            f"{name!r} cannot be the name of a {kind}",
-            remedy="use letters, digits and _ . = + @ - and begin with a letter, a digit or _",
-        )
+        remedy = "use letters, digits and _ . = + @ - and begin with a letter, a digit or _"
+        raise StoreError(f"{name!r} cannot be the name of a {kind}", remedy=remedy)
 
 
 def _json(value: Any) -> bytes:

@@ -123,12 +123,10 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        what, remedy = "the store failed", "check the disk or mount, run again"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = "no space to write"
             remedy = "free some space (`wsss ls` lists, `wsss rm` removes), run again; finished work is kept"
-            raise StoreError(f"no space to write: {error.strerror}", str(path), remedy) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            remedy = "choose a store folder that you may read and write"
-            raise StoreError(f"no access to the store: {error.strerror}", str(path), remedy) from error
-        raise StoreError(
-            f"the store failed: {error.strerror}", str(path), "check the disk or mount, run again"
-        ) from error
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            what, remedy = "no access to the store", "choose a store folder that you may read and write"
+        raise StoreError(f"{what}: {error.strerror}", str(path), remedy) from error

@@ -73,13 +73,10 @@ _TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 
 
 @dataclass(frozen=True)
 class S3Files:
-    """Objects below a prefix of a bucket. Endpoint and credentials come from the environment of each process.
+    """Objects below a prefix (without slashes at its ends, may be empty) of an existing bucket.
 
-    Attributes:
-        bucket: an existing bucket.
-        prefix: may be empty; without slashes at its ends.
-        cache: local folder for downloaded files.
-        lease_seconds: silence after which the holder of a single flight counts as dead.
+    Endpoint and credentials come from the environment of each process. `cache`: local folder for downloaded files.
+    `lease_seconds`: of silence after which the holder of a single flight counts as dead.
     """
 
     bucket: str
@@ -255,11 +252,8 @@ class S3Files:
     def _refused(self, error: ClientError, where: str) -> StoreError:
         code = _code(error)
         if code == "NoSuchBucket":
-            return StoreError(
-                f"the bucket {self.bucket!r} does not exist",
-                where,
-                f"create it (`aws s3 mb s3://{self.bucket}`) or name another one",
-            )
+            remedy = f"create it (`aws s3 mb s3://{self.bucket}`) or name another one"
+            return StoreError(f"the bucket {self.bucket!r} does not exist", where, remedy)
         if code in _DENIED:
             return StoreError(f"the object store refused the credentials ({code})", where, _CREDENTIALS)
         if code in _ABSENT:

@@ -65,10 +65,8 @@ def _entry(path: str, method: int) -> zipfile.ZipInfo:
 
 def _check_name(name: str, kind: str) -> None:
     if not name or name in (".", "..") or not name.isprintable() or "/" in name or "\\" in name:
-        raise StoreError(
-            f"{name!r} cannot be the name of an {kind}",
-            remedy="names are printable, not empty and hold no slash or backslash",
-        )
+        remedy = "names are printable, not empty and hold no slash or backslash"
+        raise StoreError(f"{name!r} cannot be the name of an {kind}", remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -107,13 +107,18 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def ray_job_id(environment: Mapping[str, str] | None = None) -> str:
+def ray_job_id(environment: Mapping[str, str] = os.environ) -> str:
     """The submission id ("raysubmit_...") from the environment, "" when the process is no submitted Ray job."""
-    environment = os.environ if environment is None else environment
+    return str((ray_job_config(environment).get("metadata") or {}).get("job_submission_id", ""))
+
+
+def ray_job_config(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The job config of a submitted Ray job, empty in other processes."""
     try:
-        return str(json.loads(environment.get(_JOB_CONFIG_VARIABLE, "{}"))["metadata"]["job_submission_id"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        config = json.loads(environment.get(_JOB_CONFIG_VARIABLE, "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _cpu_model() -> str:

@@ -47,11 +47,10 @@ class TrackingReport:
 
     Attributes:
         address: where they go, without credentials.
-        unsent: events that are only on disk.
-        rejected: entries the server refused for good (all runs of the report, since their start).
-        folders: the records of the runs concerned by `unsent` or `rejected`.
-        reason: why they are unsent or rejected, "" when all is well.
-        home: the home folder that `wsss track sync` takes.
+        unsent: number of events that are only on disk.
+        rejected: number of entries that the server refused for good, since the start of their runs.
+        folders: the records of the runs with such events or entries.
+        reason: why, "" when all is well.
     """
 
     address: str

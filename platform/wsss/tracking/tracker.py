@@ -77,7 +77,7 @@ class Tracker:
             key: identity of the run. Its first part is the run id, the folder of the record, which one process at a
                 time may write: "20260101-1" is a run, "20260101-1/seed-0/cam" one nested in its record. A trial
                 of another process has a run id of its own and names its `parent`. Made from `name` by default.
-            dataset: (name, source, digest) of the data it reads, see `TrackedRun.dataset`.
+            dataset: (name, folder or address, content hash) of the data that it reads.
 
         Raises:
             TrackingError: another process writes this run, or the key is not usable.
@@ -88,10 +88,21 @@ class Tracker:
         run_id, _, part = full.partition("/")
         if parent_key is None and part:
             parent_key = run_id
+        parent_id, _, parent_part = (parent_key or "").partition("/")
         with self._mutex:
-            run = TrackedRun(self, self._outbox(run_id), part or ROOT, name, parent_key, tags or {}, params or {})
-        if dataset is not None:
-            run.dataset(*dataset)
+            run = TrackedRun(self._outbox(run_id).spool, part or ROOT)
+            opened = {
+                "name": name,
+                "experiment": self.experiment,
+                "uri": redact_text(self.uri),
+                "parent": {"run_id": parent_id, "run": parent_part or ROOT} if parent_id else None,
+                "tags": _source_tags(tags or {}) | tag_texts(tags or {}),
+            }
+            run._write("open", opened)
+            run.params(params or {})
+            if dataset is not None and dataset[::2] not in run._spool.recorded(run._part).datasets:
+                source = redact_text(dataset[1])
+                run._write("dataset", {"name": dataset[0], "source": source, "digest": dataset[2]})
         return run
 
     def close(self, wait_seconds: float = _CLOSE_SECONDS) -> TrackingReport:
@@ -122,29 +133,9 @@ class Tracker:
 class TrackedRun:
     """One MLflow run; all methods return as soon as the event is on disk. Safe to call from several threads."""
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        outbox: Outbox,
-        part: str,
-        name: str,
-        parent_key: str | None,
-        tags: Mapping[str, Any],
-        params: Mapping[str, Any],
-    ) -> None:
-        self.name = name
-        self._spool = outbox.spool
+    def __init__(self, spool: Spool, part: str) -> None:
+        self._spool = spool
         self._part = part
-        parent_id, _, parent_part = (parent_key or "").partition("/")
-        opened = {
-            "name": name,
-            "experiment": tracker.experiment,
-            "uri": redact_text(tracker.uri),
-            "parent": {"run_id": parent_id, "run": parent_part or ROOT} if parent_id else None,
-            "tags": _source_tags(tags) | tag_texts(tags),
-        }
-        self._write("open", opened)
-        self.params(params)
 
     @property
     def key(self) -> str:
@@ -207,12 +198,6 @@ class TrackedRun:
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
             inner = file.parent.relative_to(path.parent).as_posix()
             self._file(file, "/".join(part for part in (folder.strip("/"), inner) if part))
-
-    def dataset(self, name: str, source: str, digest: str) -> None:
-        """Log the data that the run reads: name, folder or address, content hash (MLflow shows 12 characters of it)."""
-        with self._spool.mutex:
-            if (name, digest) not in self._spool.recorded(self._part).datasets:
-                self._write("dataset", {"name": name, "digest": digest, "source": redact_text(source)})
 
     def finish(self, status: RunStatus = "FINISHED") -> None:
         """End the run. Opening it again continues it."""
