@@ -168,6 +168,7 @@ class DataDigests(Protocol):
 
     def digest(self, image_list: str | None, reads: frozenset[Reads]) -> str:
         """Digest of the content of what is read of that list; independent of where it lies."""
+        ...
 
 
 @dataclass(frozen=True)

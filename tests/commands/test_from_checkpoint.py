@@ -114,7 +114,7 @@ def test_a_dry_run_imports_nothing(importable: Checkout, tmp_path: Path, capsys:
     store = ("--store", str(tmp_path / "store"))
     assert main(["--method", NAME, "--from-checkpoint", str(tmp_path / "cams.npz"), "--dry-run", *store]) == 0
     text = capsys.readouterr().out
-    assert "released model cams.npz" in text and "3 of 3 stages to compute" in text
+    assert "released model cams.npz" in text and "7 of 7 stages to compute" in text
     assert len(find_runs(importable.home)) == before and not list(tmp_path.glob("store/cam*"))
 
 

@@ -17,7 +17,7 @@ from wsss.run_record import find_runs
 def test_ends_with_a_verdict_and_a_report(checkout: Checkout, finished: subprocess.CompletedProcess[str]) -> None:
     assert "not comparable" in finished.stdout and "ours is on shapes" in finished.stdout
     (record,) = find_runs(checkout.home)
-    assert record.status == "finished" and record.executed == 3
+    assert record.status == "finished" and record.executed == 8
     folder = checkout.home / "runs" / record.run_id
     assert str(folder / "report" / "index.html") in finished.stdout
     assert (folder / "report" / "index.html").is_file() and (folder / "report" / "results.csv").is_file()
@@ -47,12 +47,12 @@ def test_dry_run_shows_the_plan_and_runs_nothing(
     checkout: Checkout, example: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = len(find_runs(checkout.home))
-    assert main(["--method", example, "--dry-run", "evaluation.threshold=0.4", *SMALL]) == 0
+    assert main(["--method", example, "--dry-run", "pseudo_label.sem_seg_bg_thres=0.45", *SMALL]) == 0
     text = capsys.readouterr().out
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert " cached " in lines["cam"] and " cached " in lines["cam_score"]
     assert "to compute" in lines["cam_evaluation"]
-    assert "1 of 3 stages to compute" in text
+    assert "4 of 8 stages to compute" in text
     assert len(find_runs(checkout.home)) == before
 
 

@@ -116,7 +116,7 @@ def build_perceptual_features(kind: str, weights: Path | None, device: str) -> F
     if weights is not None and isinstance(network, Vgg19Slices):
         load_weights(network, slices_from_torchvision(read_checkpoint(weights)), where=str(weights))
     elif weights is not None:
-        load_imagenet_body(network.network, weights)
+        load_imagenet_body(network.get_submodule("network"), weights)
     return network.to(device).eval()
 
 

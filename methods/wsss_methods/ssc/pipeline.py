@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.metric_name import MetricName
-from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, TrainStage
+from wsss.pipeline import Arrays, GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, StageContext, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
 from wsss.stages.cam import build_cam, cam_stages
 from wsss.stages.candidates import CandidateConfig, SelectionConfig, choose_by_masks, selection_stages, weight_inputs
@@ -116,8 +115,12 @@ def _cam_stages(
         epochs=recipe.cam.num_epochs,
     )
     inference = recipe.cam_inference
-    build = partial(build_cam, build_network=build_cam_network)
-    return cam_stages(train, inference.scales, inference.cam_eval_thres, build)
+    return cam_stages(train, inference.scales, inference.cam_eval_thres, build_class_maps)
+
+
+def build_class_maps(context: StageContext) -> Callable[[str], Arrays]:
+    """`build_cam` with the CAM network."""
+    return build_cam(context, build_network=build_cam_network)
 
 
 def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:

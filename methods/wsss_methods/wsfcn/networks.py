@@ -63,9 +63,10 @@ class LargeKernelBranch(nn.Module):
         padding = dilation * (kernel - 1) // 2
 
         def conv(channels: int, tall: bool) -> nn.Conv2d:
-            size, pad, dilated = (kernel, 1), (padding, 0), (dilation, 1)
-            if not tall:
-                size, pad, dilated = size[::-1], pad[::-1], dilated[::-1]
+            def sides(along: int, across: int) -> tuple[int, int]:
+                return (along, across) if tall else (across, along)
+
+            size, pad, dilated = sides(kernel, 1), sides(padding, 0), sides(dilation, 1)
             return nn.Conv2d(channels, width, size, padding=pad, dilation=dilated, bias=False)
 
         self.conv1_1 = conv(in_channels, tall=True)

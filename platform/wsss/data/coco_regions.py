@@ -33,7 +33,7 @@ def region_mask(segmentation: Any, height: int, width: int) -> Array:
             "masks from COCO's instances need pycocotools", "this Python environment", "pip install 'wsss[coco]'"
         ) from error
     if isinstance(segmentation, Mapping):
-        runs = {"size": [height, width], "counts": _lengths(segmentation["counts"])}
+        runs: Any = {"size": [height, width], "counts": _lengths(segmentation["counts"])}
         return api.decode(api.frPyObjects(runs, height, width)).astype(bool)
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:

@@ -71,7 +71,7 @@ def resize_spline(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Equal to scikit-image's `resize` of order 3 with edge values beyond the border, channel by channel.
     """
     factors = [wanted / length for wanted, length in zip(size, maps.shape[1:], strict=True)]
-    resized = np.stack([ndimage.zoom(m, factors, order=3, mode="nearest", grid_mode=True) for m in maps])
+    resized = np.stack([np.asarray(ndimage.zoom(m, factors, order=3, mode="nearest", grid_mode=True)) for m in maps])
     return resized.clip(maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)).astype(np.float32)
 
 

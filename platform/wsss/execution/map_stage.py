@@ -195,8 +195,8 @@ def _shared_seconds(jobs: Sequence[StageJob], index: int, names: Sequence[str], 
     """All jobs image by image; each is told an equal share of the time."""
     stage = jobs[0].stage
     assert isinstance(stage, MapStage) and stage.build_many is not None
-    started = time.monotonic()
-    compute = _warm(jobs, lambda: stage.build_many([job.context(_device(use_gpu)) for job in jobs]))
+    started, build_many = time.monotonic(), stage.build_many
+    compute = _warm(jobs, lambda: build_many([job.context(_device(use_gpu)) for job in jobs]))
     records: list[dict[str, Arrays]] = [{} for _ in jobs]
     with torch.inference_mode():
         for name in names:

@@ -91,8 +91,10 @@ def selection_table(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> Table:
     for field, text, by_masks in _WAYS:
         cells = []
         for trial in shown.values():
-            bounds = field == bounded and trial.low is not None and trial.high is not None
-            cells.append(percent(getattr(trial, field)) + (f" ({interval(trial.low, trial.high)})" if bounds else ""))
+            cell = percent(getattr(trial, field))
+            if field == bounded and trial.low is not None and trial.high is not None:
+                cell += f" ({interval(trial.low, trial.high)})"
+            cells.append(cell)
         if any(getattr(trial, field) is not None for trial in shown.values()):
             rows.append((text, by_masks, *cells))
     note = (

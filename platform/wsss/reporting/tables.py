@@ -106,7 +106,7 @@ def result_table(report: RunReport) -> Table:
             (
                 *(metric, *(percent(value) for value in values if several), percent(_mean(values))),
                 *([percent(_spread(values))] * several),
-                "-" if low is None else interval(low, high),
+                "-" if low is None or high is None else interval(low, high),
                 *(percent(cross_fitted), percent(oracle), _oracle_setting(list(by_seed.values()), name)),
                 percent(background),
             )

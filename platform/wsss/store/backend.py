@@ -28,9 +28,11 @@ class Backend(Protocol):
     @property
     def url(self) -> str:
         """Where this is, for people and for reopening; never holds a secret."""
+        ...
 
     def describe(self, path: str) -> str:
         """Full location of a path, for messages."""
+        ...
 
     def read(self, path: str) -> bytes | None:
         """Content, or None when there is no such path."""
@@ -40,6 +42,7 @@ class Backend(Protocol):
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Path relative to `folder` -> bytes, for everything below it; empty when there is nothing."""
+        ...
 
     def write(self, path: str, content: bytes | Path) -> None:
         """Put bytes, or the content of a local file, at a path: all of it is there afterwards, or nothing."""
@@ -55,12 +58,14 @@ class Backend(Protocol):
 
     def local_path(self, path: str, size: int, sha256: str) -> Path:
         """A local file with the content of `path`, whose size is checked; StoreError when it differs."""
+        ...
 
     def check_writable(self) -> None:
         """Write, read back and remove a few bytes; StoreError says what is wrong when that fails."""
 
     def single_flight(self, name: str, on_wait: OnWait | None) -> AbstractContextManager[None]:
         """Hold `name` exclusively among processes and threads; another takes over when the holder dies."""
+        ...
 
 
 def sha256_of(content: bytes | Path) -> tuple[str, int]:

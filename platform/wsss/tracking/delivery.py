@@ -227,7 +227,8 @@ class RunDelivery:
     def _log(self, run: str, mlflow_id: str, kind: str, values: list[Any]) -> None:
         """One log_batch call; when the server refuses it, halves, until the refused entries stand alone."""
         try:
-            self._client.log_batch(mlflow_id, **{kind: values})
+            entries: dict[str, Any] = {kind: values}
+            self._client.log_batch(mlflow_id, **entries)
         except MlflowException as error:
             if error.error_code != _INVALID:
                 raise

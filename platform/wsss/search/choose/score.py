@@ -224,10 +224,10 @@ def counts_of(
     Returns None when the evaluation does not say how the metric forms its mean, and so keeps no counts per image.
     """
     means = ((name, row) for name, rows in tables.items() if name.startswith("miou") for row in rows)
-    table, mean_over = next(((name, row["mean_over"]) for name, row in means if row["metric"] == metric), (None, None))
-    if table is None:
+    found = next(((name, row["mean_over"]) for name, row in means if row["metric"] == metric), None)
+    if found is None:
         return None
-    suffix = table.removeprefix("miou")
+    suffix, mean_over = found[0].removeprefix("miou"), found[1]
     per_image = arrays[f"image_counts{suffix}"].astype(np.int64)
     names = tuple(str(name) for name in arrays[f"images{suffix}"])
     thresholds = arrays.get(f"thresholds{suffix}")
