@@ -37,7 +37,7 @@ def unused(artifact, dataset, folder):
 def read(path, dataset, names, writer):
     with np.load(path, allow_pickle=False) as content:
         records = {
-            name: {"cam": content[name], "keys": content[name + "_keys"]} for name in dataset.lists["train"]
+            name: {"walk": content[name], "keys": content[name + "_keys"]} for name in dataset.lists["train"]
         }
     writer.add_shard(0, records)
 
@@ -121,7 +121,7 @@ def test_a_dry_run_imports_nothing(importable: Checkout, tmp_path: Path, capsys:
 def test_a_released_model_is_scored_and_judged_as_one(released: Checkout, tmp_path: Path) -> None:
     checkpoint = tmp_path / "cams.npz"
     write_cams(released.home, checkpoint)
-    done = released.reproduce("--method", NAME, "--from-checkpoint", str(checkpoint))
+    done = released.reproduce("--method", NAME, "--from-checkpoint", str(checkpoint), "--until", "cam_evaluation")
     assert done.returncode == 0, done.stdout + done.stderr
     text = " ".join(done.stdout[done.stdout.index("Verdict") :].split())
     assert text.count("reproduced") == 1 and "ours is the released model" in text

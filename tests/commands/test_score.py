@@ -54,7 +54,7 @@ def test_what_cannot_be_scored_is_one_error(masks: Path, capsys: pytest.CaptureF
     assert main(words) == 1
     assert f"{paths[0].name}: the PNG is missing" in capsys.readouterr().err
     assert main([*words, "--only-present"]) == 0
-    assert "1 images of shapes val, 1 without a PNG left out" in capsys.readouterr().out
+    assert "1 image of shapes val, 1 without a PNG left out" in capsys.readouterr().out
     for options, code, expected in (
         (["--only-present", "--ignore-to", "9"], 2, "there is no class 9"),
         (["--only-present", "--out", "score.txt"], 2, "neither .json nor .csv"),

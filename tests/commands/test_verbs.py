@@ -48,7 +48,7 @@ def test_ls_method_shows_stages_and_every_key(example: str, capsys: pytest.Captu
 def test_ls_runs_and_store(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wsss("ls", "runs") == 0 and wsss("ls", "store") == 0
     text = capsys.readouterr().out
-    assert f"{example}-demo-s0" in text and "finished" in text and "cam/miou_train " in text
+    assert f"{example}-demo-s0" in text and "finished" in text and "pseudo_label/miou_train " in text
     assert "cam_score" in text and "8 artifacts" in text
 
 
