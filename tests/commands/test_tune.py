@@ -20,7 +20,7 @@ SPACE = """
 method: {method}
 keys:
   cam.width: {{float: [0.05, 1]}}
-  evaluation.threshold: {{float: [0.1, 0.5], step: 0.01}}
+  pseudo_label.sem_seg_bg_thres: {{float: [0.1, 0.5], step: 0.01}}
 """
 
 
@@ -39,11 +39,11 @@ def test_the_plan_shows_stages_levels_and_price(
     assert main(["tune", *words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     width = next(line.split() for line in lines if line.startswith("cam.width"))
-    threshold = next(line.split() for line in lines if line.startswith("evaluation.threshold"))
+    threshold = next(line.split() for line in lines if line.startswith("pseudo_label.sem_seg_bg_thres"))
     assert width[1:4] == ["0.05", "to", "1"] and "inner" in width and width[-1] == "cam"
     assert "curve" in threshold and threshold[-1] == "cam_evaluation"
     assert next(line.split() for line in lines if line.startswith("cam_score"))[2:4] == ["7", "7"]
-    assert "21 stage executions expected" in "\n".join(lines)
+    assert "22 stage executions expected" in "\n".join(lines)
     assert not (tmp_path / "home" / "sweeps").exists(), "nothing is begun"
 
 
@@ -58,8 +58,8 @@ def test_a_continued_sweep_knows_its_best(tmp_path: Path, capsys: pytest.Capture
     observer.trial(trial(1, 0.4), record)
     observer.trial(trial(2, 0.6), record)
     assert capsys.readouterr().out.splitlines() == [
-        "2 of 3: trial 1 40.00 % (best 50.00 %), 0 of 0 stages computed, 0 s",
-        "3 of 3: trial 2 60.00 % (best 60.00 %) *, 0 of 0 stages computed, 0 s",
+        "2 of 3: trial 1 40.00 % (best 50.00 %), 0 of 0 stages computed, 0.0 s",
+        "3 of 3: trial 2 60.00 % (best 60.00 %) *, 0 of 0 stages computed, 0.0 s",
     ]
 
 
