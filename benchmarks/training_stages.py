@@ -21,9 +21,9 @@ from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.training import build_cam_training, build_segmentation_training
 
 STAGES = {
-    "cam": "S1 CAM: ResNet-50, decoder, VGG-19",
-    "affinity": "S4 affinity: IRN ResNet-50",
-    "segmentation": "S7 co-training: two DeepLabV2 ResNet-101",
+    "cam": "CAM: ResNet-50, decoder, VGG-19",
+    "affinity": "affinity: IRN ResNet-50",
+    "segmentation": "co-training: two DeepLabV2 ResNet-101",
 }
 _SMALLEST_BATCH = {"cam": 1, "affinity": 1, "segmentation": 2}
 _CLASSES = 21

@@ -3,12 +3,12 @@
     python benchmarks/wsfcn_training_step.py                                  # all backbones; CUDA when there is one
     python benchmarks/wsfcn_training_step.py --backbones vgg16 --crop 161 --batch 1
 
-Full-width networks at their crop (Wide-ResNet-38 321, the others 448, the best guess of the specification, section
-10), random weights, noise images with two classes each. The step is that of an epoch after the warm-up: forward,
-pseudo labels (PAMR and thresholds), both losses, backward, SGD. Shares are of the median step; "data" is the time to
-augment one batch on one CPU core, which loader processes spend beside the step and is not part of it. On CUDA float32
-(without TF32) and AMP with channels_last are measured in the same run, so that their ratio means something; on a CPU
-one step in float32, without a step to warm up.
+Full-width networks at their crop (Wide-ResNet-38 321, the others 448: a guess, the paper does not say), random
+weights, noise images with two classes each. The step is that of an epoch after the warm-up: forward, pseudo labels
+(PAMR and thresholds), both losses, backward, SGD. Shares are of the median step; "data" is the time to augment one
+batch on one CPU core, which loader processes spend beside the step and is not part of it. On CUDA float32 (without
+TF32) and AMP with channels_last are measured in the same run, so that their ratio means something; on a CPU one step
+in float32, without a step to warm up.
 """
 
 from __future__ import annotations

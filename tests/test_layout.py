@@ -110,9 +110,11 @@ def test_only_the_command_line_knows_that_there_are_methods() -> None:
 
 
 def test_the_platform_never_names_a_method() -> None:
+    """In no spelling: "wsfcn" stands for "WS-FCN" and "WsFcn" as well."""
     names = sorted(module.name for module in pkgutil.iter_modules(wsss_methods.__path__))
     assert names
-    word = re.compile(rf"(?<![a-z0-9])({'|'.join(map(re.escape, names))})(?![a-z0-9])")
+    spellings = ("[-_ ]?".join(map(re.escape, name)) for name in names)
+    word = re.compile(rf"(?<![a-z0-9])({'|'.join(spellings)})(?![a-z0-9])", re.IGNORECASE)
     offenders = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in modules_of(PLATFORM)

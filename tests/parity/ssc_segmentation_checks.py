@@ -255,7 +255,7 @@ def check_schedules(fixture: Fixture) -> None:
         for step in segmentation["iterations"]
     ]
     expect(fixture, "segmentation", rate * np.array(factors))
-    # The reconstruction decoder's base rate is stated in the specification only.
+    # The fixture does not hold the base rates: these are the official program's defaults.
     for name, default in (("cam_sgd", 0.1), ("decoder_adam", 5e-4)):
         factors = [polynomial_decay(step, cam["total"], cam["power"]) for step in cam["steps"]]
         expect(fixture, name, base(name, default) * np.array(factors))

@@ -13,8 +13,8 @@ from wsss.nn.backbone import scaled_channels
 # Convolutions of the five blocks; a ReLU follows each, a pooling each block.
 _CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
-# VGG-16 with a large field of view, layers behind the picture: name -> channels, stride, dilation; a pooling has no
-# channels. The stride of 2 in conv4_1 is WS-FCN's own; in 1-stage-wseg, which it descends from, it is 1.
+# VGG-16 with a large field of view, layers from the picture on: name -> channels, stride, dilation; a pooling has no
+# channels. 1-stage-wseg has stride 1 in conv4_1; programs that descend from it have 2, as here.
 _VGG16: dict[str, tuple[int, int, int]] = {
     "conv1_1": (64, 1, 1), "conv1_2": (64, 1, 1), "pool1": (0, 2, 1),
     "conv2_1": (128, 1, 1), "conv2_2": (128, 1, 1), "pool2": (0, 2, 1),
