@@ -17,19 +17,26 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from wsss.files import this_process
-from wsss.store.backend import OnWait, StoreError
-
-if TYPE_CHECKING:
-    from wsss.store.s3 import S3Files
+from wsss.store.backend import Backend, OnWait, StoreError
 
 log = logging.getLogger(__name__)
 
 
+class ConditionalWrites(Backend, Protocol):
+    """A place that can create an object only while it is absent."""
+
+    def write_if_absent(self, path: str, content: bytes) -> bool:
+        """Put bytes at a path that holds nothing; False when it holds something."""
+        ...
+
+
 @contextmanager
-def lease_single_flight(objects: S3Files, path: str, on_wait: OnWait | None, stale_seconds: float) -> Iterator[None]:
+def lease_single_flight(
+    objects: ConditionalWrites, path: str, on_wait: OnWait | None, stale_seconds: float
+) -> Iterator[None]:
     """Hold a lease object at `path`, renewed by a thread every quarter of `stale_seconds`."""
     owner = uuid.uuid4().hex
     _acquire(objects, path, owner, on_wait, stale_seconds)
@@ -62,7 +69,7 @@ def _field(lease: bytes | None, name: str) -> str | None:
         return None
 
 
-def _acquire(objects: S3Files, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float) -> None:
+def _acquire(objects: ConditionalWrites, path: str, owner: str, on_wait: OnWait | None, stale_seconds: float) -> None:
     pause = min(1.0, stale_seconds / 10)
     told = took_over = False
     seen: bytes | None = None
@@ -92,7 +99,7 @@ def _acquire(objects: S3Files, path: str, owner: str, on_wait: OnWait | None, st
         time.sleep(pause)
 
 
-def _beat(objects: S3Files, path: str, owner: str, stop: threading.Event, every: float) -> None:
+def _beat(objects: ConditionalWrites, path: str, owner: str, stop: threading.Event, every: float) -> None:
     beat = 0
     while not stop.wait(every):
         beat += 1
