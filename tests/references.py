@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -37,6 +39,59 @@ def superpixel_mean_one_hot(values: Tensor, ids: Tensor) -> Tensor:
     sums = torch.einsum("np,nps->ns", values.reshape(values.shape[0], -1), one_hot)
     means = sums / one_hot.sum(dim=1).clamp_min(1.0)
     return torch.einsum("ns,nps->np", means, one_hot).reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class PixelReading:
+    """Soft superpixels (`wsss.ops.superpixel_affinity`) read pixel by pixel. association: (9, H, W)."""
+
+    association: np.ndarray
+    cell: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of superpixels."""
+        height, width = self.association.shape[1:]
+        return height // self.cell, width // self.cell
+
+    def members(self) -> Iterator[tuple[int, int, list[tuple[int, int, float]]]]:
+        """Every pixel (y, x) with the superpixels (i, j) inside the grid that it belongs to, and how much."""
+        height, width = self.association.shape[1:]
+        for y in range(height):
+            for x in range(width):
+                found = []
+                for k in range(9):
+                    i, j = y // self.cell + k // 3 - 1, x // self.cell + k % 3 - 1
+                    if 0 <= i < self.grid[0] and 0 <= j < self.grid[1]:
+                        found.append((i, j, float(self.association[k, y, x])))
+                yield y, x, found
+
+    def pooled(self, features: np.ndarray) -> np.ndarray:
+        """(C, H, W) -> (C, h, w): every superpixel's weighted mean."""
+        total, weight = np.zeros((len(features), *self.grid)), np.zeros(self.grid)
+        for y, x, found in self.members():
+            for i, j, share in found:
+                total[:, i, j] += share * features[:, y, x]
+                weight[i, j] += share
+        return total / (weight + 1e-8 * self.cell**2)
+
+    def lifted(self, values: np.ndarray) -> np.ndarray:
+        """(C, h, w) -> (C, H, W): every pixel's weighted mean."""
+        result = np.zeros((len(values), *self.association.shape[1:]))
+        for y, x, found in self.members():
+            for i, j, share in found:
+                result[:, y, x] += share * values[:, i, j]
+        return result
+
+    def affinity(self) -> np.ndarray:
+        """(25, h, w): what superpixels up to two cells apart share of their pixels."""
+        shared, weight = np.zeros((25, *self.grid)), np.zeros(self.grid)
+        for _, _, found in self.members():
+            for i, j, share in found:
+                weight[i, j] += share
+                for other_i, other_j, other in found:
+                    shared[5 * (other_i - i + 2) + other_j - j + 2, i, j] += share * other
+        return shared / (weight + 1e-8 * self.cell**2)
 
 
 def affinity_loss_counts(targets: AffinityTargets) -> dict[str, Tensor]:

@@ -55,11 +55,13 @@ class TrainTask:
             over the local part of the batch. Losses may be absent in some epochs.
         denominators: from the local batch alone, the count that belongs to each loss. The loop adds the
             counts of all workers and micro-batches and divides each sum by it, so a loss that is a ratio
-            over the batch is exact under any split.
+            over the batch is exact under any split. A count that only the forward pass knows is added up there,
+            by `wsss.nn.norms.sum_over_workers`.
         loss_weights: factor of each loss in the total.
         statistics: names among those that the module returns which are no losses: divided by their count like the
             losses and logged as `statistic/<name>`, but no part of the total. Return them detached.
         samples: training samples; an epoch draws them in an order given by seed and epoch alone.
+        shuffle: False: every epoch draws them in the order of the list.
         epochs: passes over the samples; 0 where `steps` is given.
         steps: optimizer steps; the last epoch ends where they are done. 0 where `epochs` is given.
         global_batch: samples of one step, over all workers.
@@ -72,6 +74,8 @@ class TrainTask:
         precision: "amp" runs forward and loss in float16 autocast with gradient scaling on a GPU; a CPU
             computes in float32 either way.
         find_unused_parameters: passed to DDP; needed when some parameters get no gradient in some steps.
+        clip_norm: largest L2 norm of the gradient of all optimizers' parameters together, which is that of the whole
+            batch; a longer one is scaled down to it. 0: no bound.
 
     Raises:
         ValueError: both or neither of `epochs` and `steps` are given.
@@ -93,6 +97,8 @@ class TrainTask:
     statistics: tuple[str, ...] = ()
     precision: Literal["float32", "amp"] = "float32"
     find_unused_parameters: bool = False
+    shuffle: bool = True
+    clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.epochs > 0) == (self.steps > 0):

@@ -57,6 +57,42 @@ def test_the_number_of_workers_does_not_change_the_curve(world_size: int, micro_
     assert_same_run(train(), train_with_workers(world_size, micro_batch))
 
 
+CLIPPED: dict[str, Any] = {"clip_norm": 0.05}
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 5), (2, 0)])
+def test_gradients_are_clipped_by_the_norm_of_the_whole_batch(world_size: int, micro_batch: int) -> None:
+    expected = train(CLIPPED)
+    assert not np.allclose(expected[1], train()[1], rtol=1e-2)
+    others = train_with_workers(world_size, micro_batch, CLIPPED) if world_size > 1 else train(CLIPPED, micro_batch=5)
+    assert_same_run(expected, others)
+
+
+def test_the_clipped_gradient_of_all_optimizers_together_has_the_given_norm() -> None:
+    norms: list[float] = []
+    task = toy_training.task(epochs=2, **CLIPPED)
+    parameters = list(task.module.parameters())
+    inner = task.optimizers[0].optimizer.step
+    task.optimizers[0].optimizer.step = lambda *a: (  # pyright: ignore[reportAttributeAccessIssue]
+        norms.append(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item()),
+        inner(*a),
+    )[1]
+    run_training(task, 3, LoopSettings(), toy_training.events(), None)
+    assert norms == pytest.approx([0.05] * len(norms), rel=1e-4) and len(norms) == 8
+
+
+def test_samples_may_be_drawn_in_the_order_of_the_list() -> None:
+    drawn: list[int] = []
+    task = toy_training.task(samples=25, epochs=2, shuffle=False)
+    inner = task.samples.sample
+    task.samples.sample = lambda index, rng: (  # pyright: ignore[reportAttributeAccessIssue]
+        drawn.append(index),
+        inner(index, rng),
+    )[1]
+    run_training(task, 3, LoopSettings(), toy_training.events(), None)
+    assert drawn == [*range(24)] * 2, "the last sample fills no batch"
+
+
 # 25 samples in batches of 12: the last batch is one sample, so the second worker has no share of it.
 CUT = {"samples": 25, "steps": 8, "keep_last": True}
 

@@ -13,6 +13,7 @@ from wsss.nn.norms import (
     FrozenStatisticsBatchNorm2d,
     GroupedBatchNorm2d,
     SynchronizedBatchNorm2d,
+    sum_over_workers,
     synchronize_batch_norm,
 )
 
@@ -59,6 +60,22 @@ def test_two_processes_equal_one():
         assert list(part["state"]) == list(network.state_dict())
         for name, value in network.state_dict().items():
             torch.testing.assert_close(part["state"][name], value, rtol=1e-5, atol=1e-6)
+
+
+def _ratio(rank: int, world_size: int) -> tuple[float, torch.Tensor | None]:
+    """This worker's part of the square of a mean over all numbers, and its gradient."""
+    own = torch.arange(5.0, dtype=torch.float64)[SPLIT[rank] : SPLIT[rank + 1]].requires_grad_()
+    total, count = sum_over_workers(torch.stack([own.sum(), own.new_tensor(float(len(own)))]))
+    loss = (total / count) ** 2 / world_size
+    loss.backward()
+    return loss.item(), own.grad
+
+
+def test_a_sum_over_workers_is_that_of_the_whole_batch_and_so_are_its_gradients():
+    parts = run_on_gloo(_ratio, 2)
+    assert sum(loss for loss, _ in parts) == pytest.approx(4.0)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), torch.full((5,), 0.8).double())
+    assert sum_over_workers(torch.tensor(3.0)) == 3.0, "one process"
 
 
 def test_one_process_is_plain_batch_norm():

@@ -118,6 +118,8 @@ def run_training(
                     sums.get(name, torch.zeros((), dtype=torch.float64, device=device))
                     + value.detach().double() * share
                 )
+        if task.clip_norm:
+            _clip_gradients(task, scaler)
         for plan in task.optimizers:
             scaler.step(plan.optimizer)
         scaler.update()
@@ -229,7 +231,8 @@ def _batches(
     for step in range(first_step, last_step):
         epoch, places = task.batch_of(step)
         if epoch != order_epoch:
-            order, order_epoch = epoch_order(seed, epoch, len(task.samples)), epoch
+            order_epoch, count = epoch, len(task.samples)
+            order = epoch_order(seed, epoch, count) if task.shuffle else np.arange(count)
         indices = order[places].tolist()
         incomplete = len(indices) < task.global_batch
         shares = split_batch(indices, task.group_size, settings.world_size, settings.micro_batch, incomplete)
@@ -309,6 +312,13 @@ def _weighted_total(task: TrainTask, losses: dict[str, Tensor], counts: dict[str
 def _ratio(value: Tensor, count: Tensor) -> Tensor:
     # Nothing to average over (no pair of a kind in the batch): the sum is 0 and so is the loss.
     return value / torch.where(count > 0, count, torch.ones_like(count)).to(value.dtype)
+
+
+def _clip_gradients(task: TrainTask, scaler: torch.amp.GradScaler) -> None:
+    for plan in task.optimizers:
+        scaler.unscale_(plan.optimizer)
+    groups = (group["params"] for plan in task.optimizers for group in plan.optimizer.param_groups)
+    torch.nn.utils.clip_grad_norm_(list(itertools.chain.from_iterable(groups)), task.clip_norm)
 
 
 def _reduced_losses(

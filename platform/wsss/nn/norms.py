@@ -88,6 +88,21 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
 
+def sum_over_workers(value: Tensor) -> Tensor:
+    """The sum of what every worker gives, so that a number of the whole batch can be formed in a forward pass.
+
+    Differentiable: summed over the workers, the gradients are those of the sum of their losses. The value itself
+    where there is one process. All workers must call it alike, as with any collective operation.
+    """
+    if not _several_workers():
+        return value
+    return _AllReduceSum.apply(value * _share)
+
+
+def _several_workers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` whose training statistics run over the batches of all workers.
 
@@ -98,17 +113,16 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if not self.training or not _several_workers():
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         local = x.new_tensor([x.numel() / x.shape[1]])
-        share = _share
-        sums = _AllReduceSum.apply(torch.cat([x.sum(dim=(0, 2, 3)), local]) * share)
+        sums = sum_over_workers(torch.cat([x.sum(dim=(0, 2, 3)), local]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centered = x - mean[None, :, None, None]
         # Two passes: the variance from a sum of squares would lose digits where the mean is large.
-        variance = _AllReduceSum.apply(centered.square().sum(dim=(0, 2, 3)) * share) / count
+        variance = sum_over_workers(centered.square().sum(dim=(0, 2, 3))) / count
         if self.track_running_stats:
             self._update_running(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps)
