@@ -81,6 +81,11 @@ def test_a_network_at_full_size_keeps_its_merged_maps(context: StageContext) -> 
     assert np.abs(read_high_res(arrays) - exact(context, 1, merge)).max() < 1e-3
 
 
+def test_levels_of_8_bits_are_read_as_shares_of_the_largest() -> None:
+    maps = read_high_res({"high_res": np.array([[[0, 51, 255]]], dtype=np.uint8)})
+    assert maps.dtype == np.float32 and np.allclose(maps, [[[0, 0.2, 1]]])
+
+
 def test_a_baseline_is_another_training_with_the_same_stages() -> None:
     def stages(name: str) -> list[Any]:
         train = TrainStage(name=name, version=1, config=name, image_list="train", build=cast(Any, None), seed=0)

@@ -108,10 +108,12 @@ def build_cam(
 def read_high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Full-resolution maps float32 (K, H, W) of one image of a CAM artifact.
 
-    As they are where the artifact holds them, else rebuilt from the raw maps of every scale, in [0, 1).
+    As they are where the artifact holds them (levels of 8 bits in 255ths), else rebuilt from the raw maps of every
+    scale, in [0, 1).
     """
     if "high_res" in arrays:
-        return arrays["high_res"].astype(np.float32)
+        maps = arrays["high_res"].astype(np.float32)
+        return maps / 255 if arrays["high_res"].dtype == np.uint8 else maps
     scales = [
         torch.from_numpy(arrays[name].astype(np.float32))
         for name in sorted(arrays, key=lambda name: (len(name), name))
