@@ -21,9 +21,7 @@ DOTS_PER_INCH = 130
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure in inches that can be saved without a display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def new_plot(
@@ -42,7 +40,8 @@ def new_plot(
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    # Figure.savefig lays out and draws twice: the first time to find the size of a tight box, which is not asked for.
+    FigureCanvasAgg(figure).print_png(path)
     return path
 
 
