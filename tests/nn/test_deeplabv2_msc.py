@@ -48,6 +48,35 @@ def test_a_backbone_starts_from_torchvision_or_from_the_caffe_port(tmp_path, nam
         network.load_backbone(tmp_path / "part.pth")
 
 
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("form", ["caffe", "torchvision", "mobilenet_v2"])
+def test_the_output_stride_is_that_of_the_logits(form, stride):
+    network = DeepLabV2Msc(replace(SMALL, form=form, output_stride=stride), 4).eval()
+    # Windows of the Caffe form's pooling are incomplete at even sizes.
+    assert network(torch.rand(1, 3, 65, 97)).shape == (1, 4, 64 // stride + 1, 96 // stride + 1)
+    assert [getattr(network.base.aspp, f"c{i}").dilation[0] * stride for i in range(4)] == [48, 96, 144, 192]
+
+
+def test_mobilenet_has_its_own_names_and_starts_from_torchvision(tmp_path):
+    torch.manual_seed(3)
+    structure = replace(SMALL, form="mobilenet_v2", output_stride=16)
+    source, network = DeepLabV2Msc(structure, 4).eval(), DeepLabV2Msc(structure, 4).eval()
+    state = source.published_state_dict()
+    assert list(state) == list(source.state_dict()) and "base.backbone.features.18.0.weight" in state
+    network.load_published(state)
+    image = torch.rand(1, 3, 40, 56)
+    assert torch.equal(source(image), network(image))
+    body = {name: torch.full_like(value, 3) for name, value in source.base.backbone.state_dict().items()}
+    torch.save({**body, "classifier.1.weight": torch.zeros(2, 2)}, tmp_path / "start.pth")
+    network.load_backbone(tmp_path / "start.pth")
+    assert all(torch.equal(value, body[name]) for name, value in network.base.backbone.state_dict().items())
+    torch.save({"features.0.0.weight": body["features.0.0.weight"]}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="missing"):
+        network.load_backbone(tmp_path / "part.pth")
+    rates = [(len(group["params"]), group["lr"]) for group in parameter_groups(network, 0.1, 0.01)]
+    assert rates == [(len(list(network.base.backbone.parameters())), 0.1), (8, 1.0)]
+
+
 def test_groups_of_the_optimizer():
     caffe, torchvision = DeepLabV2Msc(SMALL, 4), DeepLabV2Msc(replace(SMALL, form="torchvision"), 4)
     groups = parameter_groups(caffe, 0.1, 0.01)

@@ -13,14 +13,14 @@ import torch
 from tests.methods.in_process import InProcessRun, run_pipeline
 from tests.methods.two_workers import in_two_workers, trained
 
-from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, draw_scale_crop, scale_crop
+from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, draw_scale_crop, network_input, scale_crop
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
-from wsss.data.transforms import resize
+from wsss.data.transforms import channels_first, normalize, resize
 from wsss.execution.stage_job import StageJob
 from wsss.ops.crf import DenseCrfSettings
-from wsss.pipeline import MapStage, Pipeline, StageContext
+from wsss.pipeline import MapStage, Pipeline, StageContext, stage_keys
 from wsss.stages.refine import PredictionConfig
 from wsss.stages.segmentation import (
     SegmentationSettings,
@@ -45,6 +45,9 @@ SMALL = SegmentationSettings(
     learning_rate=0.05,
     head_lr_mult=1,
 )
+
+
+MOBILENET = replace(SMALL, form="mobilenet_v2", output_stride=16, steps=20, selection="best_val", candidate_every=5)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,9 @@ class Case:
         upper = segmentation_stages(
             replace(SMALL, steps=4), prefix="upper_bound", label_stage=None, seed=0, training_list="train"
         )
+        mobilenet = segmentation_stages(
+            MOBILENET, prefix="mobilenet", label_stage="pseudo_label", seed=0, training_list="train"
+        )
         self.pipeline = Pipeline(
             (
                 label_stage(),
@@ -103,6 +109,7 @@ class Case:
                 label_stage({"scores": "round1_scores_train"}, "second"),
                 *second,
                 *upper,
+                *mobilenet,
             )
         )
         self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, open_store(str(home / "store")))
@@ -147,6 +154,21 @@ def test_a_round_may_be_chosen_by_masks_and_refined_by_a_crf(case: Case) -> None
     assert "segmentation_round2/miou_val_crf" in case.run.metrics and "upper_bound/miou_val_crf" not in case.run.metrics
     assert case.pipeline.stage("segmentation_round2_selection").chooses_by_masks
     assert "segmentation_round1_selection" not in case.run.artifacts
+
+
+def test_mobilenet_learns_and_its_depth_is_no_setting(case: Case) -> None:
+    losses = case.run.histories["mobilenet_train"]["loss"]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+    name = case.dataset.lists["val"][0]
+    assert case.run.artifacts["mobilenet_scores"].arrays(name)["scores"].shape == (3, 4, 4)
+
+    def keys(settings: SegmentationSettings) -> dict[str, str]:
+        stages = segmentation_stages(settings, prefix="mobilenet", label_stage=None, seed=0, training_list="train")
+        return stage_keys(Pipeline(tuple(stages)), case.dataset, str)
+
+    first, deeper, finer = (keys(replace(MOBILENET, **change)) for change in ({}, {"depth": 34}, {"output_stride": 8}))
+    assert first == deeper and not set(first.values()) & set(finer.values())
+    assert set(keys(SMALL).values()).isdisjoint(keys(replace(SMALL, depth=34)).values())
 
 
 def test_an_upper_bound_declares_that_it_reads_masks(case: Case) -> None:
@@ -230,3 +252,13 @@ def test_crops_keep_picture_and_label_together() -> None:
     drawn = [draw_scale_crop(rng, 40, 50, (0.5, 1.5), 32) for _ in range(2000)]
     assert {draw.scale for draw in drawn} == {0.5, 1.5} and {draw.mirrored for draw in drawn} == {True, False}
     assert max(draw.top for draw in drawn) == 28 and max(draw.left for draw in drawn if draw.scale == 0.5) == 0
+
+
+def test_inputs_normalized_as_imagenets_are_padded_with_the_mean_color() -> None:
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), rng.integers(0, 5, (20, 30), dtype=np.uint8)
+    plain = channels_first(normalize(image))
+    np.testing.assert_allclose(network_input(image, "imagenet"), plain, atol=1e-6)
+    pixels, labels = scale_crop(image, label, ScaleCrop(1.0, 0, 0, mirrored=False), 32, "imagenet")
+    np.testing.assert_allclose(pixels[:, :20, :30], plain, atol=1e-6)
+    assert (pixels[:, 20:] == 0).all() and (pixels[:, :, 30:] == 0).all() and (labels[20:] == 255).all()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss.data.augment.scale_crop import IGNORE, caffe_input, draw_scale_crop, scale_crop
+from wsss.data.augment.scale_crop import IGNORE, InputFormat, draw_scale_crop, network_input, scale_crop
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups
 from wsss.pipeline import Arrays, MapStage, Stage, StageContext, TrainStage
 from wsss.recipe import setting
@@ -51,9 +51,12 @@ class SegmentationSettings:
     """A recipe's section: the network and its training; the defaults are those of kazuto1011/deeplab-pytorch."""
 
     form: str = setting(
-        "caffe", choices=("caffe", "torchvision"), help="ResNet with Caffe's strides and dilations, or torchvision's"
+        "caffe",
+        choices=("caffe", "torchvision", "mobilenet_v2"),
+        help="ResNet with Caffe's strides and dilations, torchvision's, or MobileNetV2",
     )
     depth: int = setting(101, choices=(18, 34, 50, 101, 152), help="layers of the ResNet")
+    output_stride: int = setting(8, choices=(8, 16), help="pixels in a cell of the backbone's last map, each way")
     width: float = setting(1.0, minimum=0.125, maximum=2, help="width of the backbone; 1 takes published weights")
     msc_scales: tuple[float, ...] = setting((0.5, 0.75), minimum=0.25, maximum=2, help="inputs beside the whole image")
     freeze_norm: bool = setting(True, help="batch norms keep their running statistics")
@@ -82,6 +85,19 @@ class SegmentationSettings:
             return [f"batch_size = {self.batch_size} is no multiple of loss_group = {self.loss_group}"]
         return []
 
+    def structure(self) -> DeepLabV2Structure:
+        """Of the network in training."""
+        settings = without_unused(self)
+        return DeepLabV2Structure(
+            form=cast(Any, settings.form),
+            freeze_norm=settings.freeze_norm,
+            depth=settings.depth,
+            width=settings.width,
+            scales=settings.msc_scales,
+            norm_group=settings.loss_group,
+            output_stride=settings.output_stride,
+        )
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -91,9 +107,23 @@ class NetworkConfig:
 
     @classmethod
     def of(cls, settings: SegmentationSettings) -> NetworkConfig:
-        """From the recipe's section; whether norms train is past by then."""
-        form = cast(Any, settings.form)
-        return cls(DeepLabV2Structure(form, True, settings.depth, settings.width, settings.msc_scales))
+        """From the recipe's section; whether and how norms train is past by then."""
+        return cls(replace(settings.structure(), freeze_norm=True, norm_group=0))
+
+
+def without_unused(settings: SegmentationSettings) -> SegmentationSettings:
+    """The settings with those at their defaults that change nothing beside the others."""
+    unused: list[str] = []
+    if settings.selection != "best_val":
+        unused.append("candidate_every")
+    if settings.form == "mobilenet_v2":
+        unused.append("depth")
+    return replace(settings, **{name: getattr(SegmentationSettings(), name) for name in unused})
+
+
+def input_format(form: str) -> InputFormat:
+    """What a form of the network is given."""
+    return "imagenet" if form == "mobilenet_v2" else "caffe"
 
 
 class SegmentationSamples:
@@ -114,7 +144,7 @@ class SegmentationSamples:
         label = self.data.mask(name) if self.labels is None else self.labels.arrays(name)["label"]
         size = self.config.crop_size
         drawn = draw_scale_crop(rng, image.shape[0], image.shape[1], self.config.crop_scales, size)
-        pixels, labels = scale_crop(image, label, drawn, size)
+        pixels, labels = scale_crop(image, label, drawn, size, input_format(self.config.form))
         return {"image": torch.from_numpy(pixels), "label": torch.from_numpy(labels)}
 
 
@@ -179,10 +209,7 @@ def stepped_decay(step: int, total_steps: int, power: float = 0.9, every: int = 
 def build_segmentation_training(context: StageContext) -> TrainTask:
     """One network on the label maps of role "label"; file "backbone": weights to start from."""
     config: SegmentationSettings = context.config
-    structure = DeepLabV2Structure(
-        cast(Any, config.form), config.freeze_norm, config.depth, config.width, config.msc_scales, config.loss_group
-    )
-    network = DeepLabV2Msc(structure, context.data.num_classes)
+    network = DeepLabV2Msc(config.structure(), context.data.num_classes)
     if "backbone" in context.files:
         network.load_backbone(context.files["backbone"])
     groups = parameter_groups(network, config.learning_rate, config.weight_decay, config.head_lr_mult)
@@ -205,12 +232,14 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
 
 
 def build_scores(context: StageContext) -> Callable[[str], Arrays]:
-    """The maximum over the scales before softmax, "scores" float32 (C, ~H / 8, ~W / 8), of the whole picture."""
+    """The maximum over the scales before softmax, "scores" float32 (C, ~H / 8, ~W / 8), of the whole picture.
+
+    At output stride 16 a sixteenth.
+    """
     network = _load(context, epoch_to_use(context))
 
     def scores(name: str) -> Arrays:
-        image = torch.from_numpy(caffe_input(context.data.image(name)))[None].to(context.device)
-        return {"scores": cast(Tensor, network(image))[0].cpu().numpy()}
+        return {"scores": cast(Tensor, network(_input(context, name)))[0].cpu().numpy()}
 
     return scores
 
@@ -223,7 +252,7 @@ def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
 
     def predict(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
         truth = context.data.mask(name)
-        image = torch.from_numpy(caffe_input(context.data.image(name)))[None].to(context.device)
+        image = _input(context, name)
         scores = [cast(Tensor, network(image))[0].cpu().numpy() for network in networks]
         return truth, [predicted_label(class_probabilities(each, truth.shape)) for each in scores]
 
@@ -233,6 +262,11 @@ def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
 def build_wrapped_predictions(context: StageContext) -> Callable[[str], Arrays]:
     """`build_predictions` whose CRF "crf" compares colors as in kazuto1011/deeplab-pytorch: `mean_subtracted`."""
     return build_predictions(context, {"crf": mean_subtracted})
+
+
+def _input(context: StageContext, name: str) -> Tensor:
+    form = input_format(context.config.structure.form)
+    return torch.from_numpy(network_input(context.data.image(name), form))[None].to(context.device)
 
 
 def _load(context: StageContext, epoch: int) -> DeepLabV2Msc:
@@ -268,7 +302,7 @@ def segmentation_stages(
         TrainStage(
             name=f"{prefix}_train",
             version=1,
-            config=settings if by_masks else replace(settings, candidate_every=1),
+            config=without_unused(settings),
             inputs={} if label_stage is None else {"label": label_stage},
             reads=frozenset({"images", "masks"} if supervised else {"images"}),
             image_list=training_list,

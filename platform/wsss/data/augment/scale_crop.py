@@ -1,14 +1,18 @@
-"""Scale, crop and mirror of a picture and its label map, in the Caffe input format (kazuto1011/deeplab-pytorch)."""
+"""Scale, crop and mirror of a picture and its label map (kazuto1011/deeplab-pytorch), and what networks are given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from wsss.data.transforms import channels_first, mirror, resize
+from wsss.data.transforms import IMAGENET_MEAN, IMAGENET_STD, channels_first, mirror, resize
+
+# caffe: BGR in 0..255 minus the mean color. imagenet: RGB in 0..1 minus the mean color, divided by its deviation.
+InputFormat = Literal["caffe", "imagenet"]
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 IGNORE = 255
@@ -31,8 +35,10 @@ def draw_scale_crop(rng: np.random.Generator, height: int, width: int, scales: S
     return ScaleCrop(scale, int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), bool(rng.random() < 0.5))
 
 
-def scale_crop(image: np.ndarray, label: np.ndarray, drawn: ScaleCrop, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A training sample: uint8 (H, W, 3) RGB and uint8 (H, W) -> `caffe_input` (3, size, size) and uint8 (size, size).
+def scale_crop(
+    image: np.ndarray, label: np.ndarray, drawn: ScaleCrop, size: int, form: InputFormat = "caffe"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A training sample: uint8 (H, W, 3) RGB and uint8 (H, W) -> `network_input` (3, size, size), uint8 (size, size).
 
     Sides are truncated to whole pixels; the picture is resized bilinearly, the label by nearest. Padding at the bottom
     and the right is the mean color, and 255 in the label.
@@ -43,7 +49,7 @@ def scale_crop(image: np.ndarray, label: np.ndarray, drawn: ScaleCrop, size: int
         scaled = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
         label = resize(label, (height, width), "nearest")
     rows, columns = slice(drawn.top, drawn.top + size), slice(drawn.left, drawn.left + size)
-    pixels, labels = _bgr_minus_mean(scaled)[rows, columns], label[rows, columns]
+    pixels, labels = _formatted(scaled, form)[rows, columns], label[rows, columns]
     missing = ((0, size - labels.shape[0]), (0, size - labels.shape[1]))
     pixels, labels = np.pad(pixels, (*missing, (0, 0))), np.pad(labels, missing, constant_values=IGNORE)
     if drawn.mirrored:
@@ -51,10 +57,18 @@ def scale_crop(image: np.ndarray, label: np.ndarray, drawn: ScaleCrop, size: int
     return channels_first(pixels), labels
 
 
+def network_input(image: np.ndarray, form: InputFormat = "caffe") -> np.ndarray:
+    """uint8 (H, W, 3) RGB -> float32 (3, H, W) in a format; the mean color is 0."""
+    return channels_first(_formatted(image.astype(np.float32), form))
+
+
 def caffe_input(image: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) RGB -> float32 (3, H, W) BGR in 0..255 minus the mean color, not divided."""
-    return channels_first(_bgr_minus_mean(image.astype(np.float32)))
+    return network_input(image, "caffe")
 
 
-def _bgr_minus_mean(image: np.ndarray) -> np.ndarray:
-    return image[..., ::-1] - np.array(CAFFE_MEAN_BGR, dtype=np.float32)
+def _formatted(image: np.ndarray, form: InputFormat) -> np.ndarray:
+    if form == "caffe":
+        return image[..., ::-1] - np.array(CAFFE_MEAN_BGR, dtype=np.float32)
+    mean, deviation = (np.array(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image / np.float32(255) - mean) / deviation
