@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.nn.backbone import scaled_channels
+from wsss.nn.backbones import freeze
 from wsss.nn.checkpoint import load_weights, read_checkpoint, state_dict_of
 from wsss.nn.wide_resnet38 import WideResNet38
 
-# Layer, the block whose activated input it reads (None: the last map) and its channels.
-_HEADS = (("f8_3", "b5", 64), ("f8_4", "b6", 128), ("f8_5", None, 256))
+# Layer, the tap that it reads (None: the last map) and its channels.
+_HEADS = (("f8_3", "b5.bn_branch2a", 64), ("f8_4", "b6.bn_branch2a", 128), ("f8_5", None, 256))
 NEW_LAYERS = (*(name for name, *_ in _HEADS), "f9")
-_BEFORE = {"b5": "b4_5", "b6": "b5_2"}
-_FROZEN = ("conv1a", "b2", "b2_1", "b2_2")
 
 
 class AffinityNet(WideResNet38):
@@ -29,17 +28,15 @@ class AffinityNet(WideResNet38):
     def __init__(self, width: float = 1.0) -> None:
         super().__init__(width)
         total = 0
-        for name, block, channels in _HEADS:
+        for name, tap, channels in _HEADS:
             channels = scaled_channels(channels, width)
-            layer = nn.Conv2d(self.channels[_BEFORE[block] if block else "b7"], channels, 1, bias=False)
+            layer = nn.Conv2d(self.channels[tap or "b7"], channels, 1, bias=False)
             nn.init.kaiming_normal_(layer.weight)
             self.add_module(name, layer)
             total += channels
         self.f9 = nn.Conv2d(total, total, 1, bias=False)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.BatchNorm2d) or name in _FROZEN:
-                module.requires_grad_(False)
+        freeze(self, "resnet38")
 
     def load_backbone(self, path: Path) -> None:
         """Start the backbone from an ImageNet file; CheckpointError when the file does not cover it."""
@@ -49,11 +46,8 @@ class AffinityNet(WideResNet38):
 
     def features(self, images: Tensor) -> Tensor:
         """The features; `forward` is the backbone's."""
-        last, taps = self(images, taps=tuple(_BEFORE.values()))
-        parts = []
-        for name, block, _ in _HEADS:
-            x = last if block is None else F.relu(getattr(self, block).bn_branch2a(taps[_BEFORE[block]]))
-            parts.append(F.elu(getattr(self, name)(x)))
+        last, taps = self(images, tuple(tap for _, tap, _ in _HEADS if tap))
+        parts = [F.elu(getattr(self, name)(taps[tap] if tap else last)) for name, tap, _ in _HEADS]
         return F.elu(self.f9(torch.cat(parts, dim=1)))
 
 

@@ -64,6 +64,14 @@ def build_backbone(
     return ResNet(structure, norm_layer, lambda layer: suppressor() if layer == 4 else None)
 
 
+def freeze(body: nn.Module, name: str) -> None:
+    """No gradient for the norms with frozen statistics and the `FROZEN_LAYERS` of the backbone `name`."""
+    frozen = [body.get_submodule(layer) for layer in FROZEN_LAYERS[name]]
+    for module in (*body.modules(), *frozen):
+        if isinstance(module, FrozenStatisticsBatchNorm2d) or module in frozen:
+            module.requires_grad_(False)
+
+
 def backbone_name(name: str) -> str:
     """Name under which the parameters of a backbone appear: the published `resnet50`, else `backbone`."""
     return "resnet50" if name == "resnet50" else "backbone"
@@ -159,10 +167,7 @@ class Taps(nn.Module):
             self.low_channels, self.deep_channels = body.channels[1], body.channels[4]
         self.body = body
         if normalization == "frozen":
-            frozen = [body.get_submodule(layer) for layer in FROZEN_LAYERS[name]]
-            for module in (*body.modules(), *frozen):
-                if isinstance(module, FrozenStatisticsBatchNorm2d) or module in frozen:
-                    module.requires_grad_(False)
+            freeze(body, name)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         body = self.body

@@ -25,6 +25,7 @@ _GROUPS: tuple[tuple[str, int, int, int, int, tuple[int, int], int], ...] = (
     ("b5", 512, 1024, 2, 1, (1, 2), 2),
 )
 _STEM_CHANNELS = 64
+_FIRST_NORM = ".bn_branch2a"
 _BOTTLENECKS = (("b6", 2048, 0.3), ("b7", 4096, 0.5))
 BLOCKS = (
     *(name for first, _, _, more, *_ in _GROUPS for name in (first, *(f"{first}_{i}" for i in range(1, more + 1)))),
@@ -56,11 +57,12 @@ class ResidualBlock(nn.Module):
         if in_channels != out_channels or stride != 1:
             self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and the input after the first norm and ReLU."""
         activated = F.relu(self.bn_branch2a(x))
         shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
         out = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(activated))))
-        return shortcut + out
+        return shortcut + out, activated
 
 
 class BottleneckBlock(nn.Module):
@@ -81,11 +83,12 @@ class BottleneckBlock(nn.Module):
         self.conv_branch2b2 = nn.Conv2d(half, out_channels, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and the input after the first norm and ReLU."""
         activated = F.relu(self.bn_branch2a(x))
         out = self.dropout_2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(activated))))
         out = self.dropout_2b2(F.relu(self.bn_branch2b2(self.conv_branch2b1(out))))
-        return self.conv_branch1(activated) + self.conv_branch2b2(out)
+        return self.conv_branch1(activated) + self.conv_branch2b2(out), activated
 
 
 class WideResNet38(nn.Module):
@@ -96,8 +99,11 @@ class WideResNet38(nn.Module):
         norm_layer: makes a norm for a channel count; the methods that use this network freeze all of them.
 
     Attributes:
-        channels: block name -> channels of its output.
+        channels: tap -> its channels.
         strides: block name -> stride of its output (2, 4, 8, 8, 8, 8 for b2 .. b7).
+
+    A tap is the name of a block, for the sum that leaves it (no norm, no ReLU, it may be negative), or the name of a
+    block's first norm, `b4.bn_branch2a`, for the input of the block after this norm and its ReLU.
     """
 
     def __init__(self, width: float = 1.0, norm_layer: NormLayer = FrozenStatisticsBatchNorm2d) -> None:
@@ -120,11 +126,13 @@ class WideResNet38(nn.Module):
                     norm_layer,
                 )
                 self.add_module(name, block)
+                self.channels[name + _FIRST_NORM] = channels
                 channels = out
                 self.channels[name], self.strides[name] = channels, total
         for name, out, dropout in _BOTTLENECKS:
             out = scaled_channels(out, width)
             self.add_module(name, BottleneckBlock(channels, out, 4, dropout, norm_layer))
+            self.channels[name + _FIRST_NORM] = channels
             channels = out
             self.channels[name], self.strides[name] = channels, total
         self.bn7 = norm_layer(channels)
@@ -133,14 +141,13 @@ class WideResNet38(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor, taps: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N, 3, H, W) -> the last map after `bn7` and ReLU (stride 8), and the raw output of every block in `taps`.
-
-        A tap is the sum that leaves the block: no norm, no ReLU, it may be negative.
-        """
+        """(N, 3, H, W) -> the last map after `bn7` and ReLU (stride 8), and the map of every tap."""
         found: dict[str, Tensor] = {}
         x = self.conv1a(x)
         for name in BLOCKS:
-            x = getattr(self, name)(x)
+            x, activated = getattr(self, name)(x)
             if name in taps:
                 found[name] = x
+            if name + _FIRST_NORM in taps:
+                found[name + _FIRST_NORM] = activated
         return F.relu(self.bn7(x)), found
