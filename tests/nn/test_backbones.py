@@ -77,10 +77,14 @@ def test_vgg16_is_torchvisions_and_at_stride_8_has_its_weights():
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_mobilenet_strides(output_stride, dilated):
     network = MobileNetV2(0.25, output_stride, dilated).eval()
-    outputs = network(torch.randn(1, 3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    outputs = network(x)
     assert [o.shape[1] for o in outputs] == list(network.channels)
     assert [64 // o.shape[2] for o in outputs] == list(network.strides)
     assert network.strides == (4, 4, 8, min(16, output_stride), output_stride)
+    for layer, channels in zip(network.features, network.layer_channels, strict=True):
+        x = layer(x)
+        assert x.shape[1] == channels
 
 
 def test_mobilenet_loads_the_pretrained_file(shared):

@@ -90,6 +90,10 @@ class MobileNetV2(nn.Module):
         norm_layer: makes a normalization layer for a channel count.
         after_last: parameterless module after the last stage's activation, or None (suppression of peaks; the
             blocks before it end in linear projections, which have no peak to bound).
+
+    Attributes:
+        channels, strides: of the output of each stage.
+        layer_channels: of the output of each of the 19 layers of `features`.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class MobileNetV2(nn.Module):
         reached.append(total)
         self.features = nn.Sequential(*features)
         self.after_last = after_last
+        self.layer_channels: tuple[int, ...] = tuple(widths)
         self.channels: tuple[int, ...] = tuple(widths[end - 1] for _, end in _STAGES)
         self.strides: tuple[int, ...] = tuple(reached[end - 1] for _, end in _STAGES)
 
