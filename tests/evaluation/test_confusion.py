@@ -83,7 +83,10 @@ def test_miou_over_defined_or_true_classes():
     np.testing.assert_allclose(iou(confusion), [0.8, 0.0, np.nan])
     assert miou(confusion) == pytest.approx(0.4)
     assert miou(confusion, mean_over="truth") == pytest.approx(0.8)
-    assert np.isnan(miou(np.zeros((3, 3), int)))
+    assert miou(confusion, mean_over="all") == pytest.approx(0.8 / 3), "class 2, which is nowhere, counts as 0"
+    for mean_over in ("defined", "truth", "all"):
+        assert np.isnan(miou(np.zeros((3, 3), int), mean_over))
+    np.testing.assert_allclose(miou(np.stack([confusion, 0 * confusion]), "all"), [0.8 / 3, np.nan])
     assert class_iou(confusion, ["background", "a", "b"]) == {"background": 0.8, "a": 0.0, "b": None}
     with pytest.raises(EvaluationError):
         class_iou(confusion, ["background"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsss.errors import WsssError
 
-MeanOver = Literal["defined", "truth"]
+MeanOver = Literal["defined", "truth", "all"]
 
 
 class EvaluationError(WsssError):
@@ -100,7 +100,7 @@ def miou(confusion: np.ndarray, mean_over: MeanOver = "defined") -> Any:
 
     mean_over "defined": the classes that have a value (in the truth or predicted), as IRN's step/eval_cam.py
     does. "truth": the classes in the truth; a class that is predicted and in no truth then costs only the classes
-    that it covers.
+    that it covers. "all": every class of the matrix; one that is neither in the truth nor predicted counts as 0.
     """
     return miou_from_counts(*intersections_and_totals(confusion), mean_over=mean_over)
 
@@ -110,6 +110,8 @@ def miou_from_counts(
 ) -> Any:
     """`miou` from the counts of `intersections_and_totals`."""
     values = iou_from_counts(right, in_truth, predicted)
+    if mean_over == "all":
+        values = np.where(np.isnan(values).all(axis=-1, keepdims=True), np.nan, np.nan_to_num(values))
     taking_part = in_truth > 0 if mean_over == "truth" else ~np.isnan(values)
     number = taking_part.sum(axis=-1)
     total = np.where(taking_part, values, 0.0).sum(axis=-1)

@@ -9,7 +9,7 @@ stages which share work between trials still share it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,8 +133,7 @@ def run_race(
             else:
                 here[number] = counts.of(names)
                 counted[number] = _joined(counted[number], here[number]) if number in counted else here[number]
-        truth = any(counted[number].mean_over == "truth" for number in here)
-        mean_over: MeanOver = leader.mean_over if leader is not None else "truth" if truth else "defined"
+        mean_over = leader.mean_over if leader is not None else _mean_over(counted[number] for number in here)
         return {number: _at_best(replace(counted[number], mean_over=mean_over), rule) for number in here}, mean_over
 
     best = None if leader is None else (leader.number, leader.of(rule.images))
@@ -170,8 +169,13 @@ def _joined(before: ImageCounts, more: ImageCounts) -> ImageCounts:
         before,
         images=np.concatenate([before.images, more.images]),
         names=(*before.names, *more.names),
-        mean_over="truth" if "truth" in (before.mean_over, more.mean_over) else "defined",
+        mean_over=_mean_over([before, more]),
     )
+
+
+def _mean_over(counts: Iterable[ImageCounts]) -> MeanOver:
+    found = {each.mean_over for each in counts}
+    return "all" if "all" in found else "truth" if "truth" in found else "defined"
 
 
 def score_images(
