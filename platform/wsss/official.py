@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
+from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
 from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
+from wsss.ops.cam import strided_size
 from wsss.stages.cam import read_high_res
 from wsss.store import Artifact, ArtifactWriter
 
@@ -25,11 +28,12 @@ Read = Callable[[Path, Dataset, tuple[str, ...], ArtifactWriter], None]
 
 AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
 _SHARD = 128
-_CAM_CONVERSION = (
-    "convert the folder once where you trust it: for each file "
-    "d = np.load(f, allow_pickle=True).item(); np.savez(f[:-4] + '.npz', "
-    "keys=np.asarray(d['keys']), cam=np.asarray(d['cam']), high_res=d['high_res'])"
+_PICKLES = "convert the folder once where you trust it: for each file d = np.load(f, allow_pickle=True).item(); "
+_CAM_CONVERSION = _PICKLES + (
+    "np.savez(f[:-4] + '.npz', keys=np.asarray(d['keys']), cam=np.asarray(d['cam']), high_res=d['high_res'])"
 )
+_MAPS_CONVERSION = _PICKLES + "np.savez(f[:-4] + '.npz', keys=list(d), maps=np.array(list(d.values())))"
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 class LayoutError(WsssError):
@@ -61,32 +65,155 @@ def write_images(
 
 
 def read_cam_dictionaries(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-    """Takes in the dictionaries of `write_cam_dictionaries` once they are converted; LayoutError for pickles."""
+    """Takes in the dictionaries of `write_cam_dictionaries` once they are converted.
+
+    Raises:
+        LayoutError: for pickles, and for what `checked_class_maps` refuses.
+    """
+    _refuse_pickles(folder, names, _CAM_CONVERSION)
+    view = dataset.view({"images", "image_labels"}, None)
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        path = folder / f"{name}.npz"
+        keys, cam, high_res = _npz_arrays(path, ("keys", "cam", "high_res"), _CAM_CONVERSION)
+        size = view.image_size(name)
+        ids, checked = checked_class_maps(
+            name, keys, {"high_res": (high_res, size), "cam": (cam, strided_size(size, 4))}, view, path
+        )
+        return {"keys": ids, **checked, "size": np.array(size, dtype=np.int64)}
+
+    add_images(names, read, writer)
+
+
+def checked_class_maps(
+    name: str,
+    keys: np.ndarray,
+    maps: Mapping[str, tuple[np.ndarray, tuple[int, int]]],
+    view: DataView,
+    path: Path,
+    background: bool = False,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Class ids and maps of a picture from what an official program stored, sorted by class.
+
+    Args:
+        keys: (K,), classes from 0; with `background` 0 is the background, which must be there, and classes begin at 1.
+        maps: name -> (K, h, w) and the (h, w) that it must have.
+        view: images and image labels.
+
+    Returns:
+        int64 (K,) class ids from 1, without the background, and each of the maps as float16.
+
+    Raises:
+        LayoutError: naming the picture and the values: keys that are doubled, no class of the data set or no label of
+            the picture; maps of another number or size, or not finite (in float16).
+    """
+    where = f"{path}, picture {name}"
+    present, first = view.present_classes(name), 0 if background else 1
+    if keys.ndim != 1 or (keys.size and not np.issubdtype(keys.dtype, np.integer)):
+        raise LayoutError(f"keys are {keys.dtype} {keys.shape}, expected whole numbers (K,)", where, "check the folder")
+    found = keys.tolist()
+    ids = [key + first for key in found]
+    asked = f"{[label - first for label in present]} ({_named(present, view)})"
+    if len(set(found)) < len(found):
+        raise LayoutError(f"keys {found} hold one twice", where, "write one map for each class")
+    if background and 0 not in ids:
+        raise LayoutError(f"keys {found} lack 0, the background", where, "give the scores of the CRF, not the CAM")
+    allowed = {0, *present} if background else {*present}
+    if wrong := [key for key, label in zip(found, ids, strict=True) if label not in allowed]:
+        reason = ""
+        if not background and set(found) <= set(present):
+            reason = "; all keys are the label + 1, but here the first class has key 0"
+        elif not all(first <= label < view.num_classes for label in ids):
+            reason = f"; keys go from 0 to {view.num_classes - 1 - first}"
+        raise LayoutError(
+            f"keys {found}: {wrong} are not among the picture's labels {asked}{reason}",
+            where,
+            "write the keys of the official program, and check that data set and image labels are those of the files",
+        )
+    order = np.argsort(ids)
+    checked: dict[str, np.ndarray] = {}
+    for array, (values, size) in maps.items():
+        if values.shape != (len(found), *size):
+            raise LayoutError(
+                f"{array} is {values.shape}, expected {(len(found), *size)}: {len(found)} keys, of a picture of "
+                f"{view.image_size(name)}",
+                where,
+                "write the maps at the size that the official program writes, not padded and not reduced",
+            )
+        if not np.isfinite(values).all() or values.max(initial=0) > _LARGEST:
+            largest = f"a value of {values.max():g}" if np.isfinite(values).all() else "values that are not finite"
+            raise LayoutError(f"{array} holds {largest}", where, "find what wrote it, and write it again")
+        checked[array] = values[order].clip(-_LARGEST).astype(np.float16)
+    return np.array(sorted(label for label in ids if label), dtype=np.int64), checked
+
+
+def _named(labels: Sequence[int], view: DataView) -> str:
+    return ", ".join(view.classes[label] for label in labels) or "none"
+
+
+def write_map_dictionaries(array: str, background: bool = False) -> Write:
+    """`<name>.npy`, a pickled {k: float32 (H, W)} of the array's maps, as PSA and its successors write it.
+
+    k counts the classes from 0; with `background` the first map is the background, which is 0, and classes begin at 1.
+    """
+
+    def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+        keys = [0, *arrays["keys"].tolist()] if background else (arrays["keys"] - 1).tolist()
+        content = {key: values.astype(np.float32) for key, values in zip(keys, arrays[array], strict=True)}
+        np.save(path, np.array(content, dtype=object), allow_pickle=True)
+
+    return lambda artifact, dataset, folder: write_images(artifact, folder, ".npy", write)
+
+
+def map_dictionary_reader(
+    folder: Path, dataset: Dataset, names: tuple[str, ...], background: bool = False
+) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+    """Image name -> class ids int64 (K,) and maps float16 (K or 1 + K, H, W) of `write_map_dictionaries`, converted.
+
+    Raises:
+        LayoutError: now for pickles and missing files, then for what `checked_class_maps` refuses.
+    """
+    _refuse_pickles(folder, names, _MAPS_CONVERSION)
+    view = dataset.view({"images", "image_labels"}, None)
+
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+        path = folder / f"{name}.npz"
+        keys, maps = _npz_arrays(path, ("keys", "maps"), _MAPS_CONVERSION)
+        size = view.image_size(name)
+        if not keys.size:  # NumPy gives no shape and no type to nothing
+            keys, maps = np.zeros(0, dtype=np.int64), np.zeros((0, *size))
+        ids, checked = checked_class_maps(name, keys, {"maps": (maps, size)}, view, path, background)
+        return ids, checked["maps"]
+
+    return read
+
+
+def _refuse_pickles(folder: Path, names: Sequence[str], conversion: str) -> None:
     if (folder / f"{names[0]}.npy").is_file() and not (folder / f"{names[0]}.npz").is_file():
         raise LayoutError(
             "the .npy files of the official code are pickles, which can run code when read, and are never loaded",
             str(folder),
-            _CAM_CONVERSION,
+            conversion,
+        )
+    _require_files(folder, names, ".npz")
+
+
+def _require_files(folder: Path, names: Sequence[str], suffix: str) -> None:
+    missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
+    if missing:
+        raise LayoutError(
+            f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}{suffix}",
+            str(folder),
+            f"give the folder that holds one {suffix} file for each image of the stage's list",
         )
 
-    def read(name: str) -> dict[str, np.ndarray]:
-        path = folder / f"{name}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                keys = np.asarray(content["keys"], dtype=np.int64) + 1
-                cam, high_res = content["cam"], content["high_res"]
-        except (OSError, KeyError, ValueError) as error:
-            raise LayoutError(f"the file cannot be read: {error}", str(path), _CAM_CONVERSION) from error
-        if not len(keys) == len(cam) == len(high_res):
-            raise LayoutError("keys, cam and high_res differ in length", str(path), _CAM_CONVERSION)
-        return {
-            "keys": keys,
-            "cam": cam.astype(np.float16),
-            "high_res": high_res.astype(np.float16),
-            "size": np.array(high_res.shape[1:], dtype=np.int64),
-        }
 
-    _add_images(names, read, writer)
+def _npz_arrays(path: Path, arrays: Sequence[str], remedy: str) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return [np.asarray(content[array]) for array in arrays]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise LayoutError(f"the file cannot be read: {error}", str(path), remedy) from error
 
 
 def write_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
@@ -130,6 +257,8 @@ def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
 def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
     """Takes in the files of `write_scores`; LayoutError names the one that does not fit."""
 
+    _require_files(folder, names, ".npy")
+
     def read(name: str) -> dict[str, np.ndarray]:
         path = folder / f"{name}.npy"
         try:
@@ -140,9 +269,11 @@ def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: 
             raise LayoutError(
                 f"scores are {scores.shape}, expected ({dataset.num_classes}, h, w)", str(path), "check the folder"
             )
+        if not np.isfinite(scores).all():
+            raise LayoutError("scores hold values that are not finite", str(path), "find what wrote them")
         return {"scores": scores.astype(np.float32)}
 
-    _add_images(names, read, writer)
+    add_images(names, read, writer)
 
 
 def png_writer(array: str, encode: Callable[[np.ndarray], bytes]) -> Write:
@@ -159,13 +290,7 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
     """
 
     def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-        missing = [name for name in names if not (folder / f"{name}.png").is_file()]
-        if missing:
-            raise LayoutError(
-                f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}.png",
-                str(folder),
-                "give the folder that holds one PNG for each image of the stage's list",
-            )
+        _require_files(folder, names, ".png")
         view = dataset.view({"images"}, None)
 
         def arrays(name: str) -> dict[str, np.ndarray]:
@@ -185,12 +310,13 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
                 )
             return {array: values}
 
-        _add_images(names, arrays, writer)
+        add_images(names, arrays, writer)
 
     return read
 
 
-def _add_images(names: Sequence[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
+def add_images(names: Sequence[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
+    """Fill an artifact with the arrays that `read` gives for each image."""
     for index, start in enumerate(range(0, len(names), _SHARD)):
         writer.add_shard(index, {name: read(name) for name in names[start : start + _SHARD]})
 

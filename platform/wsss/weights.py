@@ -88,7 +88,8 @@ _ROWS = (
     WeightFile(
         "resnet38",
         "ilsvrc-cls_rna-a1_cls1000_ep-0001.pth",
-        "Wide-ResNet-38 of ademxapp converted from MXNet; linked by the README of 1-stage-wseg (Araslanov and Roth)",
+        "Wide-ResNet-38 of ademxapp converted from MXNet; linked by the README of 1-stage-wseg (Araslanov and Roth). "
+        "The .params of ademxapp is read as well",
     ),
     WeightFile(
         "vgg16_20m",

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wsss.evaluation.confusion import EvaluationError
 from wsss.ops.cam import Merge, merged_high_res
-from wsss.pipeline import StageContext, TrainStage
+from wsss.pipeline import Pipeline, StageContext, TrainStage
 from wsss.stages.cam import CamConfig, build_cam, cam_stages, full_resolution, raw_scales, read_high_res
 
 SIZE = (20, 28)
@@ -100,3 +101,29 @@ def test_a_baseline_is_another_training_with_the_same_stages() -> None:
     for own, plain in zip(stages("cam_train")[1:], stages("plain_cam_train")[1:], strict=True):
         assert plain.name == f"plain_{own.name}" and type(plain) is type(own)
         assert set(plain.inputs.values()) == {f"plain_{upstream}" for upstream in own.inputs.values()}
+
+
+def test_a_further_list_has_maps_and_a_score_of_its_own() -> None:
+    train = TrainStage(name="cam_train", version=1, config="x", image_list="train_aug", build=cast(Any, None), seed=0)
+    stages = cam_stages(train, (1.0,), 0.2, cast(Any, None), (0.0, 0.1), ("train", "val"))
+    assert [(stage.name, stage.image_list) for stage in stages] == [
+        ("cam_train", "train_aug"),
+        ("cam", "train_aug"),
+        ("cam_score", "train"),
+        ("cam_evaluation", None),
+        ("cam_val", "val"),
+        ("cam_val_score", "val"),
+        ("cam_val_evaluation", None),
+    ]
+    pipeline = Pipeline(stages=tuple(stages))
+    assert pipeline.stage("cam_val_score").config.thresholds == (0.0, 0.1, 0.2)
+    assert pipeline.stage("cam_val_score").inputs == {"cam": "cam_val"}
+    assert str(pipeline.stage("cam_val_evaluation").config.name) == "cam/miou_val"
+
+
+def test_a_flat_map_stays_finite_and_other_values_that_are_not_are_refused() -> None:
+    flat = [torch.ones(1, *SIZE)]
+    arrays = full_resolution(Merge(normalize="range", stride=1))(flat, np.array([0]), SIZE)
+    assert read_high_res(arrays).max() < -65_000, "as the official normalization makes it, cut to half precision"
+    with pytest.raises(EvaluationError, match="not finite"):
+        read_high_res({"high_res": np.full((1, *SIZE), np.nan, dtype=np.float16)})

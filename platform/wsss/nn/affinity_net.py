@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsss.nn.backbone import scaled_channels
 from wsss.nn.backbones import freeze
-from wsss.nn.checkpoint import load_weights, read_checkpoint, state_dict_of
+from wsss.nn.checkpoint import load_imagenet_body
 from wsss.nn.wide_resnet38 import WideResNet38
 
 # Layer, the tap that it reads (None: the last map) and its channels.
@@ -40,9 +40,7 @@ class AffinityNet(WideResNet38):
 
     def load_backbone(self, path: Path) -> None:
         """Start the backbone from an ImageNet file; CheckpointError when the file does not cover it."""
-        heads = {name: value for name, value in self.state_dict().items() if name.split(".")[0] in NEW_LAYERS}
-        state = state_dict_of(read_checkpoint(path), where=str(path))
-        load_weights(self, {**state, **heads}, ignore=(r"(fc|linear1000)\..*",), where=str(path))
+        load_imagenet_body(self, path, NEW_LAYERS)
 
     def features(self, images: Tensor) -> Tensor:
         """The features; `forward` is the backbone's."""

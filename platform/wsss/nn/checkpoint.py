@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss.errors import WsssError
+from wsss.nn.mxnet_params import read_params, wide_resnet38_state
 
 Aliases = Sequence[tuple[str, str]]
 """(alias prefix, canonical prefix) pairs: `("stage2.0", "resnet50.layer2")`."""
@@ -162,16 +163,22 @@ def load_weights(
     module.load_state_dict(loaded, strict=False)
 
 
-def load_imagenet_body(body: nn.Module, path: Path) -> None:
+def load_imagenet_body(body: nn.Module, path: Path, new_layers: Sequence[str] = ()) -> None:
     """Start a body from the file of an ImageNet classifier, whose last layer is left out.
 
     The file has the body's own names, or is the `resnetv1d101` of mmcls, whose names begin with `backbone.` and whose
-    counters are left out. A stem below `stem_layer.` takes `conv1` and `bn1` (torchvision) or `stem.0` (mmcls).
+    counters are left out. A stem below `stem_layer.` takes `conv1` and `bn1` (torchvision) or `stem.0` (mmcls). A file
+    `.params` of MXNet is that of Wide-ResNet-38, see `wsss.nn.mxnet_params`.
+
+    Args:
+        new_layers: first parts of the names that no such file has; they keep their values.
 
     Raises CheckpointError naming what is missing, surplus or of another shape; the body is unchanged then. The official
     programs tolerate missing names in silence.
     """
-    state = state_dict_of(read_checkpoint(path), where=str(path))
+    state = (
+        _mxnet_state_dict(path) if path.suffix == ".params" else state_dict_of(read_checkpoint(path), where=str(path))
+    )
     stem = "stem_layer." if hasattr(body, "stem_layer") else ""
 
     def own_name(name: str) -> str:
@@ -179,7 +186,20 @@ def load_imagenet_body(body: nn.Module, path: Path) -> None:
         return re.sub(r"^stem\.(\d+)\.(conv|bn)\.", lambda m: f"{stem}{m[2]}{int(m[1]) + 1}.", name)
 
     kept = {name: value for name, value in state.items() if not re.match(rf"backbone\..*{_COUNTER}$", name)}
-    load_weights(body, kept, ignore=_CLASSIFIERS, rename=own_name, where=str(path))
+    kept = {name: value for name, value in kept.items() if not any(re.fullmatch(each, name) for each in _CLASSIFIERS)}
+    new = {name: value for name, value in body.state_dict().items() if name.split(".")[0] in new_layers}
+    load_weights(body, {**kept, **new}, rename=own_name, where=str(path))
+
+
+def _mxnet_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        return wide_resnet38_state(read_params(path))
+    except FileNotFoundError:
+        raise CheckpointError("no such weights file", str(path), "check the path in the recipe") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the weights file cannot be read: {error}", str(path), "download it again, or give the .pth made of it"
+        ) from error
 
 
 def official_state_dict(module: nn.Module, aliases: Aliases = ()) -> dict[str, Tensor]:

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from wsss.data.augment.rescaled_crop import cam_inputs
+from wsss.evaluation.confusion import EvaluationError
 from wsss.nn.checkpoint import Aliases, load_weights, read_checkpoint
 from wsss.ops.cam import Merge, merged_cam, merged_high_res
 from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext, TrainStage
-from wsss.stages.score import CurveScoreConfig, SummaryConfig, curve_scorer, summarize_curve, thresholds_with
+from wsss.stages.score import (
+    DEFAULT_THRESHOLDS,
+    CurveScoreConfig,
+    SummaryConfig,
+    curve_scorer,
+    summarize_curve,
+    thresholds_with,
+)
 
 _SCALE = "scale_"
 
@@ -63,7 +71,9 @@ def full_resolution(merge: Merge) -> Kept:
 
 
 def _full_resolution(merge: Merge, outputs: Sequence[Tensor], present: np.ndarray, size: tuple[int, int]) -> Arrays:
-    return {"high_res": merged_high_res(outputs, present, size, merge).astype(np.float16)}
+    maps = merged_high_res(outputs, present, size, merge)
+    # "range" makes a flat map far below zero, which half precision would turn into minus infinity.
+    return {"high_res": maps.clip(min=-float(np.finfo(np.float16).max)).astype(np.float16)}
 
 
 def build_cam(
@@ -109,8 +119,17 @@ def read_high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Full-resolution maps float32 (K, H, W) of one image of a CAM artifact.
 
     As they are where the artifact holds them (levels of 8 bits in 255ths), else rebuilt from the raw maps of every
-    scale, in [0, 1).
+    scale, in [0, 1). Raises EvaluationError for values that are not finite.
     """
+    maps = _high_res(arrays)
+    if not np.isfinite(maps).all():
+        raise EvaluationError(
+            "the class maps hold values that are not finite", "read_high_res", "find the stage that wrote them"
+        )
+    return maps
+
+
+def _high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if "high_res" in arrays:
         maps = arrays["high_res"].astype(np.float32)
         return maps / 255 if arrays["high_res"].dtype == np.uint8 else maps
@@ -135,40 +154,55 @@ def build_cam_score(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def cam_stages(
-    train: TrainStage, scales: tuple[float, ...], threshold: float, build: Callable[[StageContext], Any]
+    train: TrainStage,
+    scales: tuple[float, ...],
+    threshold: float,
+    build: Callable[[StageContext], Any],
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+    lists: Sequence[str] = ("train",),
 ) -> list[Stage]:
     """A training with the maps of its network, their score at every threshold and its summary.
 
     `<prefix>cam_train` is followed by `<prefix>cam`, `<prefix>cam_score` and `<prefix>cam_evaluation`: a plain baseline
-    beside a method's own maps is another call. `build` is `build_cam` with what the method passes.
+    beside a method's own maps is another call. `build` is `build_cam` with what the method passes. Of the lists that
+    are scored, "train" is part of the training's own list; the maps of another, and the stages of its score, are called
+    `<prefix>cam_<list>`.
     """
     cam = train.name.removesuffix("_train")
-    return [
-        train,
-        MapStage(
-            name=cam,
+
+    def maps(name: str, image_list: str | None) -> MapStage:
+        return MapStage(
+            name=name,
             version=1,
             config=CamConfig(network=train.config, scales=scales),
             inputs={"weights": train.name},
             reads=frozenset({"images", "image_labels"}),
-            image_list=train.image_list,
+            image_list=image_list,
             uses_gpu=True,
             build=build,
-        ),
-        MapStage(
-            name=f"{cam}_score",
-            version=1,
-            config=CurveScoreConfig(thresholds=thresholds_with(threshold)),
-            inputs={"cam": cam},
-            reads=frozenset({"masks"}),
-            image_list="train",
-            build=build_cam_score,
-        ),
-        ReduceStage(
-            name=f"{cam}_evaluation",
-            version=2,
-            config=SummaryConfig(prefix=cam, split="train", default_threshold=threshold),
-            inputs={"confusions": f"{cam}_score"},
-            compute=summarize_curve,
-        ),
-    ]
+        )
+
+    stages: list[Stage] = [train, maps(cam, train.image_list)]
+    for split in lists:
+        scored = cam if split == "train" else f"{cam}_{split}"
+        if split != "train":
+            stages.append(maps(scored, split))
+        stages += [
+            MapStage(
+                name=f"{scored}_score",
+                version=1,
+                config=CurveScoreConfig(thresholds=thresholds_with(threshold, thresholds)),
+                inputs={"cam": scored},
+                reads=frozenset({"masks"}),
+                image_list=split,
+                build=build_cam_score,
+            ),
+            ReduceStage(
+                name=f"{scored}_evaluation",
+                version=2,
+                config=SummaryConfig(prefix=cam, split=split, default_threshold=threshold),
+                inputs={"confusions": f"{scored}_score"},
+                compute=summarize_curve,
+            ),
+        ]
+    return stages
