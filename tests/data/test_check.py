@@ -1,9 +1,12 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from tests.data.conftest import SMALL
 
+from wsss.commands.main import main
 from wsss.data.check import check_dataset, preflight, summarize_dataset
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
@@ -136,6 +139,38 @@ def test_summary(shapes: Dataset):
     assert lists["train"].class_counts["disc"] == expected > 0
     assert set(lists["val"].class_counts) == {"disc", "square", "triangle"}
     assert lists["train"].full_count is None
+
+
+def test_a_folder_of_saliency_maps_is_checked_as_well(
+    shapes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One missing, two of another size, one in colors, one cut off: all are named, and counted."""
+    folder, names = tmp_path / "saliency", shapes.names("train_aug")
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in names:
+        size = shapes.view({"images"}, "train_aug").image_size(name)
+        Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(folder / f"{name}.png")
+
+    def check(*words: str) -> tuple[int, str]:
+        options = [f"dataset.shapes.{key}={value}" for key, value in dataclasses.asdict(SMALL).items()]
+        code = main(["data", "check", "shapes", *options, "--saliency", str(folder), *words, "--home", str(tmp_path)])
+        return code, capsys.readouterr().out
+
+    code, text = check()
+    assert code == 0 and f"saliency in {folder}: nothing wrong, of 7 in train_aug" in text
+    (folder / f"{names[0]}.png").unlink()
+    for name in names[1:3]:
+        Image.new("L", (5, 6)).save(folder / f"{name}.png")
+    Image.new("RGB", (48, 48)).save(folder / f"{names[3]}.png")
+    cut = folder / f"{names[4]}.png"
+    cut.write_bytes(cut.read_bytes()[:600])
+    code, text = check()
+    counts = "1 missing, 2 of another size, 1 in another mode, 1 unreadable, of 7 in train_aug"
+    assert code == 1 and f"saliency in {folder}: {counts}" in text and "5 errors" in text
+    for name, what in zip(names, ("missing", "6x5", "6x5", "its mode is RGB, expected L", "truncated"), strict=False):
+        assert [line for line in text.splitlines() if f"{name}.png" in line and what in line], (name, text)
+    assert "4 errors" in check("--quick")[1]  # headers alone
 
 
 def test_real_data_is_sound(shared_data, tmp_path):

@@ -1,4 +1,5 @@
 """`wsss data check NAME [dataset.key=value ...]`: look at every file, report everything that is wrong at once.
+`--saliency FOLDER`: also at a folder of saliency maps.
 `wsss data fetch NAME`: download, verify and unpack voc2012 or coco2014; interrupted, it continues.
 """
 
@@ -41,6 +42,13 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
+    options.add_argument(
+        "--saliency",
+        type=Path,
+        metavar="FOLDER",
+        help="check: also a folder of saliency maps, <name>.png, 8-bit grey at the size of the picture, "
+        "one for each image of train_aug (train where there is no such list)",
+    )
     options.add_argument("--url", help="fetch: another place of the same archive (coco2014: of all archives)")
 
 
@@ -50,13 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "fetch":
         return fetch(arguments.name, arguments.url, home)
     overrides = [f"dataset.name={arguments.name}", *arguments.overrides]
-    return check(load_recipe(DataRecipe, None, overrides).dataset, arguments.quick, home)
+    return check(load_recipe(DataRecipe, None, overrides).dataset, arguments.quick, home, arguments.saliency)
 
 
-def check(config: DatasetConfig, quick: bool, home: Path) -> int:
-    """Print what the data set holds and everything that is wrong with it; 1 if a run could not use it."""
+def check(config: DatasetConfig, quick: bool, home: Path, saliency: Path | None = None) -> int:
+    """Print what the data set holds and everything that is wrong with it; 1 if a run could not use it.
+
+    saliency: a folder of maps that is checked as well.
+    """
     from wsss.data.check import check_dataset, summarize_dataset
     from wsss.data.dataset import assemble_dataset
+    from wsss.stages.maps_from_folder import in_counts, map_problems
 
     dataset, _ = assemble_dataset(config, home)
     if dataset is not None:
@@ -64,6 +76,11 @@ def check(config: DatasetConfig, quick: bool, home: Path) -> int:
             dataset.prepare_masks(None, Ticker("masks made"))
         _print_summary(summarize_dataset(dataset))
     problems = check_dataset(config, home, quick=quick, progress=Ticker("files"))
+    if saliency is not None and dataset is not None:
+        image_list = "train_aug" if "train_aug" in dataset.lists else "train"
+        found = map_problems("saliency", saliency, dataset, dataset.names(image_list), decode=not quick)
+        problems += [problem for _, problem in found]
+        print(f"saliency in {saliency}: {in_counts(found)}, of {len(dataset.names(image_list))} in {image_list}\n")
     errors = sum(problem.severity == "error" for problem in problems)
     for problem in problems:
         print(f"{problem.severity}: {problem}")

@@ -6,20 +6,24 @@ Files are checked before anything runs. Their content enters the key of the stag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from wsss.data.dataset import Dataset
-from wsss.data.errors import SHOWN_PROBLEMS, DataError
+from wsss.data.errors import SHOWN_PROBLEMS, DataError, Problem
 from wsss.data.file_facts import file_facts, sha256_of_file
 from wsss.data.reading import read_header
 from wsss.data.superpixels import rgb_to_ids
 from wsss.pipeline import Arrays, MapStage, StageContext
 from wsss.recipe import setting
+
+Fault = Literal["missing", "unreadable", "in another mode", "of another size", "with wrong values"]
 
 
 @dataclass(frozen=True)
@@ -107,38 +111,69 @@ def maps_from_folder(name: str, kind: str, folder: Path, dataset: Dataset, image
 
 def checked_digest(kind: str, folder: Path, dataset: Dataset, names: tuple[str, ...]) -> str:
     """Hash (32 hex digits) of the content of the files of all names; raises as `maps_from_folder`."""
-    rule = KINDS[kind]
-    paths = {name: folder / f"{name}{rule.suffix}" for name in names}
-    pictures = {name: dataset.image_path(name) for name in names}
+    paths = _paths(kind, folder, names)
     hashes = file_facts(paths.values(), "sha256", sha256_of_file, dataset.cache)
-    headers = file_facts(paths.values(), f"header_{kind}", lambda path: list(rule.header(path)), dataset.cache)
-    sizes = file_facts(pictures.values(), "picture_size", lambda path: list(read_header(path)[1]), dataset.cache)
-    problems: list[str] = []
-    for name, path in paths.items():
-        error = hashes.errors.get(path) or headers.errors.get(path) or sizes.errors.get(pictures[name])
-        if error is not None:
-            problems.append(f"{error.where}: {error.what}")
-            continue
-        mode, size = headers.facts[path]
-        picture = sizes.facts[pictures[name]]
-        if mode not in rule.modes:
-            problems.append(f"{path}: its mode is {mode}, expected {' or '.join(sorted(rule.modes))}")
-        elif list(size) != list(picture):
-            found, wanted = (f"{height}x{width}" for height, width in (size, picture))
-            problems.append(f"{path}: it is {found} (height x width), its picture {wanted}")
-    if problems:
-        shown = [f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-        if len(problems) > SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
+    found = map_problems(kind, folder, dataset, names)
+    if found:
+        shown = [f"  - {problem.where}: {problem.what}" for _, problem in found[:SHOWN_PROBLEMS]]
+        if len(found) > SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(found) - SHOWN_PROBLEMS} more")
         raise DataError(
-            "\n".join([f"{len(problems)} of {len(paths)} {kind} files cannot be used:", *shown]),
+            "\n".join([f"{len(found)} of {len(paths)} {kind} files cannot be used ({in_counts(found)}):", *shown]),
             str(folder),
-            f"give a folder with one {rule.suffix} file for each image, at the size of its picture",
+            f"give a folder with one {KINDS[kind].suffix} file for each image, at the size of its picture",
         )
     digest = hashlib.sha256()
     for name, path in sorted(paths.items()):
         digest.update(f"{name} {hashes.facts[path]}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def map_problems(
+    kind: str, folder: Path, dataset: Dataset, names: Sequence[str], decode: bool = False
+) -> list[tuple[Fault, Problem]]:
+    """What is wrong with the files of the names, one finding a file at most, in the order of the names.
+
+    decode: read the values too, which finds files that are cut off; otherwise headers alone.
+    """
+    rule, paths = KINDS[kind], _paths(kind, folder, names)
+    pictures = {name: dataset.image_path(name) for name in names}
+    headers = file_facts(paths.values(), f"header_{kind}", lambda path: list(rule.header(path)), dataset.cache)
+    sizes = file_facts(pictures.values(), "picture_size", lambda path: list(read_header(path)[1]), dataset.cache)
+    remedy = f"write <name>{rule.suffix} at the size of the picture, mode {' or '.join(sorted(rule.modes))}"
+    found: list[tuple[Fault, Problem]] = []
+    for name, path in paths.items():
+        error = headers.errors.get(path) or sizes.errors.get(pictures[name])
+        if error is not None:
+            found.append(("unreadable" if path.is_file() else "missing", Problem(error.what, error.where, remedy)))
+            continue
+        mode, size = headers.facts[path]
+        picture = sizes.facts[pictures[name]]
+        if mode not in rule.modes:
+            what = f"its mode is {mode}, expected {' or '.join(sorted(rule.modes))}"
+            found.append(("in another mode", Problem(what, str(path), remedy)))
+        elif list(size) != list(picture):
+            shown, wanted = (f"{height}x{width}" for height, width in (size, picture))
+            what = f"it is {shown} (height x width), its picture {wanted}"
+            found.append(("of another size", Problem(what, str(path), remedy)))
+        elif decode:
+            try:
+                rule.read(path)
+            except (OSError, SyntaxError, ValueError) as damage:
+                found.append(("unreadable", Problem(f"the map cannot be decoded: {damage}", str(path), remedy)))
+            except DataError as values:
+                found.append(("with wrong values", Problem.of(values)))
+    return found
+
+
+def in_counts(found: Sequence[tuple[Fault, Problem]]) -> str:
+    """The findings of `map_problems` by kind: "2 missing, 1 of another size"; "nothing wrong" for none."""
+    counts = Counter(fault for fault, _ in found)
+    return ", ".join(f"{number} {fault}" for fault, number in counts.items()) or "nothing wrong"
+
+
+def _paths(kind: str, folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    return {name: folder / f"{name}{KINDS[kind].suffix}" for name in names}
 
 
 def build_map_reader(context: StageContext) -> Callable[[str], Arrays]:
