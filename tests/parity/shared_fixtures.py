@@ -79,6 +79,9 @@ class OwnToleranceFixture:
         elif "abs_tol" in entry:
             tolerance = float(entry["abs_tol"])
             error = float(np.abs(out.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+            differing, share = float((out != reference).mean()), entry.get("max_fraction_different", 1.0)
+            if differing > share:
+                raise ParityError(f"{self.name}: {name} differs in {differing:.3g} of its entries, allowed {share:.3g}")
         elif "min_agreement" in entry:
             tolerance, error = 1 - entry["min_agreement"], float((out != reference).mean())
         else:
