@@ -31,7 +31,7 @@ class DoubleSamples:
 
 
 def trained(job: StageJob, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """History and weights of the training stage in float64, as one of `world_size` workers."""
+    """History and weights of the one network of a training stage in float64, as one of `world_size` workers."""
     torch.set_num_threads(1)
     stage = job.stage
     assert isinstance(stage, TrainStage)
@@ -43,7 +43,8 @@ def trained(job: StageJob, rank: int = 0, world_size: int = 1) -> dict[str, Any]
         synchronize_batch_norm(task.module)
     silent = LoopEvents(save=lambda state, step: None, step=lambda *told: None, candidate=lambda epoch, weights: None)
     history = run_training(task, stage.seed, LoopSettings(rank=rank, world_size=world_size), silent, None)
-    return {"history": history, "weights": task.trained_weights()["network"]}
+    (weights,) = task.trained_weights().values()
+    return {"history": history, "weights": weights}
 
 
 def in_two_workers(jobs: Mapping[Any, StageJob]) -> dict[Any, Any]:

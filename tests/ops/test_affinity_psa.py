@@ -14,7 +14,9 @@ from wsss.ops.affinity_psa import (
     power_background_scores,
     walk_with_background,
     walked_label,
+    walked_label_by_crf,
 )
+from wsss.ops.crf import DenseCrfSettings
 
 
 @pytest.mark.parametrize(("size", "radius", "exp_times"), [((14, 17), 5, 6), ((9, 20), 5, 8), ((6, 3), 5, 4)])
@@ -64,3 +66,16 @@ def test_a_walked_label_has_class_ids_and_the_size_of_the_picture():
     label = walked_label(walk, [4, 9], (13, 22))
     assert label.shape == (13, 22) and label.dtype == np.uint8
     assert set(np.unique(label)) == {0, 9} and (label[:, :12] == 0).all() and (label[:, 20:] == 9).all()
+
+
+def test_a_crf_moves_walked_labels_to_the_edges_of_the_picture() -> None:
+    """A picture of 45 by 75 on 6 by 10 cells: the walk's border lies half a cell beside that of the colors."""
+    image = np.zeros((45, 75, 3), dtype=np.uint8)
+    image[:, 36:] = 220
+    walk = np.full((2, 6, 10), 0.2, dtype=np.float32)
+    walk[0, :, :5], walk[1, :, 5:] = 0.3, 0.3
+    plain = walked_label(walk, [7], image.shape[:2])
+    refined = walked_label_by_crf(walk, [7], image, 9, DenseCrfSettings(1, 3, 3, 80, 13, 10))
+    assert refined.shape == plain.shape and refined.dtype == np.uint8 and set(np.unique(refined)) == {0, 7}
+    truth = np.where(image[..., 0] > 0, 7, 0)
+    assert (plain != truth).mean() > 0.04 and (refined != truth).mean() < 0.01

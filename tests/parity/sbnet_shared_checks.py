@@ -44,7 +44,7 @@ def check_deeplabv2(fixture: OwnToleranceFixture) -> None:
 @torch.no_grad()
 def check_affinity_net(fixture: OwnToleranceFixture) -> None:
     network = fixture.fill(AffinityNet()).eval()
-    features = network.features(fixture.tensor("x"))
+    features = network.feature_map(fixture.tensor("x"))
     fixture.expect("feature.mean_hw", features.mean(dim=(2, 3)))
     fixture.expect("aff", feature_pair_affinity(features, pair_index(RADIUS, tuple(features.shape[2:]))))
     fixture.expect("aff_mat", feature_affinity(features[0], RADIUS).matrix().toarray())

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.data.transforms import IMAGENET_MEAN
 from wsss.ops.affinity_path import PathIndex, search_directions
+from wsss.ops.crf import DenseCrfSettings, refine_probabilities
 from wsss.ops.random_walk import DirectionAffinity, walk_maps
 
 STRIDE = 8
@@ -101,6 +103,32 @@ def walked_label(
     walk: np.ndarray, keys: Sequence[int] | np.ndarray, size: tuple[int, int], stride: int = STRIDE
 ) -> np.ndarray:
     """The class of the largest score, upsampled bilinearly: (1 + K, h, w), class ids (K,) -> uint8 `size`."""
-    full = F.interpolate(torch.from_numpy(walk)[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     ids = np.array([0, *keys], dtype=np.uint8)
-    return ids[full.argmax(dim=0).numpy()[: size[0], : size[1]]]
+    return ids[_upsampled(walk, stride).argmax(axis=0)[: size[0], : size[1]]]
+
+
+def walked_label_by_crf(
+    walk: np.ndarray,
+    keys: Sequence[int] | np.ndarray,
+    image: np.ndarray,
+    num_classes: int,
+    settings: DenseCrfSettings,
+    stride: int = STRIDE,
+) -> np.ndarray:
+    """`walked_label` after a dense CRF on all classes: image uint8 (H, W, 3) -> uint8 (H, W).
+
+    As published the CRF sees the scores as they are, absent classes at 0, and the picture padded with the mean color.
+    """
+    full = _upsampled(walk, stride)
+    scores = np.zeros((num_classes, *full.shape[1:]), dtype=np.float32)
+    scores[[0, *keys]] = full
+    padded = np.empty((*full.shape[1:], 3), dtype=np.uint8)
+    padded[:] = [int(255 * mean) for mean in IMAGENET_MEAN]
+    padded[: image.shape[0], : image.shape[1]] = image
+    label = refine_probabilities(padded, scores, settings).argmax(axis=0).astype(np.uint8)
+    return label[: image.shape[0], : image.shape[1]]
+
+
+def _upsampled(walk: np.ndarray, stride: int) -> np.ndarray:
+    batch = torch.from_numpy(walk)[None]
+    return F.interpolate(batch, scale_factor=stride, mode="bilinear", align_corners=False)[0].numpy()
