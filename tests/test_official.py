@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from wsss.data.dataset import Dataset
+from wsss.data.palette import write_palette_mask
 from wsss.official import (
     LayoutError,
     add_images,
     map_dictionary_reader,
     read_cam_dictionaries,
     read_scores,
+    training_label_reader,
     write_map_dictionaries,
 )
 from wsss.store import Artifact, open_store
@@ -129,3 +131,35 @@ def test_scores_that_are_not_finite_are_refused(dataset: Dataset, tmp_path: Path
     np.save(tmp_path / "a.npy", np.full((5, 2, 2), np.inf))
     with pytest.raises(LayoutError, match=r"not finite[\s\S]*a\.npy"):
         published(tmp_path / "store", lambda writer: read_scores(tmp_path, dataset, ("a",), writer))
+
+
+def test_labels_of_a_training_are_those_of_the_picture(dataset: Dataset, tmp_path: Path) -> None:
+    """Background, 255 and the picture's own classes come in; anything else is named with its picture."""
+    labels = {name: np.zeros(SIZE, dtype=np.uint8) for name in LABELS}
+    labels["a"][:3] = 2
+    labels["a"][3:5] = 4
+    labels["a"][9] = 255
+    labels["b"][2] = 1
+    for name, label in labels.items():
+        write_palette_mask(tmp_path / f"{name}.png", label)
+    read = training_label_reader("label")
+    artifact = published(tmp_path / "store", lambda writer: read(tmp_path, dataset, tuple(LABELS), writer))
+    for name, label in labels.items():
+        assert np.array_equal(artifact.arrays(name)["label"], label)
+
+    def refused(name: str, label: np.ndarray) -> str:
+        write_palette_mask(tmp_path / f"{name}.png", label)
+        with pytest.raises(LayoutError) as error:
+            published(tmp_path / "other", lambda writer: read(tmp_path, dataset, tuple(LABELS), writer))
+        write_palette_mask(tmp_path / f"{name}.png", labels[name])
+        return str(error.value)
+
+    foreign = np.where(labels["b"] == 1, 3, labels["b"]).astype(np.uint8)
+    text = refused("b", foreign)
+    assert "picture b" in text and "labels [3] in 13 pixels" in text and "[1] (bird)" in text
+    text = refused("c", np.full(SIZE, 21, dtype=np.uint8))
+    assert "picture c" in text and "labels [21] in 130 pixels" in text and "(none); classes go from 0 to 4" in text
+    assert "(5, 13)" in refused("a", labels["a"][:5]) and "a.png" in refused("a", labels["a"][:5])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(LayoutError, match=r"1 of 3 images have no file, the first is b\.png"):
+        published(tmp_path / "other", lambda writer: read(tmp_path, dataset, tuple(LABELS), writer))

@@ -11,7 +11,7 @@ SPLITS = ("train_aug", "trainval", "train", "val", "test")
 # that of a predictor that says background everywhere.
 ENDINGS = ("low", "high", "oracle", "cross_fitted", "all_background")
 # Measures between 0 and 1 that people read as percent.
-FRACTIONS = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "precision", "recall")
+FRACTIONS = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "precision", "recall", "coverage")
 
 _SPLIT = re.compile(rf"(?<=_)(?:{'|'.join(SPLITS)})(?=_|$)")
 _ENDING = re.compile(rf"_({'|'.join(ENDINGS)})$")

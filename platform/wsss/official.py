@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
+from wsss.data.reading import read_palette_mask
 from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
@@ -311,6 +312,37 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
             return {array: values}
 
         add_images(names, arrays, writer)
+
+    return read
+
+
+def training_label_reader(array: str) -> Read:
+    """Takes `<name>.png`, palette or grey, in as labels that a training may use: the background, classes of the
+    picture's image-level label, and 255 for none.
+
+    LayoutError names the first picture with another size or with other values, and these values.
+    """
+
+    def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+        view = dataset.view({"images", "image_labels"}, None)
+
+        def decode(path: Path) -> np.ndarray:
+            values = read_palette_mask(path)
+            present = view.present_classes(path.stem)
+            found = set(np.unique(values).tolist())
+            if wrong := sorted(found - {0, *present, view.ignore_index}):
+                reason = ""
+                if any(value >= view.num_classes for value in wrong):
+                    reason = f"; classes go from 0 to {view.num_classes - 1}, {view.ignore_index} is no label"
+                raise LayoutError(
+                    f"labels {wrong} in {int(np.isin(values, wrong).sum())} pixels are not among the picture's labels "
+                    f"{list(present)} ({_named(present, view)}){reason}",
+                    f"{path}, picture {path.stem}",
+                    "check that data set and image labels are those of the files",
+                )
+            return values
+
+        png_reader(array, decode)(folder, dataset, names, writer)
 
     return read
 

@@ -15,16 +15,11 @@ from wsss.stages.candidates import CandidateConfig, SelectionConfig, choose_by_m
 from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
 from wsss.stages.refine import ScoresConfig, named, refinement_stages
+from wsss.stages.segmentation import build_wrapped_predictions
 from wsss.stages.superpixels import superpixel_stage
 from wsss.weights import WeightUse, required_weights, resolve_path
 from wsss_methods.ssc.recipe import SEGMENTATION_WEIGHTS, CamSettings, SscRecipe
-from wsss_methods.ssc.segmentation import (
-    build_candidate_scorer,
-    build_predictions,
-    build_scores,
-    crf_variants,
-    prediction_config,
-)
+from wsss_methods.ssc.segmentation import build_candidate_scorer, build_scores
 from wsss_methods.ssc.training import (
     active_cam_settings,
     build_cam_network,
@@ -167,22 +162,22 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_l
         ),
         *refinement_stages(
             "segmentation",
-            predictions=prediction_config(recipe.crf),
+            predictions=recipe.crf.predictions(),
             iterations=recipe.crf.iterations,
-            build=build_predictions,
+            build=build_wrapped_predictions,
         ),
     ]
 
 
 def prediction_grid(recipe: SscRecipe) -> SampleGrid:
     """The predictions on val that a report shows: with the CRF where it runs."""
-    best = named("prediction", ("", *crf_variants(recipe.crf))[1 if recipe.crf.enabled else 0])
+    best = named("prediction", ("", *recipe.crf.variants)[1 if recipe.crf.enabled else 0])
     return SampleGrid("val", (GridColumn("prediction", "segmentation", best, "labels"),))
 
 
 def segmentation_headline(recipe: SscRecipe) -> tuple[str, ...]:
     """Without the CRF and with each of its variants."""
-    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *crf_variants(recipe.crf)))
+    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *recipe.crf.variants))
 
 
 def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
@@ -219,11 +214,5 @@ def inference_protocol(recipe: SscRecipe) -> dict[str, str]:
     scales = ", ".join(f"{scale:g}" for scale in inference.scales) if inference.multi_scale else "1"
     return {
         "inference": f"{inference.input_size}x{inference.input_size}, scales {scales}, maximum, no mirror",
-        "CRF": {
-            "wrapped": "image with subtracted mean and wrap-around bytes",
-            "raw": "on the picture",
-            "both": "crf: image with subtracted mean and wrap-around bytes; crf_raw: on the picture",
-        }[recipe.crf.image]
-        if recipe.crf.enabled
-        else "none",
+        "CRF": recipe.crf.in_words(),
     }

@@ -14,6 +14,7 @@ from wsss.method import ExecutionSettings
 from wsss.nn.backbones import BACKBONES
 from wsss.recipe import setting
 from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
+from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import PseudoLabelConfig, off_curve
 from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
@@ -206,30 +207,6 @@ class SegmentationInferenceSettings:
     multi_scale: bool = setting(True, help="maximum over the scales below; false: the image once")
     scales: tuple[float, ...] = setting(
         (0.5, 0.75, 1.0, 1.25, 1.5), minimum=0.25, maximum=4, help="scales of the maximum"
-    )
-
-
-@dataclass(frozen=True)
-class CrfSettings:
-    """Dense CRF of the final predictions."""
-
-    enabled: bool = setting(True, help="score predictions with the CRF as well")
-    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")
-    scored_iterations: int = setting(
-        10,
-        minimum=1,
-        maximum=50,
-        help="one run scores every number of steps up to this one, or up to crf.iterations if that is more",
-    )
-    pos_xy_std: float = setting(1.0, above=0, maximum=20, help="pixels")
-    pos_w: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
-    bi_xy_std: float = setting(67.0, above=0, maximum=300, help="pixels")
-    bi_rgb_std: float = setting(3.0, above=0, maximum=100, help="grey levels")
-    bi_w: float = setting(4.0, minimum=0, maximum=20, help="weight of the appearance term")
-    image: str = setting(
-        "wrapped",
-        choices=("wrapped", "raw", "both"),
-        help="wrapped: mean subtracted with wrap-around bytes, as published; raw: the image; both: two numbers",
     )
 
 

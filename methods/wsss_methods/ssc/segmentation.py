@@ -1,4 +1,4 @@
-"""What the shared stages after the co-training need: both networks, their scores, the published image of the CRF."""
+"""What the shared stages after the co-training need: both networks and their scores."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wsss.data.augment.resized_crop import resized_image, resized_label
-from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import Arrays, StageContext
 from wsss.stages import refine
 from wsss.stages.candidates import CandidateConfig, candidate_epochs, count_candidates, read_weights
-from wsss.stages.refine import PredictionConfig, mean_subtracted
 from wsss_methods.ssc.networks import NETWORKS, build_segmentation_network
-from wsss_methods.ssc.recipe import CrfSettings
 
 
 def build_candidate_scorer(context: StageContext) -> Callable[[str], Arrays]:
@@ -47,11 +44,6 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     return refine.build_scores(context, load, resized_image)
 
 
-def build_predictions(context: StageContext) -> Callable[[str], Arrays]:
-    """Label maps of `refine.build_predictions`; the CRF of variant "crf" runs on the image as published."""
-    return refine.build_predictions(context, {"crf": mean_subtracted})
-
-
 def load_networks(context: StageContext, epoch: int) -> list[nn.Module]:
     """Both networks of an epoch (0: the last one) in evaluation mode on the stage's device."""
     networks = []
@@ -72,25 +64,3 @@ def base_scores(networks: Sequence[nn.Module], images: Tensor) -> Tensor:
     for network in networks[1:]:
         total = total + network(images)[0].float()
     return total / len(networks)
-
-
-def prediction_config(settings: CrfSettings) -> PredictionConfig:
-    """From the recipe's section; one run of the CRF scores every number of steps up to the larger of its two."""
-    if not settings.enabled:
-        return PredictionConfig(None, ())
-    crf = DenseCrfSettings(
-        iterations=max(settings.iterations, settings.scored_iterations),
-        gaussian_sxy=settings.pos_xy_std,
-        gaussian_compat=settings.pos_w,
-        bilateral_sxy=settings.bi_xy_std,
-        bilateral_srgb=settings.bi_rgb_std,
-        bilateral_compat=settings.bi_w,
-    )
-    return PredictionConfig(crf, crf_variants(settings))
-
-
-def crf_variants(settings: CrfSettings) -> tuple[str, ...]:
-    """Endings of the CRF's metric names: "crf" (image as published) and "crf_raw" (the picture itself)."""
-    if not settings.enabled:
-        return ()
-    return {"wrapped": ("crf",), "raw": ("crf_raw",), "both": ("crf", "crf_raw")}[settings.image]

@@ -26,7 +26,7 @@ from wsss.evaluation.confusion import (
     class_counts,
     class_rows,
     confusion_matrix,
-    miou,
+    miou_from_counts,
     pixel_accuracy,
 )
 from wsss.evaluation.counts import Counts
@@ -243,7 +243,10 @@ def summarize_labels(context: StageContext) -> Reduction:
 
 
 def label_scores(config: SummaryConfig, counts: Mapping[str, Counts], context: StageContext) -> Reduction:
-    """`summarize_labels` from the counts (C, C) of every image, in the order of their names."""
+    """`summarize_labels` from the counts (C, C) of every image, in the order of their names.
+
+    A class beyond those of the data set costs what it covers, but is in no mean and in no table.
+    """
     total = np.zeros(next(iter(counts.values())).shape, dtype=np.int64)
     for each in counts.values():
         each.add_to(total)
@@ -286,18 +289,22 @@ def _scores_of(
             f"stage {context.stage}",
             "check the masks with `wsss data check`",
         )
+    classes = context.data.classes
+    counts = counts[..., : len(classes)]
     interval = bootstrap_interval_from_counts(
         counts, samples=config.bootstrap_samples, confidence=config.confidence, mean_over=config.mean_over
     )
+    background = class_counts(all_background(confusion))[:, : len(classes)]
     name = config.name
     found = {
         name: interval.value,
         name.beside("low"): interval.low,
         name.beside("high"): interval.high,
-        name.beside("all_background"): float(miou(all_background(confusion), config.mean_over)),
+        name.beside("all_background"): float(miou_from_counts(*background, mean_over=config.mean_over)),
         name.of("pixel_accuracy"): float(pixel_accuracy(confusion)),
     }
-    per_class = class_rows(confusion, context.data.classes)
+    further = [f"further {number}" for number in range(len(confusion) - len(classes))]
+    per_class = class_rows(confusion, (*classes, *further))[: len(classes)]
     means = [{"metric": str(name), "mean_over": config.mean_over}]
     arrays = {"confusion": confusion, "image_counts": counts, "images": np.array(names)}
     return {str(each): value for each, value in found.items()}, {"per_class": per_class, "miou": means}, arrays

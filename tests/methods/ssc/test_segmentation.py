@@ -1,30 +1,14 @@
-"""What the shared stages behind the co-training get from SSC: scores of two networks, CRF and its image."""
+"""What the shared stages behind the co-training get from SSC: scores of two networks."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsss.stages.refine import PredictionConfig, mean_subtracted, multiscale_maximum
-from wsss_methods.ssc.recipe import CrfSettings
-from wsss_methods.ssc.segmentation import base_scores, prediction_config
-
-
-def test_as_many_steps_run_as_the_recipe_needs() -> None:
-    longer = prediction_config(CrfSettings(iterations=15, scored_iterations=10)).crf
-    assert longer is not None and longer.iterations == 15
-    assert prediction_config(CrfSettings(iterations=4, scored_iterations=10)).crf == replace(longer, iterations=10)
-    assert prediction_config(CrfSettings(enabled=False)) == PredictionConfig(None, ())
-
-
-def test_published_crf_image_wraps_around() -> None:
-    image = np.array([[[0, 116, 200], [123, 255, 104]]], dtype=np.uint8)
-    # -122.675 becomes -122 and wraps to 134; -0.669 becomes 0; 95.992 becomes 95.
-    assert mean_subtracted(image).tolist() == [[[134, 0, 95], [0, 138, 0]]]
+from wsss.stages.refine import multiscale_maximum
+from wsss_methods.ssc.segmentation import base_scores
 
 
 class _ScaleProbe(nn.Module):
