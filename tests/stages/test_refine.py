@@ -177,6 +177,18 @@ def test_without_a_crf_there_is_one_label_map(data: Pictures, scores: Records) -
     assert Counts.read(arrays).dense().shape == (NUM_CLASSES, NUM_CLASSES)
 
 
+def test_scores_of_another_form_are_read_by_the_methods_own_function(
+    data: Pictures, scores: Records, predictions: Records
+) -> None:
+    halved = Records({name: {"half": scores.arrays(name)["scores"] / 2} for name in NAMES})
+    config = context(PredictionConfig(CRF, VARIANTS), data, scores=halved)
+    predict = build_predictions(
+        config, CRF_IMAGES, read=lambda arrays, size: class_probabilities(2 * arrays["half"], size)
+    )
+    for array, values in predict(NAMES[0]).items():
+        assert np.array_equal(values, predictions.arrays(NAMES[0])[array]), array
+
+
 def test_packed_steps_come_back_and_are_small() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(0, 21, (12, 16)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)

@@ -38,6 +38,8 @@ from wsss.stages.score import SummaryConfig, choice_scores, label_scores, scored
 Network = Callable[[Tensor], Tensor]
 # What the CRF compares colours in, made of the picture: uint8 (H, W, 3) -> uint8 (H, W, 3).
 CrfImage = Callable[[np.ndarray], np.ndarray]
+# Probabilities float32 (C, H, W) from the arrays of an image and its size (H, W).
+ReadProbabilities = Callable[[Arrays, tuple[int, int]], np.ndarray]
 IMAGES_AND_MASKS: frozenset[Reads] = frozenset({"images", "masks"})
 
 
@@ -101,7 +103,7 @@ def refinement_stages(
 
     Args:
         predictions: CRF and variants; `iterations` of its steps are what the recipe asks for.
-        build: `build_predictions`, or a function that calls it with the method's own images for the CRF.
+        build: `build_predictions`, or a function that calls it with the method's own images for the CRF or scores.
     """
     variants = predictions.variants
     return [
@@ -205,13 +207,21 @@ def predicted_label(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
+def probabilities_of_scores(arrays: Arrays, size: tuple[int, int]) -> np.ndarray:
+    """`class_probabilities` of the array "scores"."""
+    return class_probabilities(arrays["scores"], size)
+
+
 def build_predictions(
-    context: StageContext, crf_images: Mapping[str, CrfImage] | None = None
+    context: StageContext,
+    crf_images: Mapping[str, CrfImage] | None = None,
+    read: ReadProbabilities = probabilities_of_scores,
 ) -> Callable[[str], Arrays]:
     """Map function (config PredictionConfig): label maps at original size, and what they are worth.
 
     Args:
         crf_images: variant -> what its CRF compares colours in; the picture itself for variants without an entry.
+        read: how the arrays of role "scores" become probabilities.
 
     Returns "prediction" uint8 (H, W) and the counts "confusion" (C, C) without the CRF, and for every variant
     "steps_<variant>", packed as in `pack_steps`, and the counts "confusion_<variant>" (T, C, C) after each of T steps.
@@ -226,7 +236,7 @@ def build_predictions(
         def counted(prediction: np.ndarray) -> np.ndarray:
             return confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
 
-        probabilities = class_probabilities(artifact.arrays(name)["scores"], picture.shape[:2])
+        probabilities = read(artifact.arrays(name), (picture.shape[0], picture.shape[1]))
         prediction = predicted_label(probabilities)
         arrays = {"prediction": prediction, **Counts.of(counted(prediction)).arrays()}
         for variant in config.variants:
