@@ -94,6 +94,18 @@ class PixelReading:
         return shared / (weight + 1e-8 * self.cell**2)
 
 
+def propagated_by_matrix(scores: Tensor, features: Tensor, iterations: int, threshold: float) -> Tensor:
+    """`wsss.ops.feature_affinity.propagated` on the whole matrix of all positions."""
+    normal = functional.normalize(features.flatten(2), dim=1)
+    affinity = torch.bmm(normal.transpose(1, 2), normal).clamp(0.01, 0.999)
+    affinity = torch.where(affinity < threshold, torch.zeros_like(affinity), affinity)
+    affinity = affinity / affinity.sum(dim=1, keepdim=True)
+    flat = scores.flatten(2)
+    for _ in range(iterations):
+        flat = torch.bmm(flat, affinity)
+    return flat.reshape(scores.shape)
+
+
 def affinity_loss_counts(targets: AffinityTargets) -> dict[str, Tensor]:
     """Denominator of each loss: number of pairs (twice for the two displacement components) + 1e-5, as published."""
     background, foreground = targets.background.sum().float(), targets.foreground.sum().float()

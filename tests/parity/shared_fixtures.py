@@ -115,29 +115,57 @@ class CaseFixture:
 
     def tensor(self, case: dict[str, Any], name: str) -> Tensor:
         """The input of a case that is in force under that name."""
-        (entry,) = [entry for entry in case["inputs"] if entry["name"] == name and not entry.get("superseded")]
-        if "npz" in entry:
-            return torch.from_numpy(self.arrays[entry["npz"]].copy())
-        value = self.parity.tensor(name, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"])
-        post = entry.get("post")
+        entry, value = self._entry(case, name), self._made(case, name)
+        post = None if "npz" in entry else entry.get("post")
         return value.relu() if post == "relu" else value.softmax(1) if post else value
 
-    def fill(self, case: dict[str, Any], module: Module, rename: Callable[[str], str] = lambda name: name) -> Module:
-        """Fill the weights of the case's network; `rename` gives the published names."""
-        return self.parity.fill_state_dict(module, case["weights"]["fill_state_dict_salt"], rename)
+    def before_post(self, case: dict[str, Any], name: str) -> Tensor:
+        """`tensor` before the relu or softmax that follows, as a leaf that asks for its gradient."""
+        return self._made(case, name).requires_grad_()
 
-    def expect(self, case: dict[str, Any], name: str, value: Any) -> None:
-        """Compare one output of a case: floats by `rtol`, integers exactly. Raises ParityError."""
+    def _entry(self, case: dict[str, Any], name: str) -> dict[str, Any]:
+        (entry,) = [entry for entry in case["inputs"] if entry["name"] == name and not entry.get("superseded")]
+        return entry
+
+    def _made(self, case: dict[str, Any], name: str) -> Tensor:
+        entry = self._entry(case, name)
+        if "npz" in entry:
+            return torch.from_numpy(self.arrays[entry["npz"]].copy())
+        return self.parity.tensor(name, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"])
+
+    def fill(
+        self,
+        case: dict[str, Any],
+        module: Module,
+        rename: Callable[[str], str] = lambda name: name,
+        salt: str = "fill_state_dict_salt",
+    ) -> Module:
+        """Fill the weights of a network of the case; `rename` gives the published names, `salt` where its salt is."""
+        return self.parity.fill_state_dict(module, case["weights"][salt], rename)
+
+    def expect(self, case: dict[str, Any], name: str, value: Any, levels: int = 0) -> None:
+        """Compare one output of a case; raises ParityError.
+
+        Floats by `rtol` (`step1_rtol` for outputs of a second step), all-zero references by 1e-6, bytes by the share
+        that may differ, or at most by `levels` everywhere, other integers exactly.
+        """
         key = f"{case['name']}/{name}"
         out = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         reference = self.arrays[key]
         if out.shape != reference.shape:
             raise ParityError(f"{self.name}: {key} has shape {out.shape}, reference {reference.shape}")
-        floating = np.issubdtype(reference.dtype, np.floating)
-        error = relative_error(out, reference) if floating else float((out != reference).mean())
-        self.errors[key] = (error, float(self.meta["rtol"]) if floating else 0.0)
-        if not error <= self.errors[key][1]:
-            raise ParityError(f"{self.name}: {key} differs by {error:.3g}, allowed {self.errors[key][1]:.3g}")
+        if np.issubdtype(reference.dtype, np.floating):
+            error = relative_error(out, reference)
+            tolerance = float(self.meta["step1_rtol" if name.startswith("step1.") else "rtol"])
+            tolerance = tolerance if reference.any() else 1e-6
+        elif levels:
+            error, tolerance = float(np.abs(out.astype(int) - reference.astype(int)).max(initial=0)), float(levels)
+        else:
+            error = float((out != reference).mean())
+            tolerance = float(self.meta.get("label_mismatch_max", 0.0)) if reference.dtype == np.uint8 else 0.0
+        self.errors[key] = (error, tolerance)
+        if not error <= tolerance:
+            raise ParityError(f"{self.name}: {key} differs by {error:.3g}, allowed {tolerance:.3g}")
 
     def finish(self) -> None:
         """Raise unless every output of every case was compared."""

@@ -12,7 +12,7 @@ from torch import Tensor
 LEAST, LARGEST = 0.01, 0.999
 # A matrix that needs more is not kept: its columns are made anew in every iteration.
 KEPT_BYTES = 256 * 2**20
-BLOCK = 1024
+BLOCK = 256
 
 
 def likeness(features: Tensor, columns: slice, threshold: float) -> Tensor:
@@ -21,7 +21,12 @@ def likeness(features: Tensor, columns: slice, threshold: float) -> Tensor:
     features: (N, C, P), of length 1 -> (N, P, columns). Similarities are clamped to [0.01, 0.999], and those below
     `threshold` are 0. NaN where a column has nothing left: an all-zero feature, or a threshold above 0.999.
     """
-    similarity = (features.transpose(1, 2) @ features[..., columns]).clamp(LEAST, LARGEST)
+    similarity = features.transpose(1, 2) @ features[..., columns]
+    if not torch.is_grad_enabled():  # in place: a copy of the largest thing here would be half of the peak
+        similarity.clamp_(LEAST, LARGEST)
+        similarity.masked_fill_(similarity < threshold, 0)
+        return similarity.div_(similarity.sum(dim=1, keepdim=True))
+    similarity = similarity.clamp(LEAST, LARGEST)
     kept = similarity.masked_fill(similarity < threshold, 0)
     return kept / kept.sum(dim=1, keepdim=True)
 
