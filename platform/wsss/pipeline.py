@@ -178,9 +178,9 @@ class GridColumn:
     Attributes:
         title: above the column.
         stage, array: a map stage and the name of the array that it makes for each image.
-        kind: what the array is. "cam": class maps (K, h, w) in [0, 1]; the strongest is drawn as a heat map over the
-            picture. "labels": class ids (h, w), 255 ignored; VOC colours. "grey": one map (h, w) such as saliency, in
-            [0, 1], or in [0, 255] if its type is uint8. "segments": ids (h, w) of superpixels; their outlines are
+        kind: what the array is. "cam": class maps (K, h, w); the strongest is drawn as a heat map over the picture.
+            "labels": class ids (h, w), 255 ignored; VOC colours. "grey": one map (h, w) such as saliency. Both are in
+            [0, 1], or in [0, 255] if their type is uint8. "segments": ids (h, w) of superpixels; their outlines are
             drawn over the picture.
     """
 

@@ -197,6 +197,8 @@ def test_heat_is_strongest_where_the_map_is():
     assert hot[0] > hot[2] + 30
     assert np.abs(cold - 128).max() < np.abs(hot - 128).max()
     assert heat_overlay(image, np.zeros((0, 3, 3), np.float32)).shape == (10, 10, 3)
+    levels = np.rint(255 * np.linspace(0, 1, 100).reshape(1, 10, 10)).astype(np.uint8)
+    assert np.array_equal(draw(image, levels, "cam"), draw(image, levels / np.float32(255), "cam"))
 
 
 def test_plots_are_written(tmp_path):

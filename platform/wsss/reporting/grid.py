@@ -92,7 +92,7 @@ def draw(image: Array, array: Array, kind: GridKind) -> Array:
     """An array of a grid as a picture, uint8 (h, w, 3). `image`: uint8 (H, W, 3), what it belongs to."""
     match kind:
         case "cam":
-            return heat_overlay(image, array)
+            return heat_overlay(image, array / np.float32(255) if array.dtype == np.uint8 else array)
         case "labels":
             return colorize(array.astype(np.uint8))
         case "grey":
