@@ -13,7 +13,9 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import yaml
@@ -98,19 +100,24 @@ def setting(default: Any, **metadata: Unpack[SettingRange]) -> Any:
     return dataclasses.field(default=default, metadata={"wsss": metadata})
 
 
-def settings_of(recipe_type: type, prefix: str = "") -> dict[str, SettingInfo]:
+def settings_of(recipe_type: type) -> Mapping[str, SettingInfo]:
     """Every leaf of a recipe type by dotted key, in order of declaration."""
+    return _settings_below(recipe_type, "")
+
+
+@lru_cache(maxsize=128)
+def _settings_below(recipe_type: type, prefix: str) -> Mapping[str, SettingInfo]:
     found: dict[str, SettingInfo] = {}
     hints = typing.get_type_hints(recipe_type)
     for field in dataclasses.fields(recipe_type):
         key = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
-            found.update(settings_of(typing.cast(type, hints[field.name]), f"{key}."))
+            found.update(_settings_below(typing.cast(type, hints[field.name]), f"{key}."))
             continue
         if "wsss" not in field.metadata:
             raise TypeError(f"{recipe_type.__name__}.{field.name} is not declared with setting()")
         found[key] = SettingInfo(key=key, type=hints[field.name], default=field.default, **field.metadata["wsss"])
-    return found
+    return MappingProxyType(found)
 
 
 def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrides: Sequence[str] = ()) -> RecipeType:
