@@ -6,16 +6,13 @@ import re
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tests.parity.check_parts import final_scores, set_rates, shapes
 from tests.parity.shared_fixtures import OwnToleranceFixture
 
-from wsss.data.augment.color_jitter import adjusted_color
 from wsss.data.augment.scale_crop import ScaleCrop, caffe_input, scale_crop
-from wsss.data.transforms import channels_first, normalize, resize
 from wsss.evaluation.confusion import confusion_matrix, iou
 from wsss.nn.deeplabv2 import DilatedClassifiers
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups, published_name
@@ -149,24 +146,6 @@ def check_train_steps(fixture: OwnToleranceFixture) -> None:
     fixture.expect("num_batches_tracked", state["base.features.bn1.num_batches_tracked"])
 
 
-def check_classifier_input(fixture: OwnToleranceFixture) -> None:
-    size, factors = fixture.input("input_size"), fixture.input("factors")
-    image = resize(fixture.input("image"), (size, size), "bilinear")
-    fixture.expect("resized", image)
-    fixture.expect("normalised", channels_first(normalize(image)))
-    factors = {**factors, "hue": int(factors["hue"] * 255)}
-    for operation, amount in factors.items():
-        fixture.expect(operation, adjusted_color(image, operation, amount))
-    chain = "chain_saturation_brightness_contrast"
-    for operation in chain.removeprefix("chain_").split("_"):
-        image = adjusted_color(image, operation, factors[operation])
-    fixture.expect(chain, image)
-    side = fixture.arrays["sal_uint8_nearest"].shape
-    fixture.expect("sal_uint8_nearest", cv2.resize(fixture.input("sal"), side, interpolation=cv2.INTER_NEAREST))
-    present = [int(number) for number in fixture.input("list_line").split()[1:]]
-    fixture.expect("label", np.isin(np.arange(len(fixture.arrays["label"])), present).astype(np.float32))
-
-
 def crf_of(values: dict[str, float]) -> DenseCrfSettings:
     names = ("iter_max", "pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")
     return DenseCrfSettings(*(values[name] for name in names))  # type: ignore[arg-type]
@@ -227,7 +206,6 @@ def check_miou(fixture: OwnToleranceFixture) -> None:
 
 
 CHECKS = {
-    "cls_preprocess": check_classifier_input,
     "crf_dense": check_crf,
     "seg_test_crf": check_test,
     "miou": check_miou,
