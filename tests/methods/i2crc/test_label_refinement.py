@@ -131,7 +131,8 @@ def scenes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @given(scenes(), st.sampled_from([0.0, 0.01, 0.2]), st.sampled_from([0.3, 0.6]))
 def test_pseudo_labels_are_those_of_a_plain_reading(scene: Any, ratio: float, attention: float) -> None:
     rule = replace(RULE, min_object_ratio=ratio, attention_threshold=attention)
-    assert np.array_equal(pseudo_label(*scene, rule), plain_pseudo_label(*scene, rule))
+    maps, keys, saliency = scene
+    assert np.array_equal(pseudo_label(maps, keys, saliency, rule), plain_pseudo_label(maps, keys, saliency, rule))
 
 
 @settings(max_examples=50, deadline=None)

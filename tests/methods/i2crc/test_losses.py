@@ -26,7 +26,7 @@ def batch_of(seed: int = 0, size: int = 12) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_reading(maps: Tensor, saliency: Tensor, labels: Tensor) -> dict[str, float]:
     """Pixel by pixel, image by image: the sums that `relation_losses` returns."""
-    totals = dict.fromkeys(RELATIONS, 0.0)
+    totals: dict[str, float] = {name: 0.0 for name in RELATIONS}
     large = torch.nn.functional.interpolate(maps, size=saliency.shape[1:], mode="bilinear", align_corners=False)
     for image in range(len(maps)):
         if labels[image].sum() != 1:
