@@ -1,4 +1,4 @@
-"""One optimizer step of every trained stage of the published SSC configuration, at full network size.
+"""One optimizer step of every trained stage of published configurations, at full network size.
 
     python benchmarks/full_size_step.py                # all stages, each in its own process, Markdown table
     python benchmarks/full_size_step.py --stage cam    # one stage, JSON
@@ -40,7 +40,7 @@ class Measurement:
     device: str
 
 
-def measure(stage: str, size: int, device: str) -> Measurement:
+def measure(stage: str, size: int | None, device: str) -> Measurement:
     """Build a stage, take one optimizer step, and report."""
     step: StageStep = build_stage(stage, size=size, device=device)
     begin = time.perf_counter()
@@ -73,7 +73,7 @@ def table(rows: list[Measurement]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=sorted(STAGES), help="measure one stage in this process, print JSON")
-    parser.add_argument("--size", type=int, default=512, help="side of the square crops in pixels")
+    parser.add_argument("--size", type=int, help="side of the square images in pixels (default: as published)")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     if arguments.stage:
@@ -82,7 +82,8 @@ def main() -> int:
     rows, failed = [], 0
     for stage in STAGES:
         command = [sys.executable, str(Path(__file__).resolve()), "--stage", stage]
-        command += ["--size", str(arguments.size), "--device", arguments.device]
+        command += ["--device", arguments.device]
+        command += ["--size", str(arguments.size)] if arguments.size else []
         print(f"measuring {STAGES[stage]} ...", file=sys.stderr, flush=True)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
@@ -93,7 +94,8 @@ def main() -> int:
         rows.append(Measurement(**json.loads(result.stdout.strip().splitlines()[-1])))
     threads = f"{torch.get_num_threads()} threads" if arguments.device == "cpu" else ""
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "CPU"
-    print(f"crops {arguments.size}x{arguments.size}, float32, {name} {threads}, torch {torch.__version__}\n")
+    side = f"{arguments.size} pixels" if arguments.size else "as published"
+    print(f"images {side}, float32, {name} {threads}, torch {torch.__version__}\n")
     print(table(rows))
     return 1 if failed else 0
 

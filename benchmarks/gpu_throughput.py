@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_throughput.py [--stages cam segmentation] [--size 512]
 
-For the CAM stage (batch 6) and the co-training stage (batch 16) of the published SSC configuration: images
+For stages of published configurations at their batch, by default SSC's CAM (6) and co-training (16): images
 per second, the ratio to float32 in the same run, and the peak memory that CUDA allocated.  Batches are made
 once and stay on the GPU, so loading and augmenting on the CPU are not part of the number.  Without a GPU it
 says so and does nothing.
@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "methods"), str(ROOT)]
 import torch  # noqa: E402
 from benchmarks.training_stages import STAGES, build_stage  # noqa: E402
 
-BATCHES = {"cam": 6, "affinity": 16, "segmentation": 16}
+BATCHES = {"cam": 6, "affinity": 16, "segmentation": 16, "i2crc_cam": 5}
 MODES = {"float32": (False, False), "AMP + channels_last": (True, True)}
 
 
@@ -39,7 +39,7 @@ class Throughput:
     peak_gib: float
 
 
-def measure(stage: str, mode: str, size: int, batch: int, steps: int, device: str = "cuda:0") -> Throughput:
+def measure(stage: str, mode: str, size: int | None, batch: int, steps: int, device: str = "cuda:0") -> Throughput:
     """Median over `steps` optimizer steps after three to warm up."""
     amp, channels_last = MODES[mode]
     on_gpu = device.startswith("cuda")
@@ -80,7 +80,7 @@ def table(rows: list[Throughput]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=sorted(STAGES), default=["cam", "segmentation"])
-    parser.add_argument("--size", type=int, default=512, help="side of the square crops in pixels")
+    parser.add_argument("--size", type=int, help="side of the square images in pixels (default: as published)")
     parser.add_argument("--batch", type=int, help="images in a step (default: as published)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     arguments = parser.parse_args()
@@ -100,7 +100,8 @@ def main() -> int:
             except torch.cuda.OutOfMemoryError:
                 print(f"{stage} in {mode} at batch {batch} does not fit into GPU memory", file=sys.stderr)
     device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    print(f"crops {arguments.size}x{arguments.size}, TF32 off, {device}\n")
+    side = f"{arguments.size} pixels" if arguments.size else "as published"
+    print(f"images {side}, TF32 off, {device}\n")
     print(table(rows))
     return 0
 

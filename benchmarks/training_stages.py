@@ -1,4 +1,4 @@
-"""The trained stages of the published SSC configuration on random images, ready to take optimizer steps.
+"""Trained stages of published configurations on random images, ready to take optimizer steps.
 
 The stages are built by the same functions as in a run; only the data set and the upstream artifacts are
 replaced by noise, and no ImageNet files are read.
@@ -17,6 +17,8 @@ from torch.utils.data import default_collate
 from wsss.pipeline import StageContext
 from wsss.stages.affinity_irn import build_affinity_training
 from wsss.train_task import Batch, TrainTask
+from wsss_methods.i2crc import recipe as i2crc_recipe
+from wsss_methods.i2crc import training as i2crc_training
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.training import build_cam_training, build_segmentation_training
 
@@ -24,8 +26,13 @@ STAGES = {
     "cam": "CAM: ResNet-50, decoder, VGG-19",
     "affinity": "affinity: IRN ResNet-50",
     "segmentation": "co-training: two DeepLabV2 ResNet-101",
+    "i2crc_cam": "classifier: VGG-16 and relation losses",
 }
-_SMALLEST_BATCH = {"cam": 1, "affinity": 1, "segmentation": 2}
+_SMALLEST_BATCH = {"cam": 1, "affinity": 1, "segmentation": 2, "i2crc_cam": 5}
+# The setting of the side of a training image.
+_SIDE = {"i2crc_cam": "input_size"}
+# The relation losses take images of one class.
+_CLASSES_OF_AN_IMAGE = {"i2crc_cam": 1}
 _CLASSES = 21
 # Past every warm-up, so that all losses are on.
 _LATE_EPOCH = 10
@@ -33,11 +40,12 @@ _LATE_EPOCH = 10
 
 @dataclass(frozen=True)
 class NoiseData:
-    """A data set of random images with two random classes each; has what a training stage reads."""
+    """A data set of random images with random classes; has what a training stage reads."""
 
     height: int = 375
     width: int = 500
     count: int = 16
+    classes_of_an_image: int = 2
     ignore_index: int = 255
     classes: tuple[str, ...] = tuple(f"class{i}" for i in range(_CLASSES))
 
@@ -60,18 +68,18 @@ class NoiseData:
     def image_labels(self, name: str) -> np.ndarray:
         """float32 (classes without background,)."""
         labels = np.zeros(self.num_classes - 1, dtype=np.float32)
-        labels[_generator(name).choice(self.num_classes - 1, 2, replace=False)] = 1
+        labels[_generator(name).choice(self.num_classes - 1, self.classes_of_an_image, replace=False)] = 1
         return labels
 
 
 @dataclass(frozen=True)
 class NoiseArtifact:
-    """An upstream artifact: blocks of random ids, class labels and trust masks for any image."""
+    """An upstream artifact: blocks of random ids, class labels, trust masks and saliency for any image."""
 
     data: NoiseData = field(default_factory=NoiseData)
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """ids int32, label uint8, mask uint8; all (H, W)."""
+        """ids int32, label, mask and saliency uint8; all (H, W)."""
         rng, height, width = _generator(name), self.data.height, self.data.width
 
         def blocks(values: np.ndarray) -> np.ndarray:
@@ -82,6 +90,7 @@ class NoiseArtifact:
             "ids": blocks(np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)),
             "label": blocks(rng.integers(0, _CLASSES, (rows, columns)).astype(np.uint8)),
             "mask": blocks(rng.integers(0, 2, (rows, columns)).astype(np.uint8)),
+            "saliency": blocks(rng.integers(0, 256, (rows, columns)).astype(np.uint8)),
         }
 
 
@@ -118,22 +127,24 @@ class StageStep:
 
 
 def build_stage(
-    stage: str, size: int, device: str, batch: int | None = None, amp: bool = False, channels_last: bool = False
+    stage: str, size: int | None, device: str, batch: int | None = None, amp: bool = False, channels_last: bool = False
 ) -> StageStep:
-    """A stage of the published configuration with crops of `size` and one batch (default: the smallest)."""
+    """A stage of a published configuration with images of `size` (default: as published) and one batch (default: the
+    smallest)."""
     count = batch or _SMALLEST_BATCH[stage]
-    data = NoiseData(count=count)
+    data = NoiseData(count=count, classes_of_an_image=_CLASSES_OF_AN_IMAGE.get(stage, 2))
     artifact = NoiseArtifact(data)
     recipe = SscRecipe()
     builders: dict[str, tuple[Callable[[StageContext], TrainTask], Any, tuple[str, ...]]] = {
         "cam": (build_cam_training, recipe.cam, ("superpixels",)),
         "affinity": (build_affinity_training, recipe.affinity, ("ir_label",)),
         "segmentation": (build_segmentation_training, recipe.segmentation, ("pseudo_label", "confidence_mask")),
+        "i2crc_cam": (i2crc_training.build_cam_training, i2crc_recipe.CamSettings(), ("saliency",)),
     }
     build, config, inputs = builders[stage]
     context = StageContext(
         stage=stage,
-        config=replace(config, crop_size=size),
+        config=replace(config, **{_SIDE.get(stage, "crop_size"): size}) if size else config,
         data=cast(Any, data),
         inputs=cast(Any, dict.fromkeys(inputs, artifact)),
         files={},
