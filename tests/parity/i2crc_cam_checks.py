@@ -96,7 +96,7 @@ def check_train_steps(fixture: OwnToleranceFixture) -> None:
     for step in range(total_steps):
         number = values["batch_order"][step % values["steps_per_epoch"]]
         image = fixture.tensor(f"batch{number}.image")
-        labels = multi_hot(fixture.input(f"batch{number}.labels"), outputs["final.extra_convs.6.bias"]["shape"][0])
+        labels = multi_hot(fixture.input(f"batch{number}.labels"), len(start["extra_convs.6.bias"]))
         batch = {"image": image, "label": labels, "saliency": fixture.tensor(f"batch{number}.sal_uint8")}
         factor = step_decay(step, total_steps, values["epochs"], values["decay_points"], values["decay_factor"])
         rates.append(set_rates(optimizer, factor))
