@@ -88,8 +88,14 @@ def build_pseudo_label(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def build_refined_label(context: StageContext) -> Callable[[str], Arrays]:
-    """Map function (config RefinementSettings, roles "prediction" and "pseudo_label"): "label" uint8 (H, W)."""
-    predictions, initial = context.inputs["prediction"], context.inputs["pseudo_label"]
+    """Map function (config RefinementSettings, roles "prediction" and "pseudo_label"): "label" uint8 (H, W).
+
+    Without refinement it is the pseudo label, and there is no prediction.
+    """
+    initial = context.inputs["pseudo_label"]
+    if not context.config.enabled:
+        return lambda name: {"label": initial.arrays(name)["label"]}
+    predictions = context.inputs["prediction"]
 
     def label(name: str) -> Arrays:
         prediction, first = predictions.arrays(name)["prediction"], initial.arrays(name)["label"]

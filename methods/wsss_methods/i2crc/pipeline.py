@@ -38,7 +38,6 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
     files = required_weights(recipe.weights, _weight_uses(recipe), dataset, _without_weights(recipe))
     training_list = "train_aug" if "train_aug" in dataset.lists else "train"
     saliency = saliency_stage(recipe.saliency, dataset, training_list)
-    label_stage = "refined_label" if recipe.refinement.enabled else "pseudo_label"
     stages: list[Stage] = [
         saliency,
         *_cam_stages(recipe, files, training_list),
@@ -52,14 +51,13 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
         ),
         *partial_label_stages("pseudo_label"),
         *_round(recipe, recipe.round_one(), ROUND_ONE, "pseudo_label", files, training_list),
-        *(_refinement_stages(recipe, training_list) if recipe.refinement.enabled else ()),
-        *_round(recipe, recipe.segmentation, ROUND_TWO, label_stage, files, training_list),
+        *_refinement_stages(recipe, training_list),
+        *_round(recipe, recipe.segmentation, ROUND_TWO, "refined_label", files, training_list),
     ]
-    on_labels = ("cam", "pseudo_label", *(["refined_label"] if recipe.refinement.enabled else ()))
     return Pipeline(
         stages=tuple(stages),
         headline=(
-            *(str(MetricName(scored, "miou", "train")) for scored in on_labels),
+            *(str(MetricName(scored, "miou", "train")) for scored in ("cam", "pseudo_label", "refined_label")),
             *(name for prefix in (ROUND_ONE, ROUND_TWO) for name in _headline(recipe, prefix)),
         ),
         grids=(
@@ -69,11 +67,7 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
                     GridColumn("saliency", "saliency", "saliency", "grey"),
                     GridColumn("CAM", "cam", "high_res", "cam"),
                     GridColumn("pseudo label", "pseudo_label", "label", "labels"),
-                    *(
-                        [GridColumn("refined label", "refined_label", "label", "labels")]
-                        if recipe.refinement.enabled
-                        else ()
-                    ),
+                    GridColumn("refined label", "refined_label", "label", "labels"),
                 ),
             ),
             SampleGrid("val", (_column(recipe, "round one", ROUND_ONE), _column(recipe, "round two", ROUND_TWO))),
@@ -143,16 +137,22 @@ def _round(
 
 
 def _refinement_stages(recipe: I2crcRecipe, training_list: str) -> list[Stage]:
-    """What round one says of its own training images, and the labels made of it."""
-    scores, labels = f"{ROUND_ONE}_train_scores", f"{ROUND_ONE}_labels"
+    """What round one says of its own training images, and the labels made of it; or the pseudo labels again."""
+    inputs, stages = {"pseudo_label": "pseudo_label"}, []
+    if recipe.refinement.enabled:
+        scores, labels = f"{ROUND_ONE}_train_scores", f"{ROUND_ONE}_labels"
+        inputs["prediction"] = labels
+        stages = [
+            scores_stage(recipe.round_one(), ROUND_ONE, training_list, name=scores),
+            crf_label_stage(labels, recipe.crf_train.labels(), scores, training_list),
+        ]
     return [
-        scores_stage(recipe.round_one(), ROUND_ONE, training_list, name=scores),
-        crf_label_stage(labels, recipe.crf_train.labels(), scores, training_list),
+        *stages,
         MapStage(
             name="refined_label",
             version=1,
-            config=recipe.refinement,
-            inputs={"prediction": labels, "pseudo_label": "pseudo_label"},
+            config=recipe.refinement.active(),
+            inputs=inputs,
             reads=frozenset({"image_labels"}),
             image_list=training_list,
             build=build_refined_label,
@@ -207,7 +207,7 @@ def _protocol(recipe: I2crcRecipe, files: Mapping[str, Path]) -> dict[str, str]:
         + ("with relation losses" if recipe.cam.relation_losses else "classification alone"),
         "pseudo label score": "a pixel without a label counts as wrong; numbers ending in labeled leave it out",
         "segmentation network": f"{_network(segmentation)} from {starts['segmentation']}, in both rounds",
-        "refined label": refined if recipe.refinement.enabled else "none: round two has the labels of round one",
+        "refined label": refined if recipe.refinement.enabled else "the pseudo label as it is",
         "checkpoint": "last step"
         if segmentation.selection == "last"
         else "round one: last step; round two: epoch with the best mIoU on the masks of val",

@@ -108,7 +108,7 @@ class PseudoLabelSettings:
 class RefinementSettings:
     """Object-guided label refinement (official `label_refinement.py`)."""
 
-    enabled: bool = setting(True, help="false: round two trains on the labels of round one, and nothing is predicted")
+    enabled: bool = setting(True, help="false: the refined label is the pseudo label, and nothing is predicted")
     initial_for_multiclass: bool = setting(
         True, help="where an image of several classes is predicted background, take the first label"
     )
@@ -118,6 +118,10 @@ class RefinementSettings:
     min_object_ratio: float = setting(
         0.01, minimum=0, maximum=0.5, help="an image with a smaller share of object pixels is ignored"
     )
+
+    def active(self) -> RefinementSettings:
+        """The settings with those reset that a refinement that is off does not use, so that they enter no key."""
+        return self if self.enabled else RefinementSettings(enabled=False)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,6 @@ class RoundOneSettings:
     """What differs in the training of round one; 0 stands for the value of `segmentation`."""
 
     steps: int = setting(0, minimum=0, maximum=1_000_000, help="optimizer steps; 0: as segmentation.steps")
-    batch_size: int = setting(0, minimum=0, maximum=256, help="images in a step; 0: as segmentation.batch_size")
     learning_rate: float = setting(0.0, minimum=0, maximum=1, help="0: as segmentation.learning_rate")
     head_lr_mult: float = setting(0.0, minimum=0, maximum=100, help="0: as segmentation.head_lr_mult")
     lr_power: float = setting(0.0, minimum=0, maximum=3, help="0: as segmentation.lr_power")
@@ -203,7 +206,3 @@ class I2crcRecipe:
     def round_one(self) -> SegmentationSettings:
         """The network and training of round one."""
         return self.segmentation_round1.applied_to(self.segmentation)
-
-    def check(self) -> list[str]:
-        """Relations between sections."""
-        return [f"segmentation_round1: {problem}" for problem in self.round_one().check()]

@@ -163,8 +163,9 @@ def test_without_relation_losses_the_saliency_trains_nothing(case: Case, home: P
 
 def test_without_refinement_the_second_round_repeats_the_first(case: Case, home: Path) -> None:
     off = Case(home, ["refinement.enabled=false"])
-    assert off.run.executed[0] == "segmentation_train" and "refined_label" not in off.run.artifacts
-    assert not any("refined" in name for name in off.pipeline.headline)
+    assert off.run.executed[0] == "refined_label" and "segmentation_round1_labels" not in off.run.artifacts
+    assert off.pipeline.headline == case.pipeline.headline
+    assert off.run.metrics["refined_label/miou_train"] == off.run.metrics["pseudo_label/miou_train"]
     for ending in ("", "_crf"):
         first, second = (off.run.metrics[f"{prefix}/miou_val{ending}"] for prefix in ROUNDS)
         assert first == second, "the same labels, the same start, the same seed"
