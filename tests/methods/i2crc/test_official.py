@@ -126,7 +126,8 @@ def test_labels_and_saliency_that_do_not_fit_are_named(case: Case, tmp_path: Pat
             taken_in(case, stage, tmp_path / stage, "refused")
         assert f"{name}.png" in str(error.value)
     written(case, "saliency", tmp_path / "saliency")
-    Image.new("P", view.image_size(name)[::-1]).save(tmp_path / "saliency" / f"{name}.png")
+    height, width = view.image_size(name)
+    Image.new("P", (width, height)).save(tmp_path / "saliency" / f"{name}.png")
     with pytest.raises(LayoutError, match=rf"mode is P, expected L[\s\S]*{name}\.png"):
         taken_in(case, "saliency", tmp_path / "saliency", "refused")
 
