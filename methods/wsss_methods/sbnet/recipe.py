@@ -1,0 +1,130 @@
+"""The typed recipe of SBNet: every setting with its range. Defaults are the published configuration.
+
+A stage's configuration is built from whole sections, so that a setting enters the keys of the stages that use it and of
+nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from wsss.recipe import setting
+
+CAM_BACKBONES = ("resnet38", "mobilenet_v2")
+
+
+@dataclass(frozen=True)
+class CamSettings:
+    """CAM training (the official `train_SB.py`): network, augmentation, losses, optimization.
+
+    A loss of weight 0 is left out, with the part of the network that it alone trains: without the boundary loss there
+    is no boundary branch, without the two equivariance losses no second, smaller image.
+    """
+
+    backbone: str = setting("resnet38", choices=CAM_BACKBONES, help="ImageNet classifier that gives the maps")
+    width: float = setting(1.0, minimum=0.0625, maximum=2, help="of the backbone and of the correlation's features")
+    edge_width: float = setting(1.0, minimum=0.0625, maximum=2, help="width of the boundary branch")
+    output_stride: int = setting(8, choices=(8, 16), help="pixels between positions of the maps; 16: mobilenet_v2 only")
+    normalization: str = setting(
+        "frozen",
+        choices=("frozen", "batch"),
+        help="frozen: ImageNet statistics and first layers, never updated; batch: all trained, for random weights",
+    )
+    crop_size: int = setting(448, minimum=64, maximum=1024, multiple_of=16, help="side of a training crop")
+    resize_long_min: int = setting(448, minimum=32, maximum=1024, help="smallest longer side before the crop")
+    resize_long_max: int = setting(768, minimum=32, maximum=2048, help="largest longer side before the crop")
+    color_jitter: float = setting(1.0, minimum=0, maximum=2, help="factor on the published color jitter; 0: none")
+    batch_size: int = setting(8, minimum=1, maximum=256, help="images in a step, over all workers")
+    num_epochs: int = setting(8, minimum=1, maximum=500, help="epochs; SEAM's 8, the official program's default is 100")
+    learning_rate: float = setting(0.01, above=0, maximum=1, help="SGD rate of the backbone")
+    head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for classifier and correlation layers")
+    edge_lr_mult: float = setting(
+        1.0, minimum=0.1, maximum=100, help="factor for the boundary branch, twice for biases"
+    )
+    # 5e-4, not 0.9: the official optimizer is handed its weight decay in the place of the momentum.
+    momentum: float = setting(5e-4, minimum=0, maximum=0.99, help="SGD momentum; with 0.9 use a lower learning rate")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay; biases and norms have none")
+    lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
+    siamese_scale: float = setting(0.3, minimum=0.1, maximum=0.9, help="size of the second image, of the crop")
+    er_loss_weight: float = setting(1.0, minimum=0, maximum=10, help="weight of the equivariance of the CAM; 0: off")
+    ecr_loss_weight: float = setting(1.0, minimum=0, maximum=10, help="weight of the cross equivariance; 0: off")
+    ecr_topk_ratio: float = setting(0.2, above=0, maximum=1, help="share of the largest differences that it averages")
+    rvmin_loss_weight: float = setting(1.0, minimum=0, maximum=10, help="weight of the minimum pooling; 0: off")
+    rvmin_ratio: float = setting(0.25, above=0, maximum=1, help="share of the smallest values that it averages")
+    boundary_loss_weight: float = setting(0.01, minimum=0, maximum=10, help="weight of the boundary loss; 0: off")
+    smoothness_loss_weight: float = setting(1.0, minimum=0, maximum=10, help="weight of the smoothness loss; 0: off")
+    smoothness_first_order_weight: float = setting(10.0, minimum=0, maximum=100, help="of first differences in it")
+    smoothness_second_order_weight: float = setting(1.0, minimum=0, maximum=100, help="of second differences in it")
+    smoothness_alpha: float = setting(10.0, minimum=0, maximum=100, help="how fast a boundary value opens its gate")
+    canny_input: str = setting(
+        "wrapped",
+        choices=("wrapped", "rgb", "none"),
+        help="image that edges are detected in. wrapped: as published, the normalized one cast to 8 bits; none: no edges",
+    )
+    canny_low: int = setting(10, minimum=0, maximum=1000, help="lower threshold of the edge detector")
+    canny_high: int = setting(100, minimum=1, maximum=1000, help="upper threshold of the edge detector")
+    precision: str = setting("float32", choices=("float32", "amp"), help="amp: mixed precision on a GPU")
+
+    @property
+    def siamese(self) -> bool:
+        """Whether each image is also seen at `siamese_scale`."""
+        return self.er_loss_weight > 0 or self.ecr_loss_weight > 0
+
+    @property
+    def correlation(self) -> bool:
+        """Whether the pixel correlation module is trained; the CAM is then its output, else the classifier's."""
+        return self.ecr_loss_weight > 0 or self.rvmin_loss_weight > 0
+
+    @property
+    def branch(self) -> bool:
+        """Whether there is a boundary branch."""
+        return self.boundary_loss_weight > 0
+
+    @property
+    def boundaries(self) -> bool:
+        """Whether the training reads boundary maps, as target or as gate."""
+        return self.branch or self.smoothness_loss_weight > 0
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = []
+        if self.resize_long_min > self.resize_long_max:
+            problems.append(
+                f"resize_long_min = {self.resize_long_min} is above resize_long_max = {self.resize_long_max}"
+            )
+        if self.canny_low > self.canny_high:
+            problems.append(f"canny_low = {self.canny_low} is above canny_high = {self.canny_high}")
+        if self.backbone == "resnet38" and self.output_stride != 8:
+            problems.append("output_stride: resnet38 has 8; 16 needs backbone mobilenet_v2")
+        return problems
+
+
+def active_cam_settings(settings: CamSettings) -> CamSettings:
+    """The settings with those reset that belong to a loss of weight 0, so that they enter no key."""
+    reset: list[str] = []
+    if not settings.siamese:
+        reset.append("siamese_scale")
+    if not settings.ecr_loss_weight:
+        reset.append("ecr_topk_ratio")
+    if not settings.rvmin_loss_weight:
+        reset.append("rvmin_ratio")
+    if not settings.branch:
+        reset += ["edge_width", "edge_lr_mult", "canny_input"]
+    if not settings.branch or settings.canny_input == "none":
+        reset += ["canny_low", "canny_high"]
+    if not settings.smoothness_loss_weight:
+        reset += ["smoothness_first_order_weight", "smoothness_second_order_weight", "smoothness_alpha"]
+    defaults = CamSettings()
+    return replace(settings, **{name: getattr(defaults, name) for name in reset})
+
+
+def seam_settings(settings: CamSettings, num_epochs: int) -> CamSettings:
+    """The SEAM baseline: the same training without boundary branch and smoothness."""
+    off = {"boundary_loss_weight": 0.0, "smoothness_loss_weight": 0.0}
+    return active_cam_settings(replace(settings, num_epochs=num_epochs, **off))
+
+
+def plain_settings(settings: CamSettings, num_epochs: int) -> CamSettings:
+    """The CAM baseline: the same classifier by its classification loss alone."""
+    off = {"er_loss_weight": 0.0, "ecr_loss_weight": 0.0, "rvmin_loss_weight": 0.0}
+    return seam_settings(replace(settings, **off), num_epochs)
