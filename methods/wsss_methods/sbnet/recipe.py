@@ -59,7 +59,7 @@ class CamSettings:
     canny_input: str = setting(
         "wrapped",
         choices=("wrapped", "rgb", "none"),
-        help="image that edges are detected in. wrapped: as published, the normalized one cast to 8 bits; none: no edges",
+        help="where edges are detected. wrapped: as published, in the normalized image cast to 8 bits; none: no edges",
     )
     canny_low: int = setting(10, minimum=0, maximum=1000, help="lower threshold of the edge detector")
     canny_high: int = setting(100, minimum=1, maximum=1000, help="upper threshold of the edge detector")
