@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 _NAMED = {"parity.tensor": "tensor", "npz": "stored", "literal": "value"}
+_CLAMP = re.compile(r"clamp\(min=([-\d.]+)\)")
 _SHARE = re.compile(r"at least ([\d.]+) % equal")
 
 
@@ -47,7 +48,9 @@ class OwnToleranceFixture:
         if kind == "stored":
             return self.arrays[entry["key"]].copy()
         drawn = entry.get("name", name)
-        return self.parity.tensor(drawn, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"]).numpy()
+        value = self.parity.tensor(drawn, tuple(entry["shape"]), entry["low"], entry["high"], entry["salt"]).numpy()
+        after = _CLAMP.fullmatch(entry.get("then", ""))
+        return value.clip(float(after[1]), None) if after else value
 
     def tensor(self, name: str) -> Tensor:
         """`input` as a tensor, float64 where the fixture was computed so."""
