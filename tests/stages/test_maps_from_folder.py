@@ -26,7 +26,10 @@ def dataset(tmp_path: Path) -> Any:
     for name in NAMES:
         Image.new("RGB", (SIZE[1], SIZE[0])).save(folder / f"{name}.jpg")
     return SimpleNamespace(
-        cache=tmp_path / "cache", names=lambda image_list: NAMES, image_path=lambda name: folder / f"{name}.jpg"
+        cache=tmp_path / "cache",
+        num_classes=3,
+        names=lambda image_list: NAMES,
+        image_path=lambda name: folder / f"{name}.jpg",
     )
 
 
@@ -80,7 +83,7 @@ def test_every_file_that_does_not_fit_is_named(kind: str, dataset: Any, tmp_path
     write(kind, folder, "b")
     other = "saliency" if kind == "superpixels" else "superpixels"
     if kind == "boundary":
-        np.save(folder / "b.npy", np.ones((3, *SIZE), dtype=np.uint8))
+        np.save(folder / "b.npy", np.ones((3, *SIZE), dtype=bool))
     else:
         write(other, folder, "b")
     with pytest.raises(DataError) as error:
@@ -115,3 +118,16 @@ def test_boundaries_outside_the_unit_range_are_refused(dataset: Any, tmp_path: P
     context = StageContext(stage=stage.name, config=stage.config, data=cast(Any, None), inputs={}, files={})
     with pytest.raises(DataError, match=r"255 to 255, expected 0 to 1"):
         build_map_reader(context)("a")
+
+
+def test_bytes_of_boundaries_are_shares_of_255_and_every_class_has_a_channel(dataset: Any, tmp_path: Path) -> None:
+    for name in NAMES:
+        write("boundary", tmp_path / "boundary", name)
+    np.save(tmp_path / "boundary" / "a.npy", np.arange(72, dtype=np.uint8).reshape(3, *SIZE))
+    stage = maps_from_folder("given", "boundary", tmp_path / "boundary", dataset, "train")
+    context = StageContext(stage=stage.name, config=stage.config, data=cast(Any, None), inputs={}, files={})
+    values = build_map_reader(context)("a")["boundary"]
+    assert values.dtype == np.float32 and np.array_equal(values.ravel(), np.arange(72, dtype=np.float32) / 255)
+    np.save(tmp_path / "boundary" / "c.npy", np.zeros((2, *SIZE), dtype=np.float32))
+    with pytest.raises(DataError, match=r"c\.npy: it has 2 channels, the data set 3 classes"):
+        maps_from_folder("given", "boundary", tmp_path / "boundary", dataset, "train")

@@ -34,14 +34,15 @@ class MapKind:
         array: name of the array that the stage makes.
         suffix: of the files.
         modes: what a file may be: Pillow's modes, or the dtype of a NumPy file.
-        header: file -> (mode, (height, width)) without reading the values; DataError when it cannot be read.
+        header: file -> (mode, size) without reading the values, the last two of size the height and the width; one that
+            stands before them is the number of classes. DataError when the file cannot be read.
         read: file -> the array, its last two axes the picture's size.
     """
 
     array: str
     suffix: str
     modes: frozenset[str]
-    header: Callable[[Path], tuple[str, tuple[int, int]]]
+    header: Callable[[Path], tuple[str, tuple[int, ...]]]
     read: Callable[[Path], np.ndarray]
 
 
@@ -55,19 +56,20 @@ def _read_grey(path: Path) -> np.ndarray:
         return np.array(picture)
 
 
-def _numpy_header(path: Path) -> tuple[str, tuple[int, int]]:
+def _numpy_header(path: Path) -> tuple[str, tuple[int, ...]]:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"the header of the map cannot be read: {error}", str(path), "write it with numpy.save"
         ) from error
-    mode = str(values.dtype) if values.ndim == 3 else f"{values.dtype} with {values.ndim} axes"
-    return mode, (values.shape[-2], values.shape[-1]) if values.ndim > 1 else (0, 0)
+    return str(values.dtype) if values.ndim == 3 else f"{values.dtype} with {values.ndim} axes", values.shape
 
 
 def _read_boundaries(path: Path) -> np.ndarray:
     values = np.load(path, allow_pickle=False)
+    if values.dtype == np.uint8:
+        return values.astype(np.float32) / 255
     if values.size and not (values.min() >= 0 and values.max() <= 1):
         found = f"{values.min():g} to {values.max():g}"
         raise DataError(f"boundary values lie in {found}, expected 0 to 1", str(path), "scale them: 1 is a boundary")
@@ -76,12 +78,13 @@ def _read_boundaries(path: Path) -> np.ndarray:
 
 # "superpixels": colour pictures, id = R + 256 G + 65536 B -> int32 (H, W).
 # "saliency": 8-bit grey pictures -> uint8 (H, W).
-# "boundary": float arrays in [0, 1], one channel a class, the background first -> float32 (C, H, W).
+# "boundary": float arrays in [0, 1], one channel a class, the background first -> float32 (C, H, W). Bytes are divided
+# by 255, as the official loader of such files (skimage.transform.resize) happens to do: a byte 1 becomes 0.004.
 KINDS: Mapping[str, MapKind] = {
     "superpixels": MapKind("ids", ".png", frozenset({"RGB", "RGBA"}), read_header, _read_ids),
     "saliency": MapKind("saliency", ".png", frozenset({"L"}), read_header, _read_grey),
     "boundary": MapKind(
-        "boundary", ".npy", frozenset({"float16", "float32", "float64"}), _numpy_header, _read_boundaries
+        "boundary", ".npy", frozenset({"float16", "float32", "float64", "uint8"}), _numpy_header, _read_boundaries
     ),
 }
 
@@ -138,7 +141,7 @@ def map_problems(
     """
     rule, paths = KINDS[kind], _paths(kind, folder, names)
     pictures = {name: dataset.image_path(name) for name in names}
-    headers = file_facts(paths.values(), f"header_{kind}", lambda path: list(rule.header(path)), dataset.cache)
+    headers = file_facts(paths.values(), f"shape_{kind}", lambda path: list(rule.header(path)), dataset.cache)
     sizes = file_facts(pictures.values(), "picture_size", lambda path: list(read_header(path)[1]), dataset.cache)
     remedy = f"write <name>{rule.suffix} at the size of the picture, mode {' or '.join(sorted(rule.modes))}"
     found: list[tuple[Fault, Problem]] = []
@@ -152,9 +155,12 @@ def map_problems(
         if mode not in rule.modes:
             what = f"its mode is {mode}, expected {' or '.join(sorted(rule.modes))}"
             found.append(("in another mode", Problem(what, str(path), remedy)))
-        elif list(size) != list(picture):
-            shown, wanted = (f"{height}x{width}" for height, width in (size, picture))
+        elif list(size[-2:]) != list(picture):
+            shown, wanted = (f"{height}x{width}" for height, width in (size[-2:], picture))
             what = f"it is {shown} (height x width), its picture {wanted}"
+            found.append(("of another size", Problem(what, str(path), remedy)))
+        elif len(size) > 2 and size[0] != dataset.num_classes:
+            what = f"it has {size[0]} channels, the data set {dataset.num_classes} classes"
             found.append(("of another size", Problem(what, str(path), remedy)))
         elif decode:
             try:
