@@ -7,10 +7,50 @@ nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from wsss.recipe import setting
 
 CAM_BACKBONES = ("resnet38", "mobilenet_v2")
+BOUNDARY_SOURCES = ("cam_crf", "edge_prior", "zeros", "folder", "ground_truth")
+
+
+@dataclass(frozen=True)
+class BoundarySettings:
+    """Where the boundary maps come from. The authors' own are not released, nor the code that makes them."""
+
+    source: str = setting(
+        "cam_crf",
+        choices=BOUNDARY_SOURCES,
+        help="cam_crf: contours of SEAM's CAM after a CRF; edge_prior: edges near its classes; zeros: none; folder: "
+        "given; ground_truth: contours of the masks, an upper bound",
+    )
+    crf_alpha: float = setting(4.0, minimum=1, maximum=100, help="power of the background in the CRF of the first CAM")
+    thickness: int = setting(1, minimum=1, maximum=10, help="pixels of a contour on each side of a region's rim")
+    dilation: int = setting(5, minimum=0, maximum=50, help="edge_prior: pixels beyond a region where edges are its own")
+    folder: Path | None = setting(
+        None, in_key=False, help="sb_map: <name>.npy, (classes, H, W), 1 on a boundary; bytes are divided by 255"
+    )
+    edge_folder: Path | None = setting(
+        None, in_key=False, help="edge_prior: grey <name>.png, 255 an edge; none: strength of the picture's color edges"
+    )
+
+    @property
+    def from_cam(self) -> bool:
+        """Whether a first CAM is needed."""
+        return self.source in ("cam_crf", "edge_prior")
+
+    def in_words(self) -> str:
+        """For the protocol of a number."""
+        first = f"SEAM's CAM after a CRF with background power {self.crf_alpha:g}"
+        edges = "color edges of the picture (Di Zenzo)" if self.edge_folder is None else "edges given as a folder"
+        return {
+            "cam_crf": f"not the authors': contours of {first}, {self.thickness} px on each side",
+            "edge_prior": f"not the authors': {edges} within {self.dilation} px of the classes of {first}",
+            "zeros": "none: smoothness without a gate, an empty target",
+            "folder": "given as a folder",
+            "ground_truth": "contours of the masks: an upper bound, not weakly supervised",
+        }[self.source]
 
 
 @dataclass(frozen=True)
