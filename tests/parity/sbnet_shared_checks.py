@@ -1,4 +1,4 @@
-"""SBNet: what the platform has of its samples and of the stages after its maps (merging, CRF, AffinityNet, scores)."""
+"""SBNet: its samples, and the stages after its maps: merging, CRF, AffinityNet, walk, both segmentations, scores."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from wsss.ops.affinity_psa import (
 from wsss.ops.cam import Merge, merged_high_res, thresholded_argmax
 from wsss.ops.crf import DenseCrf, DenseCrfSettings, refine_probabilities, unary_from_probabilities
 from wsss.stages.affinity_psa import LOSS_WEIGHTS, crf_label, image_features, training_pair
+from wsss_methods.sbnet.deeplabv1 import DeepLabV1
 
 FIXTURE = OwnToleranceFixture
 RADIUS = 5  # of every fixture; the files do not say it
@@ -48,6 +49,13 @@ def check_deeplabv2(fixture: OwnToleranceFixture) -> None:
     fixture.expect("logits_max", network.eval()(x))
     for name, logits in zip(("100", "050", "075", "max_train"), network.train()(x), strict=True):
         fixture.expect(f"logits_{name}", logits)
+
+
+@torch.no_grad()
+def check_deeplabv1(fixture: OwnToleranceFixture) -> None:
+    classes = fixture.meta["outputs"]["logits"]["shape"][1]
+    network = fixture.fill(DeepLabV1(classes)).train(fixture.meta["mode"] == "train")
+    fixture.expect("logits", network(fixture.tensor("x")))
 
 
 @torch.no_grad()
@@ -186,6 +194,7 @@ def check_evaluation(fixture: OwnToleranceFixture) -> None:
 CHECKS = {
     "data": check_data,
     "deeplabv2": check_deeplabv2,
+    "deeplabv1": check_deeplabv1,
     "aff_net": check_affinity_net,
     "pair_indices": check_pairs,
     "aff_label": check_labels,
@@ -196,5 +205,6 @@ CHECKS = {
 }
 MANIFESTS = {
     "deeplabv2_resnet101_msc": lambda: shapes(DeepLabV2Msc(DeepLabV2Structure()).published_state_dict()),
+    "deeplabv1_resnet38": lambda: shapes(DeepLabV1().state_dict()),
     "affinitynet": lambda: shapes(AffinityNet().state_dict()),
 }
