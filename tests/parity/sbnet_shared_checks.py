@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -141,10 +142,12 @@ def check_data(fixture: OwnToleranceFixture) -> None:
 
 def check_crf(fixture: OwnToleranceFixture) -> None:
     image, scores = fixture.input("image"), fixture.input("probs")
-    crf = DenseCrf(image, len(scores), _CRF)
+    runs = {name: re.fullmatch(r"out_t(\d+)", name) for name in fixture.outputs()}
+    longest = max((int(found[1]) for found in runs.values() if found), default=1)
+    crf = DenseCrf(image, len(scores), replace(_CRF, iterations=longest))
     steps = dict(enumerate(crf.steps(unary_from_probabilities(scores)), start=1))
-    for name in fixture.outputs():
-        iterations, factor = re.fullmatch(r"out_t(\d+)", name), re.fullmatch(r"out_s(\d+)", name)
+    for name, iterations in runs.items():
+        factor = re.fullmatch(r"out_s(\d+)", name)
         if iterations:
             fixture.expect(name, steps[int(iterations[1])])
         elif factor:
