@@ -6,13 +6,35 @@ nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wsss.data.config import DatasetConfig
+from wsss.method import ExecutionSettings
 from wsss.recipe import setting
+from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSettings
+from wsss.stages.pseudo_label import off_curve
+from wsss.stages.segmentation import SegmentationSettings
+from wsss.weights import weight_setting
 
 CAM_BACKBONES = ("resnet38", "mobilenet_v2")
 BOUNDARY_SOURCES = ("cam_crf", "edge_prior", "zeros", "folder", "ground_truth")
+
+# The curve that the paper reports the best of.
+BACKGROUND_SCORES = tuple(round(0.01 * step, 2) for step in range(60))
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """Weight files that the networks start from: a path, which may begin with ${dataset.root}, auto or none."""
+
+    resnet38: Path | None = weight_setting("resnet38")
+    deeplabv1_resnet101_coco: Path | None = weight_setting("deeplabv1_resnet101_coco")
+    resnet101: Path | None = weight_setting("resnet101")
+    mobilenet_v2: Path | None = weight_setting("mobilenet_v2")
+    allow_random: bool = setting(
+        True, in_key=False, help="false: refuse to run when a weight file that the networks need is none"
+    )
 
 
 @dataclass(frozen=True)
@@ -168,3 +190,98 @@ def plain_settings(settings: CamSettings, num_epochs: int) -> CamSettings:
     """The CAM baseline: the same classifier by its classification loss alone."""
     off = {"er_loss_weight": 0.0, "ecr_loss_weight": 0.0, "rvmin_loss_weight": 0.0}
     return seam_settings(replace(settings, **off), num_epochs)
+
+
+@dataclass(frozen=True)
+class CamInferenceSettings:
+    """Class maps at several scales (the official `infer_SB.py`), and their score."""
+
+    scales: tuple[float, ...] = setting(
+        (0.5, 1.0, 1.5, 2.0), minimum=0.25, maximum=4, help="input scales, each also mirrored, whose maps are added"
+    )
+    background_score: float = setting(
+        0.26, minimum=0, maximum=0.59, help="background constant of the score beside the best one, in steps of 0.01"
+    )
+
+    def check(self) -> list[str]:
+        """Relations between settings."""
+        problems = off_curve("background_score", self.background_score)
+        return problems if self.scales else [*problems, "scales is empty; [1.0] runs at the image's own size"]
+
+
+@dataclass(frozen=True)
+class RetrainingSettings:
+    """The network that is trained on the pseudo labels. The authors name a code base and no configuration of it."""
+
+    network: str = setting("deeplabv2", choices=("deeplabv2",), help="deeplabv2: section segmentation, the README's")
+    start: str = setting(
+        "coco",
+        choices=("coco", "imagenet"),
+        help="of segmentation.form caffe. coco: the code base's file, trained with COCO's masks; imagenet: stricter",
+    )
+
+
+@dataclass(frozen=True)
+class CrfSettings:
+    """Dense CRF of the final predictions."""
+
+    enabled: bool = setting(True, help="score predictions with the CRF as well")
+    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")
+    scored_iterations: int = setting(
+        10,
+        minimum=1,
+        maximum=50,
+        help="one run scores every number of steps up to this one, or up to crf.iterations if that is more",
+    )
+    gaussian_sxy: float = setting(1.0, above=0, maximum=20, help="smoothness kernel: pixels")
+    gaussian_compat: float = setting(3.0, minimum=0, maximum=20, help="smoothness kernel: weight")
+    bilateral_sxy: float = setting(67.0, above=0, maximum=300, help="appearance kernel: pixels")
+    bilateral_srgb: float = setting(3.0, above=0, maximum=100, help="appearance kernel: gray levels")
+    bilateral_compat: float = setting(4.0, minimum=0, maximum=20, help="appearance kernel: weight")
+    image: str = setting(
+        "raw",
+        choices=("raw", "wrapped", "both"),
+        help="raw: on the picture; wrapped: mean subtracted with wrap-around bytes, as the code base has it; both",
+    )
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Endings of the numbers: of the code base "crf", on the picture itself "crf_raw"."""
+        variants = {"raw": ("crf_raw",), "wrapped": ("crf",), "both": ("crf_raw", "crf")}[self.image]
+        return variants if self.enabled else ()
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What SBNet is compared with."""
+
+    seam: bool = setting(False, help="score SEAM, the same network without boundaries, also where nothing needs it")
+    plain_cam: bool = setting(False, help="also train the same classifier by its classification loss alone")
+    num_epochs: int = setting(8, minimum=1, maximum=500, help="epochs of both; 8 is SEAM's own")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Which further images are scored."""
+
+    on_val: bool = setting(False, help="also score class maps and pseudo labels on val, whose image labels they use")
+
+
+@dataclass(frozen=True)
+class SbnetRecipe:
+    """A full configuration of SBNet."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of all training stages")
+    weights: WeightSettings = field(default_factory=WeightSettings)
+    boundary: BoundarySettings = field(default_factory=BoundarySettings)
+    cam: CamSettings = field(default_factory=CamSettings)
+    cam_inference: CamInferenceSettings = field(default_factory=CamInferenceSettings)
+    affinity: FeatureAffinitySettings = field(default_factory=FeatureAffinitySettings)
+    random_walk: FeatureWalkSettings = field(default_factory=FeatureWalkSettings)
+    retraining: RetrainingSettings = field(default_factory=RetrainingSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    crf: CrfSettings = field(default_factory=CrfSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -1,0 +1,264 @@
+"""SBNet as a graph of stages: a first CAM and boundary maps, CAM, AffinityNet, random walk, segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsss.data.dataset import Dataset
+from wsss.metric_name import MetricName
+from wsss.ops.cam import Merge
+from wsss.ops.crf import DenseCrfSettings
+from wsss.pipeline import Arrays, GridColumn, Pipeline, Reads, SampleGrid, Stage, StageContext, TrainStage
+from wsss.stages.affinity_psa import (
+    affinity_crf_stage,
+    crf_score_stages,
+    feature_affinity_stages,
+    power_crf_stage,
+    walked_label_stages,
+)
+from wsss.stages.cam import build_cam, cam_stages, full_resolution
+from wsss.stages.refine import PredictionConfig, named
+from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
+from wsss.weights import WeightUse, required_weights, resolve_path
+from wsss_methods.sbnet.boundaries import boundary_stages
+from wsss_methods.sbnet.networks import build_cam_network
+from wsss_methods.sbnet.recipe import (
+    BACKGROUND_SCORES,
+    CamSettings,
+    SbnetRecipe,
+    active_cam_settings,
+    plain_settings,
+    seam_settings,
+)
+from wsss_methods.sbnet.training import build_cam_training
+
+VAL = "_val"
+
+
+def build_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:
+    """All stages of a recipe.
+
+    Raises:
+        WeightsError: a weight file or a folder of maps that the recipe needs is missing.
+        DataError: maps of a folder do not fit their pictures.
+    """
+    files = required_weights(recipe.weights, _weight_uses(recipe), dataset, _folder_problems(recipe, dataset))
+    settings, training_list = active_cam_settings(recipe.cam), training_list_of(dataset)
+    seam = recipe.baseline.seam or (settings.boundaries and recipe.boundary.from_cam)
+    stages: list[Stage] = []
+    if seam:
+        first = seam_settings(recipe.cam, recipe.baseline.num_epochs)
+        stages += _cam_stages(recipe, first, files, training_list, prefix="seam_")
+    if settings.boundaries:
+        if recipe.boundary.from_cam:
+            alphas, crf = {"crf": recipe.boundary.crf_alpha}, recipe.affinity.crf
+            stages.append(power_crf_stage("boundary_crf", crf, alphas, cam_stage="seam_cam", image_list=training_list))
+        stages += boundary_stages(recipe.boundary, dataset, training_list)
+    stages += [
+        *_cam_stages(recipe, settings, files, training_list),
+        *_pseudo_label_stages(recipe, files, training_list),
+        *_segmentation_stages(recipe, files, training_list),
+    ]
+    if recipe.baseline.plain_cam:
+        plain = plain_settings(recipe.cam, recipe.baseline.num_epochs)
+        stages += _cam_stages(recipe, plain, files, training_list, prefix="plain_")
+    baselines = [*(["seam_cam"] if seam else ()), *(["plain_cam"] if recipe.baseline.plain_cam else ())]
+    on_labels = ("cam", *baselines, "crf_low", "crf_high", "pseudo_label")
+    headline = [str(MetricName(scored, "miou", split)) for split in _splits(recipe) for scored in on_labels]
+    return Pipeline(
+        stages=tuple(stages),
+        headline=(*headline, *segmentation_headline(recipe)),
+        grids=(_training_grid(settings.boundaries, baselines), prediction_grid(recipe)),
+        protocol=_protocol(recipe, dataset, files),
+    )
+
+
+def training_list_of(dataset: Dataset) -> str:
+    """What is trained on: train_aug where the data set has it."""
+    return "train_aug" if "train_aug" in dataset.lists else "train"
+
+
+def _splits(recipe: SbnetRecipe) -> tuple[str, ...]:
+    return ("train", "val") if recipe.evaluation.on_val else ("train",)
+
+
+def _weight_uses(recipe: SbnetRecipe) -> list[WeightUse]:
+    cam, affinity, segmentation = recipe.cam, recipe.affinity, recipe.segmentation
+    return [
+        WeightUse("cam", cam.backbone, "cam.width", cam.width),
+        WeightUse("affinity", affinity.backbone, "affinity.width", affinity.width),
+        WeightUse("segmentation", segmentation_weights(recipe), "segmentation.width", segmentation.width),
+    ]
+
+
+def segmentation_weights(recipe: SbnetRecipe) -> str:
+    """Row of the table of weight files that the segmentation network starts from."""
+    if recipe.segmentation.form == "mobilenet_v2":
+        return "mobilenet_v2"
+    coco = recipe.segmentation.form == "caffe" and recipe.retraining.start == "coco"
+    return "deeplabv1_resnet101_coco" if coco else "resnet101"
+
+
+def _folder_problems(recipe: SbnetRecipe, dataset: Dataset) -> list[str]:
+    boundary, problems = recipe.boundary, []
+    if not recipe.cam.boundaries:
+        return []
+    folders = {"folder": boundary.folder} if boundary.source == "folder" else {}
+    if boundary.source == "edge_prior" and boundary.edge_folder is not None:
+        folders["edge_folder"] = boundary.edge_folder
+    for key, folder in folders.items():
+        if folder is None or not resolve_path(folder, dataset).is_dir():
+            problems.append(f"boundary.{key} = {folder} is no folder: the maps are no part of the official release")
+    return problems
+
+
+def _cam_stages(
+    recipe: SbnetRecipe, settings: CamSettings, files: Mapping[str, Path], training_list: str, prefix: str = ""
+) -> list[Stage]:
+    train = TrainStage(
+        name=f"{prefix}cam_train",
+        version=1,
+        config=settings,
+        inputs={"boundary": "boundary"} if settings.boundaries else {},
+        reads=frozenset[Reads]({"images", "image_labels"}),
+        image_list=training_list,
+        files={"backbone": files["cam"]} if "cam" in files else {},
+        uses_gpu=True,
+        build=build_cam_training,
+        seed=recipe.seed,
+        epochs=settings.num_epochs,
+        fully_supervised=settings.boundaries and recipe.boundary.source == "ground_truth",
+    )
+    inference = recipe.cam_inference
+    return cam_stages(
+        train, inference.scales, inference.background_score, build_class_maps, BACKGROUND_SCORES, _splits(recipe)
+    )
+
+
+def build_class_maps(context: StageContext) -> Callable[[str], Arrays]:
+    """`build_cam` with the CAM network; maps as `infer_SB.py` adds and normalizes them."""
+    keep = full_resolution(Merge("sum", "range", stride=1))
+    return build_cam(context, build_network=build_cam_network, keep=keep)
+
+
+def _pseudo_label_stages(recipe: SbnetRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
+    """CRF scores, AffinityNet and labels of the walk; what is scored on val has a CAM, CRF and walk of its own."""
+    affinity, walk = recipe.affinity, recipe.random_walk
+    stages = feature_affinity_stages(
+        affinity,
+        walk,
+        cam_stage="cam",
+        seed=recipe.seed,
+        image_list=training_list,
+        files={"backbone": files["affinity"]} if "affinity" in files else {},
+    )
+    stages += crf_score_stages("train")
+    if recipe.evaluation.on_val:
+        stages += [
+            affinity_crf_stage(affinity, cam_stage=f"cam{VAL}", image_list="val", suffix=VAL),
+            *crf_score_stages("val", VAL),
+            *walked_label_stages(affinity, walk, cam_stage=f"cam{VAL}", image_list="val", split="val", suffix=VAL),
+        ]
+    return stages
+
+
+def _segmentation_stages(recipe: SbnetRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
+    return segmentation_stages(
+        recipe.segmentation,
+        prefix="segmentation",
+        label_stage="pseudo_label",
+        seed=recipe.seed,
+        training_list=training_list,
+        files={"backbone": files["segmentation"]} if "segmentation" in files else {},
+        predictions=_predictions(recipe),
+        iterations=recipe.crf.iterations,
+        build=build_wrapped_predictions,
+    )
+
+
+def _predictions(recipe: SbnetRecipe) -> PredictionConfig:
+    """One run of the CRF scores every number of steps up to the larger of the recipe's two."""
+    crf = recipe.crf
+    if not crf.enabled:
+        return PredictionConfig(None, ())
+    settings = DenseCrfSettings(
+        iterations=max(crf.iterations, crf.scored_iterations),
+        gaussian_sxy=crf.gaussian_sxy,
+        gaussian_compat=crf.gaussian_compat,
+        bilateral_sxy=crf.bilateral_sxy,
+        bilateral_srgb=crf.bilateral_srgb,
+        bilateral_compat=crf.bilateral_compat,
+    )
+    return PredictionConfig(settings, crf.variants)
+
+
+def _training_grid(boundaries: bool, baselines: Sequence[str]) -> SampleGrid:
+    titles = {"seam_cam": "SEAM", "plain_cam": "plain CAM"}
+    return SampleGrid(
+        "train",
+        (
+            *(GridColumn(titles[name], name, "high_res", "cam") for name in baselines),
+            *([GridColumn("boundary", "boundary", "boundary", "cam")] if boundaries else ()),
+            GridColumn("CAM", "cam", "high_res", "cam"),
+            GridColumn("pseudo label", "pseudo_label", "label", "labels"),
+        ),
+    )
+
+
+def prediction_grid(recipe: SbnetRecipe) -> SampleGrid:
+    """The predictions on val that a report shows: with the CRF where it runs."""
+    best = named("prediction", next(iter(recipe.crf.variants), ""))
+    return SampleGrid("val", (GridColumn("prediction", "segmentation", best, "labels"),))
+
+
+def segmentation_headline(recipe: SbnetRecipe) -> tuple[str, ...]:
+    """Without the CRF and with each of its variants."""
+    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *recipe.crf.variants))
+
+
+def _protocol(recipe: SbnetRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
+    """What belongs to the numbers, in words."""
+    starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "affinity")}
+    cam, affinity, walk = recipe.cam, recipe.affinity, recipe.random_walk
+    scales = ", ".join(f"{scale:g}" for scale in recipe.cam_inference.scales)
+    return {
+        "image labels": dataset.label_provenance,
+        "boundary maps": recipe.boundary.in_words() if cam.boundaries else "none, no loss reads them",
+        "CAM network": f"{cam.backbone} from {starts['cam']}, {cam.num_epochs} epochs, the last one",
+        "CAM": f"scales {scales}, each mirrored, sum, range of each class",
+        "CAM score": f"background {recipe.cam_inference.background_score:g}; the oracle beside it is the best of 0 to "
+        "0.59 by the masks of these images; crf_low, crf_high: labels of the CRF scores, perhaps what was published",
+        "affinity labels": f"CRF on the picture, {affinity.crf_iterations} iterations, background powers "
+        f"{affinity.crf_alpha_low:g} and {affinity.crf_alpha_high:g}",
+        "affinity network": f"{affinity.backbone} from {starts['affinity']}",
+        "random walk": f"background power {walk.alpha:g}, affinities to the power {walk.beta:g}, "
+        f"{2**walk.exp_times} steps, {'one step of a CRF' if walk.crf else 'no CRF'}",
+        "segmentation network": _segmentation_in_words(recipe, "segmentation" in files),
+        "checkpoint": "last step" if recipe.segmentation.selection == "last" else "epoch chosen by the masks of val",
+        **inference_protocol(recipe),
+    }
+
+
+def _segmentation_in_words(recipe: SbnetRecipe, started: bool) -> str:
+    segmentation = recipe.segmentation
+    body = "MobileNetV2" if segmentation.form == "mobilenet_v2" else f"ResNet-{segmentation.depth}, {segmentation.form}"
+    start = {"deeplabv1_resnet101_coco": "COCO's masks, which are no weak supervision"}
+    row = segmentation_weights(recipe)
+    return f"DeepLabV2 on {body}, from {start.get(row, 'ImageNet') if started else 'random weights'}"
+
+
+def inference_protocol(recipe: SbnetRecipe) -> dict[str, Any]:
+    """What belongs to the numbers of the segmentation, in words."""
+    crf, scales = recipe.crf, ", ".join(f"{scale:g}" for scale in (1.0, *recipe.segmentation.msc_scales))
+    images = {
+        "crf_raw": "the picture",
+        "crf": "the picture minus its mean in wrap-around bytes, as the code base has it",
+    }
+    return {
+        "inference": f"whole picture at scales {scales}, maximum",
+        "CRF": f"{crf.iterations} iterations on " + "; ".join(f"{name}: {images[name]}" for name in crf.variants)
+        if crf.enabled
+        else "none",
+    }
