@@ -237,6 +237,11 @@ def mean_probabilities(arrays: Arrays, size: tuple[int, int]) -> np.ndarray:
     return (total / len(arrays["sizes"])).softmax(dim=1)[0].numpy()
 
 
+def build_mean_predictions(context: StageContext) -> Callable[[str], Arrays]:
+    """`build_predictions` of the mean over all scales."""
+    return build_predictions(context, read=mean_probabilities)
+
+
 def deeplabv1_stages(
     settings: DeepLabV1Settings,
     *,
@@ -276,6 +281,6 @@ def deeplabv1_stages(
             prefix,
             predictions=predictions,
             iterations=iterations,
-            build=partial(build_predictions, read=mean_probabilities),
+            build=build_mean_predictions,
         ),
     ]

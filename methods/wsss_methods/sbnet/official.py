@@ -18,7 +18,7 @@ from wsss.data.dataset import Dataset
 from wsss.data.palette import encode_palette_png
 from wsss.data.reading import read_palette_mask
 from wsss.method import Exporter
-from wsss.nn.checkpoint import CheckpointError, read_checkpoint, state_dict_of
+from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc
 from wsss.official import (
     LayoutError,
@@ -38,6 +38,7 @@ from wsss.pipeline import Pipeline
 from wsss.stages.affinity_psa import WEIGHTS as AFFINITY_WEIGHTS
 from wsss.stages.segmentation import WEIGHTS as SEGMENTATION_WEIGHTS
 from wsss.store import Artifact, ArtifactWriter
+from wsss_methods.sbnet.deeplabv1 import DeepLabV1
 from wsss_methods.sbnet.pipeline import build_pipeline, inference_protocol, prediction_grid, segmentation_headline
 from wsss_methods.sbnet.recipe import BoundarySettings, SbnetRecipe, WeightSettings
 from wsss_methods.sbnet.training import WEIGHTS as CAM_WEIGHTS
@@ -73,7 +74,7 @@ _CHECKPOINTS = {
     "segmentation_train": _Checkpoint(
         "segmentation.pth",
         SEGMENTATION_WEIGHTS,
-        ("base.aspp.c0.weight", "base.classifier.conv2d_list.0.weight"),
+        ("base.aspp.c0.weight", "base.classifier.conv2d_list.0.weight", "cls_conv.weight"),
     ),
 }
 
@@ -223,6 +224,9 @@ def build_released_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:
 
 def check_released_network(path: Path, recipe: SbnetRecipe, dataset: Dataset) -> None:
     """Raises CheckpointError where the file is in another layout or is not of the recipe's network."""
+    state = read_checkpoint(path)
     with torch.random.fork_rng():  # building a network draws weights
-        network = DeepLabV2Msc(recipe.segmentation.structure(), dataset.num_classes)
-    network.load_published(read_checkpoint(path), where=str(path))
+        if recipe.retraining.network == "deeplabv1_resnet38":
+            load_weights(DeepLabV1(dataset.num_classes, recipe.deeplabv1.width), state, where=str(path))
+        else:
+            DeepLabV2Msc(recipe.segmentation.structure(), dataset.num_classes).load_published(state, where=str(path))

@@ -23,6 +23,7 @@ from wsss.stages.refine import PredictionConfig, named
 from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
 from wsss.weights import WeightUse, required_weights, resolve_path
 from wsss_methods.sbnet.boundaries import boundary_stages
+from wsss_methods.sbnet.deeplabv1 import PUBLISHED_CRF, deeplabv1_stages
 from wsss_methods.sbnet.networks import build_cam_network
 from wsss_methods.sbnet.recipe import (
     BACKGROUND_SCORES,
@@ -35,6 +36,8 @@ from wsss_methods.sbnet.recipe import (
 from wsss_methods.sbnet.training import build_cam_training
 
 VAL = "_val"
+# Class maps as `infer_SB.py` adds and normalizes them.
+MERGE = Merge("sum", "range", stride=1)
 
 
 def build_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:
@@ -85,16 +88,21 @@ def _splits(recipe: SbnetRecipe) -> tuple[str, ...]:
 
 
 def _weight_uses(recipe: SbnetRecipe) -> list[WeightUse]:
-    cam, affinity, segmentation = recipe.cam, recipe.affinity, recipe.segmentation
+    cam, affinity = recipe.cam, recipe.affinity
+    key, width = "segmentation.width", recipe.segmentation.width
+    if recipe.retraining.network == "deeplabv1_resnet38":
+        key, width = "deeplabv1.width", recipe.deeplabv1.width
     return [
         WeightUse("cam", cam.backbone, "cam.width", cam.width),
         WeightUse("affinity", affinity.backbone, "affinity.width", affinity.width),
-        WeightUse("segmentation", segmentation_weights(recipe), "segmentation.width", segmentation.width),
+        WeightUse("segmentation", _segmentation_weights(recipe), key, width),
     ]
 
 
-def segmentation_weights(recipe: SbnetRecipe) -> str:
+def _segmentation_weights(recipe: SbnetRecipe) -> str:
     """Row of the table of weight files that the segmentation network starts from."""
+    if recipe.retraining.network == "deeplabv1_resnet38":
+        return "resnet38"
     if recipe.segmentation.form == "mobilenet_v2":
         return "mobilenet_v2"
     coco = recipe.segmentation.form == "caffe" and recipe.retraining.start == "coco"
@@ -138,9 +146,8 @@ def _cam_stages(
 
 
 def build_class_maps(context: StageContext) -> Callable[[str], Arrays]:
-    """`build_cam` with the CAM network; maps as `infer_SB.py` adds and normalizes them."""
-    keep = full_resolution(Merge("sum", "range", stride=1))
-    return build_cam(context, build_network=build_cam_network, keep=keep)
+    """`build_cam` with the CAM network, and its maps at full resolution."""
+    return build_cam(context, build_network=build_cam_network, keep=full_resolution(MERGE))
 
 
 def _pseudo_label_stages(recipe: SbnetRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
@@ -165,24 +172,18 @@ def _pseudo_label_stages(recipe: SbnetRecipe, files: Mapping[str, Path], trainin
 
 
 def _segmentation_stages(recipe: SbnetRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
-    return segmentation_stages(
-        recipe.segmentation,
-        prefix="segmentation",
-        label_stage="pseudo_label",
-        seed=recipe.seed,
-        training_list=training_list,
-        files={"backbone": files["segmentation"]} if "segmentation" in files else {},
-        predictions=_predictions(recipe),
-        iterations=recipe.crf.iterations,
-        build=build_wrapped_predictions,
-    )
-
-
-def _predictions(recipe: SbnetRecipe) -> PredictionConfig:
-    """One run of the CRF scores every number of steps up to the larger of the recipe's two."""
     crf = recipe.crf
-    if not crf.enabled:
-        return PredictionConfig(None, ())
+    shared: dict[str, Any] = {
+        "prefix": "segmentation",
+        "label_stage": "pseudo_label",
+        "seed": recipe.seed,
+        "training_list": training_list,
+        "files": {"backbone": files["segmentation"]} if "segmentation" in files else {},
+    }
+    if recipe.retraining.network == "deeplabv1_resnet38":
+        own = PredictionConfig(PUBLISHED_CRF if crf.enabled else None, recipe.crf_variants)
+        return deeplabv1_stages(recipe.deeplabv1, predictions=own, **shared)
+    # One run of the CRF scores every number of steps up to the larger of the recipe's two.
     settings = DenseCrfSettings(
         iterations=max(crf.iterations, crf.scored_iterations),
         gaussian_sxy=crf.gaussian_sxy,
@@ -191,7 +192,13 @@ def _predictions(recipe: SbnetRecipe) -> PredictionConfig:
         bilateral_srgb=crf.bilateral_srgb,
         bilateral_compat=crf.bilateral_compat,
     )
-    return PredictionConfig(settings, crf.variants)
+    return segmentation_stages(
+        recipe.segmentation,
+        predictions=PredictionConfig(settings if crf.enabled else None, recipe.crf_variants),
+        iterations=crf.iterations,
+        build=build_wrapped_predictions,
+        **shared,
+    )
 
 
 def _training_grid(boundaries: bool, baselines: Sequence[str]) -> SampleGrid:
@@ -209,13 +216,13 @@ def _training_grid(boundaries: bool, baselines: Sequence[str]) -> SampleGrid:
 
 def prediction_grid(recipe: SbnetRecipe) -> SampleGrid:
     """The predictions on val that a report shows: with the CRF where it runs."""
-    best = named("prediction", next(iter(recipe.crf.variants), ""))
+    best = named("prediction", next(iter(recipe.crf_variants), ""))
     return SampleGrid("val", (GridColumn("prediction", "segmentation", best, "labels"),))
 
 
 def segmentation_headline(recipe: SbnetRecipe) -> tuple[str, ...]:
     """Without the CRF and with each of its variants."""
-    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *recipe.crf.variants))
+    return tuple(str(MetricName("segmentation", "miou", "val", each)) for each in ("", *recipe.crf_variants))
 
 
 def _protocol(recipe: SbnetRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
@@ -236,29 +243,40 @@ def _protocol(recipe: SbnetRecipe, dataset: Dataset, files: Mapping[str, Path]) 
         "random walk": f"background power {walk.alpha:g}, affinities to the power {walk.beta:g}, "
         f"{2**walk.exp_times} steps, {'one step of a CRF' if walk.crf else 'no CRF'}",
         "segmentation network": _segmentation_in_words(recipe, "segmentation" in files),
-        "checkpoint": "last step" if recipe.segmentation.selection == "last" else "epoch chosen by the masks of val",
+        "checkpoint": "epoch chosen by the masks of val" if _chosen_on_val(recipe) else "last step",
         **inference_protocol(recipe),
     }
 
 
+def _chosen_on_val(recipe: SbnetRecipe) -> bool:
+    return recipe.retraining.network == "deeplabv2" and recipe.segmentation.selection == "best_val"
+
+
 def _segmentation_in_words(recipe: SbnetRecipe, started: bool) -> str:
     segmentation = recipe.segmentation
-    body = "MobileNetV2" if segmentation.form == "mobilenet_v2" else f"ResNet-{segmentation.depth}, {segmentation.form}"
-    start = {"deeplabv1_resnet101_coco": "COCO's masks, which are no weak supervision"}
-    row = segmentation_weights(recipe)
-    return f"DeepLabV2 on {body}, from {start.get(row, 'ImageNet') if started else 'random weights'}"
+    name = "DeepLabV1 on Wide-ResNet-38"
+    if recipe.retraining.network == "deeplabv2":
+        bodies = {"mobilenet_v2": "MobileNetV2"}
+        name = f"DeepLabV2 on {bodies.get(segmentation.form, f'ResNet-{segmentation.depth}, {segmentation.form}')}"
+    coco = _segmentation_weights(recipe) == "deeplabv1_resnet101_coco"
+    start = "COCO's masks, which are no weak supervision" if coco else "ImageNet"
+    return f"{name}, from {start if started else 'random weights'}"
 
 
-def inference_protocol(recipe: SbnetRecipe) -> dict[str, Any]:
+def inference_protocol(recipe: SbnetRecipe) -> dict[str, str]:
     """What belongs to the numbers of the segmentation, in words."""
-    crf, scales = recipe.crf, ", ".join(f"{scale:g}" for scale in (1.0, *recipe.segmentation.msc_scales))
-    images = {
-        "crf_raw": "the picture",
-        "crf": "the picture minus its mean in wrap-around bytes, as the code base has it",
-    }
-    return {
-        "inference": f"whole picture at scales {scales}, maximum",
-        "CRF": f"{crf.iterations} iterations on " + "; ".join(f"{name}: {images[name]}" for name in crf.variants)
-        if crf.enabled
-        else "none",
-    }
+    if recipe.retraining.network == "deeplabv1_resnet38":
+        scales = ", ".join(f"{scale:g}" for scale in recipe.deeplabv1.scales)
+        inference, crf = (
+            f"whole picture at scales {scales}, each mirrored, mean of logits",
+            "1 iteration on the picture",
+        )
+    else:
+        scales = ", ".join(f"{scale:g}" for scale in (1.0, *recipe.segmentation.msc_scales))
+        images = {
+            "crf_raw": "on the picture",
+            "crf": "on the picture minus its mean in wrap-around bytes, as published",
+        }
+        on = "; ".join(f"{variant}: {images[variant]}" for variant in recipe.crf_variants)
+        inference, crf = f"whole picture at scales {scales}, maximum", f"{recipe.crf.iterations} iterations, {on}"
+    return {"inference": inference, "CRF": crf if recipe.crf.enabled else "none"}

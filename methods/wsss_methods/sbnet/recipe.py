@@ -16,6 +16,7 @@ from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSetting
 from wsss.stages.pseudo_label import off_curve
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
+from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
 
 CAM_BACKBONES = ("resnet38", "mobilenet_v2")
 BOUNDARY_SOURCES = ("cam_crf", "edge_prior", "zeros", "folder", "ground_truth")
@@ -213,7 +214,11 @@ class CamInferenceSettings:
 class RetrainingSettings:
     """The network that is trained on the pseudo labels. The authors name a code base and no configuration of it."""
 
-    network: str = setting("deeplabv2", choices=("deeplabv2",), help="deeplabv2: section segmentation, the README's")
+    network: str = setting(
+        "deeplabv2",
+        choices=("deeplabv2", "deeplabv1_resnet38"),
+        help="deeplabv2: section segmentation, the README's; deeplabv1_resnet38: section deeplabv1, SEAM's own",
+    )
     start: str = setting(
         "coco",
         choices=("coco", "imagenet"),
@@ -223,9 +228,9 @@ class RetrainingSettings:
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Dense CRF of the final predictions."""
+    """Dense CRF of DeepLab-v2's predictions. DeepLab-v1's is that of its code base, one step."""
 
-    enabled: bool = setting(True, help="score predictions with the CRF as well")
+    enabled: bool = setting(True, help="score predictions with the CRF as well, of either network")
     iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")
     scored_iterations: int = setting(
         10,
@@ -243,12 +248,6 @@ class CrfSettings:
         choices=("raw", "wrapped", "both"),
         help="raw: on the picture; wrapped: mean subtracted with wrap-around bytes, as the code base has it; both",
     )
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Endings of the numbers: of the code base "crf", on the picture itself "crf_raw"."""
-        variants = {"raw": ("crf_raw",), "wrapped": ("crf",), "both": ("crf_raw", "crf")}[self.image]
-        return variants if self.enabled else ()
 
 
 @dataclass(frozen=True)
@@ -282,6 +281,16 @@ class SbnetRecipe:
     random_walk: FeatureWalkSettings = field(default_factory=FeatureWalkSettings)
     retraining: RetrainingSettings = field(default_factory=RetrainingSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    deeplabv1: DeepLabV1Settings = field(default_factory=DeepLabV1Settings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    @property
+    def crf_variants(self) -> tuple[str, ...]:
+        """Endings of the numbers: "crf_raw" on the picture, "crf" as the network's code base has it."""
+        if not self.crf.enabled:
+            return ()
+        if self.retraining.network == "deeplabv1_resnet38":
+            return ("crf",)
+        return {"raw": ("crf_raw",), "wrapped": ("crf",), "both": ("crf_raw", "crf")}[self.crf.image]
