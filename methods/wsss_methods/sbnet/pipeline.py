@@ -105,8 +105,9 @@ def _segmentation_weights(recipe: SbnetRecipe) -> str:
         return "resnet38"
     if recipe.segmentation.form == "mobilenet_v2":
         return "mobilenet_v2"
-    coco = recipe.segmentation.form == "caffe" and recipe.retraining.start == "coco"
-    return "deeplabv1_resnet101_coco" if coco else "resnet101"
+    # The code base's own start, unless that of ImageNet alone is given.
+    stricter = recipe.weights.deeplabv1_resnet101_coco is None and recipe.weights.resnet101 is not None
+    return "deeplabv1_resnet101_coco" if recipe.segmentation.form == "caffe" and not stricter else "resnet101"
 
 
 def _folder_problems(recipe: SbnetRecipe, dataset: Dataset) -> list[str]:

@@ -219,11 +219,6 @@ class RetrainingSettings:
         choices=("deeplabv2", "deeplabv1_resnet38"),
         help="deeplabv2: section segmentation, the README's; deeplabv1_resnet38: section deeplabv1, SEAM's own",
     )
-    start: str = setting(
-        "coco",
-        choices=("coco", "imagenet"),
-        help="of segmentation.form caffe. coco: the code base's file, trained with COCO's masks; imagenet: stricter",
-    )
 
 
 @dataclass(frozen=True)

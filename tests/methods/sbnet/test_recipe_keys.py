@@ -209,7 +209,7 @@ def test_what_is_missing_is_named_before_anything_runs(root: Path) -> None:
     for name in ("ilsvrc-cls_rna-a1_cls1000_ep-0001.pth", "deeplabv1_resnet101-coco.pth", "weights.NAME=FILE"):
         assert name in text
     with pytest.raises(WsssError, match=r"weights\.resnet101 is none"):
-        build(root, "paper", *weights(root, "paper")[:2], "weights.resnet101=none", "retraining.start=imagenet")
+        build(root, "paper", *weights(root, "paper")[:2], "weights.resnet101=none", "segmentation.form=torchvision")
     with pytest.raises(WsssError, match=r"boundary\.folder = None is no folder"):
         build(root, "demo", "boundary.source=folder")
     with pytest.raises(WsssError, match=r"boundary\.edge_folder = nowhere is no folder"):
@@ -221,7 +221,7 @@ def test_the_protocol_says_where_boundaries_and_the_start_come_from(root: Path) 
     assert (
         paper["boundary maps"].startswith("not the authors'") and "no weak supervision" in paper["segmentation network"]
     )
-    stricter = build(root, "paper", *weights(root, "paper"), "retraining.start=imagenet").protocol
+    stricter = build(root, "paper", *weights(root, "paper"), "weights.deeplabv1_resnet101_coco=none").protocol
     assert stricter["segmentation network"].endswith("from ImageNet")
     assert build(root, "demo").protocol["segmentation network"].endswith("from random weights")
     off = ["cam.boundary_loss_weight=0", "cam.smoothness_loss_weight=0"]
