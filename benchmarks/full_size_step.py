@@ -32,6 +32,7 @@ class Measurement:
     """What one step took."""
 
     stage: str
+    crop: int
     batch: int
     parameters: int
     seconds: float
@@ -52,18 +53,19 @@ def measure(stage: str, size: int | None, device: str) -> Measurement:
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Measurement(stage, step.batch, step.parameters, seconds, peak / 2**30, cuda / 2**30, device)
+    crop = step.data["image"].shape[-1]
+    return Measurement(stage, crop, step.batch, step.parameters, seconds, peak / 2**30, cuda / 2**30, device)
 
 
 def table(rows: list[Measurement]) -> str:
     """Markdown table of measurements."""
     lines = [
-        "| stage | batch | parameters of the trained module (million) | seconds for one step "
+        "| stage | crop | batch | parameters of the trained module (million) | seconds for one step "
         "| peak memory (GiB) | CUDA memory (GiB) |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {STAGES[row.stage]} | {row.batch} | {row.parameters / 1e6:.1f} | {row.seconds:.1f} "
+        f"| {STAGES[row.stage].title} | {row.crop} | {row.batch} | {row.parameters / 1e6:.1f} | {row.seconds:.1f} "
         f"| {row.peak_gib:.1f} | {row.cuda_gib:.1f} |"
         for row in rows
     ]
@@ -84,7 +86,7 @@ def main() -> int:
         command = [sys.executable, str(Path(__file__).resolve()), "--stage", stage]
         command += ["--device", arguments.device]
         command += ["--size", str(arguments.size)] if arguments.size else []
-        print(f"measuring {STAGES[stage]} ...", file=sys.stderr, flush=True)
+        print(f"measuring {STAGES[stage].title} ...", file=sys.stderr, flush=True)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             failed += 1

@@ -71,7 +71,7 @@ def table(rows: list[Throughput]) -> str:
     for row in rows:
         ratio = f"{row.images_per_second / base[row.stage]:.2f}" if row.stage in base else "-"
         lines.append(
-            f"| {STAGES[row.stage]} | {row.mode} | {row.batch} | {row.images_per_second:.1f} | {ratio} "
+            f"| {STAGES[row.stage].title} | {row.mode} | {row.batch} | {row.images_per_second:.1f} | {ratio} "
             f"| {row.peak_gib:.1f} |"
         )
     return "\n".join(lines)
@@ -79,7 +79,7 @@ def table(rows: list[Throughput]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", choices=sorted(STAGES), default=["cam", "segmentation"])
+    parser.add_argument("--stages", nargs="+", choices=sorted(BATCHES), default=["cam", "segmentation"])
     parser.add_argument("--size", type=int, help="side of the square images in pixels (default: as published)")
     parser.add_argument("--batch", type=int, help="images in a step (default: as published)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")

@@ -7,7 +7,7 @@ replaced by noise, and no ImageNet files are read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,25 +15,86 @@ import torch
 from torch.utils.data import default_collate
 
 from wsss.pipeline import StageContext
-from wsss.stages.affinity_irn import build_affinity_training
+from wsss.stages import affinity_irn, affinity_psa
+from wsss.stages.affinity_psa import FeatureAffinitySettings
+from wsss.stages.segmentation import SegmentationSettings, build_segmentation_training
 from wsss.train_task import Batch, TrainTask
 from wsss_methods.i2crc import recipe as i2crc_recipe
 from wsss_methods.i2crc import training as i2crc_training
+from wsss_methods.sbnet import deeplabv1
+from wsss_methods.sbnet import training as sbnet
+from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
+from wsss_methods.sbnet.recipe import CamSettings, seam_settings
+from wsss_methods.ssc import training as ssc
 from wsss_methods.ssc.recipe import SscRecipe
-from wsss_methods.ssc.training import build_cam_training, build_segmentation_training
 
-STAGES = {
-    "cam": "CAM: ResNet-50, decoder, VGG-19",
-    "affinity": "affinity: IRN ResNet-50",
-    "segmentation": "co-training: two DeepLabV2 ResNet-101",
-    "i2crc_cam": "classifier: VGG-16 and relation losses",
-}
-_SMALLEST_BATCH = {"cam": 1, "affinity": 1, "segmentation": 2, "i2crc_cam": 5}
-# The setting of the side of a training image.
-_SIDE = {"i2crc_cam": "input_size"}
-# The relation losses take images of one class.
-_CLASSES_OF_AN_IMAGE = {"i2crc_cam": 1}
 _CLASSES = 21
+
+
+@dataclass(frozen=True)
+class PublishedStage:
+    """A trained stage as published.
+
+    Attributes:
+        title: for tables.
+        build: makes its training.
+        config: its settings.
+        inputs: roles of the artifacts that it reads.
+        smallest_batch: fewest images that a step can have.
+        side: the setting of the side of a training image.
+        classes_of_an_image: how many classes an image must have.
+    """
+
+    title: str
+    build: Callable[[StageContext], TrainTask]
+    config: Any
+    inputs: tuple[str, ...]
+    smallest_batch: int = 1
+    side: str = "crop_size"
+    classes_of_an_image: int = 2
+
+
+_SSC = SscRecipe()
+STAGES = {
+    "cam": PublishedStage("CAM: ResNet-50, decoder, VGG-19", ssc.build_cam_training, _SSC.cam, ("superpixels",)),
+    "affinity": PublishedStage(
+        "affinity: IRN ResNet-50", affinity_irn.build_affinity_training, _SSC.affinity, ("ir_label",)
+    ),
+    "segmentation": PublishedStage(
+        "co-training: two DeepLabV2 ResNet-101",
+        ssc.build_segmentation_training,
+        _SSC.segmentation,
+        ("pseudo_label", "confidence_mask"),
+        smallest_batch=2,
+    ),
+    "i2crc_cam": PublishedStage(
+        "classifier: VGG-16 and relation losses",
+        i2crc_training.build_cam_training,
+        i2crc_recipe.CamSettings(),
+        ("saliency",),
+        smallest_batch=5,
+        side="input_size",
+        classes_of_an_image=1,  # the relation losses take images of one class
+    ),
+    "sbnet_cam": PublishedStage(
+        "SBNet CAM: Wide-ResNet-38, two sizes, boundary branch", sbnet.build_cam_training, CamSettings(), ("boundary",)
+    ),
+    "seam_cam": PublishedStage(
+        "SEAM CAM: Wide-ResNet-38, two sizes", sbnet.build_cam_training, seam_settings(CamSettings(), 8), ()
+    ),
+    "affinitynet": PublishedStage(
+        "AffinityNet: Wide-ResNet-38", affinity_psa.build_affinity_training, FeatureAffinitySettings(), ("crf",)
+    ),
+    "deeplabv2": PublishedStage(
+        "segmentation: DeepLabV2 ResNet-101, three sizes",
+        build_segmentation_training,
+        replace(SegmentationSettings(), loss_group=1),
+        ("label",),
+    ),
+    "deeplabv1": PublishedStage(
+        "segmentation: DeepLabV1 Wide-ResNet-38", deeplabv1.build_training, DeepLabV1Settings(), ("label",)
+    ),
+}
 # Past every warm-up, so that all losses are on.
 _LATE_EPOCH = 10
 
@@ -74,19 +135,26 @@ class NoiseData:
 
 @dataclass(frozen=True)
 class NoiseArtifact:
-    """An upstream artifact: blocks of random ids, class labels, trust masks and saliency for any image."""
+    """An upstream artifact: blocks of random values of every array that a stage reads, for any image."""
 
-    data: NoiseData = field(default_factory=NoiseData)
+    data: NoiseData
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """ids int32, label, mask and saliency uint8; all (H, W)."""
+        """ids int32, label, mask and saliency uint8, all (H, W); keys int64 (K,), present classes; for these and the
+        background boundary uint8, crf_low and crf_high float16, all (1 + K, H, W)."""
         rng, height, width = _generator(name), self.data.height, self.data.width
 
         def blocks(values: np.ndarray) -> np.ndarray:
-            return values.repeat(25, axis=0).repeat(25, axis=1)[:height, :width]
+            return values.repeat(25, axis=-2).repeat(25, axis=-1)[..., :height, :width]
 
         rows, columns = -(-height // 25), -(-width // 25)
+        keys = np.flatnonzero(self.data.image_labels(name)) + 1
+        each = (len(keys) + 1, rows, columns)
         return {
+            "keys": keys,
+            "boundary": blocks(rng.integers(0, 2, each).astype(np.uint8)),
+            "crf_low": blocks(rng.random(each).astype(np.float16)),
+            "crf_high": blocks(rng.random(each).astype(np.float16)),
             "ids": blocks(np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)),
             "label": blocks(rng.integers(0, _CLASSES, (rows, columns)).astype(np.uint8)),
             "mask": blocks(rng.integers(0, 2, (rows, columns)).astype(np.uint8)),
@@ -131,27 +199,20 @@ def build_stage(
 ) -> StageStep:
     """A stage of a published configuration with images of `size` (default: as published) and one batch (default: the
     smallest)."""
-    count = batch or _SMALLEST_BATCH[stage]
-    data = NoiseData(count=count, classes_of_an_image=_CLASSES_OF_AN_IMAGE.get(stage, 2))
+    published = STAGES[stage]
+    count = batch or published.smallest_batch
+    data = NoiseData(count=count, classes_of_an_image=published.classes_of_an_image)
     artifact = NoiseArtifact(data)
-    recipe = SscRecipe()
-    builders: dict[str, tuple[Callable[[StageContext], TrainTask], Any, tuple[str, ...]]] = {
-        "cam": (build_cam_training, recipe.cam, ("superpixels",)),
-        "affinity": (build_affinity_training, recipe.affinity, ("ir_label",)),
-        "segmentation": (build_segmentation_training, recipe.segmentation, ("pseudo_label", "confidence_mask")),
-        "i2crc_cam": (i2crc_training.build_cam_training, i2crc_recipe.CamSettings(), ("saliency",)),
-    }
-    build, config, inputs = builders[stage]
     context = StageContext(
         stage=stage,
-        config=replace(config, **{_SIDE.get(stage, "crop_size"): size}) if size else config,
+        config=replace(published.config, **{published.side: size}) if size else published.config,
         data=cast(Any, data),
-        inputs=cast(Any, dict.fromkeys(inputs, artifact)),
+        inputs=cast(Any, dict.fromkeys(published.inputs, artifact)),
         files={},
         device=device,
     )
     torch.manual_seed(0)
-    task = build(context)
+    task = published.build(context)
     target = torch.device(device)
     task.module.to(target).train()
     samples = default_collate([task.samples.sample(i, np.random.default_rng(i)) for i in range(count)])

@@ -303,7 +303,8 @@ def canny_edges(images: Tensor, settings: CamSettings) -> Tensor:
         return images.new_zeros((len(images), 1, *images.shape[2:]))
     values = images.float().cpu().permute(0, 2, 3, 1).numpy()
     if settings.canny_input == "rgb":
-        pixels = (255 * (values * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN))).round().clip(0, 255)
+        mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        pixels = (255 * (values * std + mean)).round().clip(0, 255)
     else:
         pixels = values.astype(np.int32)
     found = [cv2.Canny(image, settings.canny_low, settings.canny_high) for image in pixels.astype(np.uint8)]

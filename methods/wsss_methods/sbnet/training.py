@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from wsss.data.augment.color_jitter import PUBLISHED_JITTER, random_color_jitter
 from wsss.data.augment.rescaled_crop import CanvasCrop, cropped_image, sample_canvas_crop
-from wsss.data.errors import DataError
 from wsss.data.transforms import channels_first, mirror, resize, resize_spline
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
@@ -54,45 +53,23 @@ class CamSamples:
         }
         if self.boundaries is not None:
             arrays = self.boundaries.arrays(name)
-            _check_channels(name, arrays, self.data.num_classes)
-            classes = np.flatnonzero(label) + 1
-            boundary = boundary_crop(arrays, classes, self.data.num_classes, size, mirrored, crop)
+            boundary = boundary_crop(arrays, self.data.num_classes, size, mirrored, crop)
             batch["boundary"] = torch.from_numpy(boundary)
         return batch
 
 
 def boundary_crop(
-    arrays: Mapping[str, np.ndarray],
-    classes: np.ndarray,
-    num_classes: int,
-    size: tuple[int, int],
-    mirrored: bool,
-    crop: CanvasCrop,
+    arrays: Mapping[str, np.ndarray], num_classes: int, size: tuple[int, int], mirrored: bool, crop: CanvasCrop
 ) -> np.ndarray:
     """Boundary maps resized, mirrored and cut as their image: float32 (num_classes, S, S), 0 where padded.
 
-    arrays: "boundary" (channels, H, W) in [0, 1], with "keys" (K,) the background and these classes, without it all.
-    classes: ids of the present classes, from 1; no loss reads another channel but the background, so these stay 0.
+    arrays: "boundary" (1 + K, H, W) in [0, 1] of the background and the classes "keys" (K,), ids from 1. Other classes
+    are not in the image, so that no loss reads their channel: it stays 0.
     """
-    channels = [0, *classes.tolist()]
-    rows = channels
-    if "keys" in arrays:
-        row_of = {0: 0, **{int(key): row for row, key in enumerate(arrays["keys"], start=1)}}
-        rows = [row_of[channel] for channel in channels]
-    maps = resize_spline(arrays["boundary"][rows].astype(np.float32), size).transpose(1, 2, 0)
+    maps = resize_spline(arrays["boundary"].astype(np.float32), size).transpose(1, 2, 0)
     result = np.zeros((num_classes, crop.height, crop.width), dtype=np.float32)
-    result[channels] = crop.apply(mirror(maps) if mirrored else maps, 0).transpose(2, 0, 1)
+    result[[0, *arrays["keys"]]] = crop.apply(mirror(maps) if mirrored else maps, 0).transpose(2, 0, 1)
     return result
-
-
-def _check_channels(name: str, arrays: Mapping[str, np.ndarray], num_classes: int) -> None:
-    found = len(arrays["boundary"])
-    if "keys" not in arrays and found != num_classes:
-        raise DataError(
-            f"the boundary map of {name} has {found} channels, the data set {num_classes} classes with the background",
-            "boundary maps",
-            "give one channel for each class, the background first",
-        )
 
 
 class CamTraining(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
-from wsss.pipeline import Arrays, MapStage, Pipeline, StageContext, TrainStage
+from wsss.pipeline import Arrays, MapStage, Pipeline, Reads, StageContext, TrainStage
 from wsss.train_task import TrainTask
 from wsss_methods.sbnet.recipe import CamSettings
 from wsss_methods.sbnet.training import build_cam_training
@@ -21,9 +21,9 @@ SMALL = CamSettings(
     width=0.0625,
     edge_width=0.25,
     normalization="batch",
-    crop_size=64,
-    resize_long_min=56,
-    resize_long_max=72,
+    crop_size=48,
+    resize_long_min=40,
+    resize_long_max=56,
     batch_size=4,
     num_epochs=2,
     learning_rate=0.02,
@@ -68,7 +68,7 @@ def build_without_dropout(context: StageContext) -> TrainTask:
 
 def pipeline(settings: CamSettings, build: Callable[[StageContext], TrainTask] = build_cam_training) -> Pipeline:
     """Boundaries and the training that reads them."""
-    reads = frozenset({"images", "image_labels"})
+    reads: frozenset[Reads] = frozenset({"images", "image_labels"})
     return Pipeline(
         (
             MapStage(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from wsss.store import open_store
 
 def test_two_workers_give_the_losses_and_weights_of_one(tmp_path: Path) -> None:
     shapes, store = dataset(tmp_path, 4), open_store(str(tmp_path / "store"))
-    stages = pipeline(replace(SMALL, crop_size=48), build_without_dropout)
+    stages = pipeline(SMALL, build_without_dropout)
     boundaries = run_pipeline(stages, shapes, store, ["boundary"]).artifacts["boundary"]
     stage = stages.stage("cam_train")
     job = StageJob(
