@@ -28,8 +28,8 @@ def pseudo_label(maps: np.ndarray, keys: np.ndarray, saliency: np.ndarray, setti
     order = np.argsort(keys)
     confidence = np.empty((len(keys) + 1, *saliency.shape), dtype=np.float32)
     doubtful = saliency >= settings.saliency_threshold
-    # Maps have 256 levels, so what is done to a pixel is done to a level. In float32 from the start here and at the end
-    # below, as published: where a level of both is the same, rounding decides who wins.
+    # Maps have 256 levels, so what is done to a pixel is done to a level. The background is subtracted in float32, as
+    # published: where it and a class are at one level, rounding decides which of them wins.
     confidence[0] = _kept(1 - (_LEVELS / 255).astype(np.float32), settings)[saliency]
     for channel, index in enumerate(order, 1):
         least, largest = int(maps[index].min()), int(maps[index].max())

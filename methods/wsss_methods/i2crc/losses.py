@@ -37,10 +37,10 @@ def of_one_class(labels: Tensor) -> Tensor:
 
 
 def relation_losses(maps: Tensor, saliency: Tensor, labels: Tensor) -> RelationSums:
-    """Inter- and intra-class relation losses (section III of the paper) of the images with one class, summed.
+    """Inter- and intra-class relation losses of the images with one class, summed, as the official `classification/`.
 
     Nothing is detached, and the maps may be negative. A soft mask enters the squared distances squared, but their
-    denominator as it is: the official `models/vgg.py`.
+    denominator as it is.
 
     Args:
         maps: class maps (N, C, h, w).

@@ -16,7 +16,7 @@ _HEAD = "extra_convs."
 
 
 class Classifier(nn.Module):
-    """Official `models/vgg.py`: a backbone, three 3x3 convolutions and one 1x1 whose outputs are the class maps.
+    """A backbone, three 3x3 convolutions and one 1x1 whose outputs are the class maps (official `classification/`).
 
     Published is VGG-16 at stride 8 (its fourth pooling has stride 1, its last block dilation 2), with torchvision's
     names; other backbones, at stride 16, lie below `features.` as well.
@@ -82,7 +82,7 @@ def _initialize(module: nn.Module) -> None:
 def parameter_groups(
     network: Classifier, learning_rate: float, weight_decay: float, head_factor: float
 ) -> list[dict[str, Any]]:
-    """Weights and biases of the backbone, then of the head; biases at twice the rate (official `get_optimizer`).
+    """Weights and biases of the backbone, then of the head; biases at twice the rate (official `scripts/train.py`).
 
     Norms count as weights and biases. A group may be empty.
     """

@@ -145,7 +145,7 @@ def classifier_input(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def quantized_maps(outputs: Sequence[Tensor], present: np.ndarray, size: tuple[int, int]) -> Arrays:
-    """ "high_res" uint8 (K, H, W), what the official `test.py` writes as pictures.
+    """ "high_res" uint8 (K, H, W), what the official `scripts/test.py` writes as pictures.
 
     The positive part of each map over its maximum is cut to 8 bits first and resized by OpenCV's bicubic then.
     """
