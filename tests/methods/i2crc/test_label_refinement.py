@@ -92,6 +92,8 @@ def test_the_largest_confidence_wins_and_of_equal_ones_the_lowest_class_in_whate
         assert label_of(saliency, maps) == [0, 9, 3, 9]
     equal = row(0, 220, 255, 100)
     assert label_of(saliency, {9: equal, 3: equal}, replace(RULE, conflict_threshold=1.0)) == [0, 3, 3, 3]
+    # 180 of 255 against the background's 1 - 75 of 255: in float32, as published, the class is ahead.
+    assert label_of(row(0, 75, 255), {7: row(0, 180, 255)}) == [0, 7, 7]
 
 
 def test_flat_maps_and_images_without_a_map_say_nothing() -> None:
@@ -128,7 +130,7 @@ def scenes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(scenes(), st.sampled_from([0.0, 0.01, 0.2]), st.sampled_from([0.3, 0.6]))
+@given(scenes(), st.sampled_from([0.0, 0.01, 0.2]), st.sampled_from([0.0, 0.3, 0.6]))
 def test_pseudo_labels_are_those_of_a_plain_reading(scene: Any, ratio: float, attention: float) -> None:
     rule = replace(RULE, min_object_ratio=ratio, attention_threshold=attention)
     maps, keys, saliency = scene
