@@ -46,7 +46,8 @@ def test_initial_weights_keep_the_variance_of_gradients() -> None:
             assert (value == 0).all(), name
         else:
             channels, _, height, width = value.shape
-            assert float(value.detach().std()) == pytest.approx((2 / (height * width * channels)) ** 0.5, rel=0.05), name
+            expected = (2 / (height * width * channels)) ** 0.5
+            assert float(value.detach().std()) == pytest.approx(expected, rel=0.05), name
 
 
 def test_every_parameter_is_in_the_group_of_its_name() -> None:
