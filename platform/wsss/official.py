@@ -196,10 +196,10 @@ def _refuse_pickles(folder: Path, names: Sequence[str], conversion: str) -> None
             str(folder),
             conversion,
         )
-    _require_files(folder, names, ".npz")
+    require_files(folder, names, ".npz")
 
 
-def _require_files(folder: Path, names: Sequence[str], suffix: str) -> None:
+def require_files(folder: Path, names: Sequence[str], suffix: str) -> None:
     missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
     if missing:
         raise LayoutError(
@@ -258,7 +258,7 @@ def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
 def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
     """Takes in the files of `write_scores`; LayoutError names the one that does not fit."""
 
-    _require_files(folder, names, ".npy")
+    require_files(folder, names, ".npy")
 
     def read(name: str) -> dict[str, np.ndarray]:
         path = folder / f"{name}.npy"
@@ -291,7 +291,7 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
     """
 
     def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-        _require_files(folder, names, ".png")
+        require_files(folder, names, ".png")
         view = dataset.view({"images"}, None)
 
         def arrays(name: str) -> dict[str, np.ndarray]:

@@ -103,6 +103,12 @@ _ROWS = (
     ),
     WeightFile("mit_b2", "mit_b2.pth", "SegFormer (NVlabs), as in the instructions of BECO"),
     WeightFile(
+        "spixelnet_bsd",
+        "SpixelNet_bsd_ckpt.tar",
+        "superpixel_fcn (Yang et al.), trained on the boundaries of BSDS500",
+        "RGB in [0, 1], minus mean (0.411, 0.432, 0.45)",
+    ),
+    WeightFile(
         "deeplabv1_resnet101_coco",
         "deeplabv1_resnet101-coco.pth",
         "DeepLab-v1 of kazuto1011/deeplab-pytorch, trained on COCO with masks: not weakly supervised",
