@@ -311,9 +311,7 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
 def test_claims_load_and_their_recipes_are_of_their_data_set(method: Method) -> None:
     claims = [claim for claim in load_claims(method.claims_path, recipe_names(method)) if not claim.context]
     card = (method.folder / "README.md").read_text(encoding="utf-8")
-    assert claims or "no published number" in card, (
-        "no claim belongs to a shipped recipe, and the card does not say why"
-    )
+    assert claims or "no published number" in card, "no claim of a shipped recipe, and the card does not say why"
     for claim in claims:
         recipe = load_recipe(method.recipe_type, method.recipe_path(claim.recipe), ())
         assert recipe.dataset.name == claim.dataset, claim.id

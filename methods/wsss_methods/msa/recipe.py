@@ -21,6 +21,7 @@ from wsss.weights import weight_setting
 
 # Pixels along the side of a grid cell. The classification network's stride is the same, and must be.
 CELL = 16
+SEGMENTATION_DEPTHS = (18, 50, 101)
 # Mean and standard deviation of a picture's values in [0, 1], by `network.norm_stats`.
 STATISTICS = {
     "coco": ((0.471, 0.448, 0.408), (0.234, 0.239, 0.242)),
@@ -250,6 +251,8 @@ class MsaRecipe:
         form, depth = self.segmentation.form, self.segmentation.depth
         if self.segmentation_start == "coco" and (form, depth) != ("caffe", 101):
             return ["segmentation_start = coco needs segmentation.form = caffe and segmentation.depth = 101"]
+        if form != "mobilenet_v2" and depth not in SEGMENTATION_DEPTHS:
+            return [f"segmentation.depth = {depth}: the section weights has files for {SEGMENTATION_DEPTHS}"]
         return []
 
     @property
