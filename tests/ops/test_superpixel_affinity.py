@@ -10,6 +10,7 @@ from torch import Tensor
 from wsss.ops.superpixel_affinity import (
     NEIGHBORS,
     REACH,
+    hard_superpixels,
     lifted_to_pixels,
     pooled_to_superpixels,
     refined_by_affinity,
@@ -88,6 +89,15 @@ def test_certain_pixels_keep_their_superpixel() -> None:
     )
     repeated = values.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
     assert torch.equal(lifted_to_pixels(values, own, CELL), repeated)
+
+
+def test_a_pixel_goes_to_the_superpixel_that_it_belongs_to_most_inside_the_grid() -> None:
+    _, association, values = case()
+    ids = hard_superpixels(association, CELL)
+    for y, x, found in PixelReading(association[1].numpy(), CELL).members():
+        i, j, _ = max(found, key=lambda member: member[2])
+        assert ids[1, y, x] == i * values.shape[3] + j
+    assert ids.shape == (2, *association.shape[2:]) and ids.min() >= 0 and ids.max() < values[0, 0].numel()
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -77,6 +77,22 @@ def superpixel_affinity(association: Tensor, cell: int) -> Tensor:
     return shared * inside / (_collected(cells.mean(dim=(3, 5))[:, :, None]) + _EPSILON)
 
 
+def hard_superpixels(association: Tensor, cell: int) -> Tensor:
+    """The superpixel that each pixel belongs to most, of those inside the grid: (N, 9, H, W) -> int64 (N, H, W).
+
+    Numbers run along the rows of the grid; one that no pixel belongs to most is missing.
+    """
+    _check(association, association, cell)
+    cells = _cells(association, cell)
+    height, width = cells.shape[2], cells.shape[4]
+    number = torch.arange(1, height * width + 1, device=association.device).reshape(height, width)
+    # 0 is what lies outside, after which no pixel may go.
+    around = torch.stack([shifted(number, *offset) for offset in NEIGHBORS])[:, :, None, :, None]
+    best = torch.where(around > 0, cells, -1).argmax(dim=1, keepdim=True)
+    found = around.expand(cells.shape[1:]).expand_as(cells).gather(1, best)[:, 0]
+    return found.reshape(len(found), *association.shape[2:]) - 1
+
+
 def refined_by_affinity(values: Tensor, affinity: Tensor, steps: int) -> Tensor:
     """Replace every superpixel's values by the affinity-weighted sum around it, `steps` times.
 

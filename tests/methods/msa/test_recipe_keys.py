@@ -1,0 +1,257 @@
+"""Keys of MSA's stages: pinned for the shipped recipes, and changed by exactly the settings that own them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from wsss.data.dataset import Dataset
+from wsss.errors import WsssError
+from wsss.pipeline import Pipeline, stage_keys
+from wsss.recipe import load_recipe, settings_of
+from wsss.weights import file_digest
+from wsss_methods.msa import METHOD
+from wsss_methods.msa.recipe import MsaRecipe
+
+PINNED = Path(__file__).with_name("stage_keys.json")
+WEIGHTS = ("resnet50", "resnet101", "deeplabv1_resnet101_coco", "mobilenet_v2")
+
+
+@dataclass(frozen=True)
+class FakeData:
+    """A data set by its digest alone."""
+
+    root: Path
+    home: Path | None = None
+    cache: Path | None = None
+    label_provenance: str = "file: labels"
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        return {"train": ("a", "b"), "train_aug": ("a", "b", "c"), "val": ("d",)}
+
+    def digest(self, image_list: str | None, reads: frozenset[Any]) -> str:
+        return f"{image_list}:{','.join(sorted(reads))}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set's folder, with weight files beside it whose content never changes."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "weights").mkdir()
+    for name in WEIGHTS:
+        (folder / "weights" / f"{name}.pth").write_bytes(name.encode())
+    (folder / "weights" / "mobilenet_v2_keras_int8-7edfbd0e.pth").write_bytes(b"mobilenet_v2")
+    (folder / "set").mkdir()
+    return folder / "set"
+
+
+def build(root: Path, recipe_name: str, *overrides: str) -> Pipeline:
+    recipe = load_recipe(MsaRecipe, METHOD.recipe_path(recipe_name), overrides)
+    return METHOD.pipeline(recipe, cast(Dataset, FakeData(root)))
+
+
+def keys_of(root: Path, recipe_name: str, *overrides: str) -> dict[str, str]:
+    return stage_keys(build(root, recipe_name, *overrides), FakeData(root), file_digest)
+
+
+def given(root: Path) -> list[str]:
+    """Weight files of the `paper` recipes."""
+    return [f"weights.{name}={root.parent / 'weights' / name}.pth" for name in WEIGHTS]
+
+
+@pytest.mark.parametrize("recipe_name", sorted(path.stem for path in (METHOD.folder / "recipes").glob("*.yaml")))
+def test_keys_of_the_shipped_recipes_are_pinned(root: Path, recipe_name: str) -> None:
+    """A change here means that stored results are computed again: raise a version or change a recipe on purpose.
+
+    When it is on purpose, put the printed keys into stage_keys.json.
+    """
+    keys = keys_of(root, recipe_name, *(given(root) if "paper" in recipe_name else []))
+    pinned = json.loads(PINNED.read_text()).get(recipe_name, {})
+    changed = sorted(name for name in {*keys, *pinned} if keys.get(name) != pinned.get(name))
+    assert changed == [], json.dumps({recipe_name: keys}, indent=1)
+
+
+@pytest.mark.parametrize(("first", "second"), [("paper", "paper_saliency"), ("mini", "mini_saliency")])
+def test_both_variants_share_the_superpixel_network(root: Path, first: str, second: str) -> None:
+    keys = [keys_of(root, name, *(given(root) if "paper" in name else [])) for name in (first, second)]
+    assert keys[0]["superpixel_train"] == keys[1]["superpixel_train"]
+    assert keys[0]["cam_train"] != keys[1]["cam_train"]
+    assert "saliency" not in keys[0] and "saliency" in keys[1]
+
+
+SUPERPIXELS, CAM, MAPS = ("superpixel_train",), ("cam_train",), ("cam",)
+# Setting or section -> the first stages that it changes; what follows them changes too, and nothing else.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "seed": ("superpixel_train", "cam_train", "segmentation_train"),
+    "superpixels": SUPERPIXELS,
+    "network": CAM,
+    "train": CAM,
+    "contrast": CAM,
+    "inference": MAPS,
+    "pseudo_label": ("cam_evaluation", "pseudo_label"),  # every constant of the grid is scored in any case
+    "segmentation": ("segmentation_train",),
+    "segmentation.msc_scales": ("segmentation_train", "segmentation_scores"),
+    "crf": ("segmentation_predictions",),
+    "crf.iterations": ("segmentation", "segmentation_evaluation"),
+    "crf.image": ("segmentation_predictions", "segmentation", "segmentation_evaluation"),
+}
+CHANGES = {
+    "seed": "7",
+    "superpixels.base_channels": "4",
+    "superpixels.crop_size": "64",
+    "superpixels.resize_long_min": "80",
+    "superpixels.resize_long_max": "200",
+    "superpixels.position_weight": "0.01",
+    "superpixels.batch_size": "4",
+    "superpixels.num_epochs": "2",
+    "superpixels.learning_rate": "0.01",
+    "network.backbone": "mobilenet_v2",
+    "network.width": "0.5",
+    "network.normalization": "frozen",
+    "network.head_width": "16",
+    "network.dcr_inputs": "features",
+    "network.norm_stats": "imagenet",
+    "train.crop_size": "64",
+    "train.resize_long_min": "80",
+    "train.resize_long_max": "200",
+    "train.batch_size": "4",
+    "train.num_epochs": "2",
+    "train.learning_rate": "0.3",
+    "train.head_lr_mult": "5",
+    "train.weight_decay": "0",
+    "train.momentum": "0.5",
+    "train.lr_power": "2",
+    "train.clip_norm": "7",
+    "contrast.weight": "2",
+    "contrast.patches": "16",
+    "contrast.ignore_threshold": "0.3",
+    "contrast.ap_iterations": "5",
+    "contrast.ap_threshold": "0.33",
+    "inference.scales": "[1.0]",
+    "inference.mirrored": "false",
+    "inference.merged_at": "image",
+    "inference.ap_iterations": "5",
+    "inference.ap_threshold": "0.33",
+    "inference.refine_steps": "3",
+    "pseudo_label.threshold": "0.33",
+    "segmentation.form": "mobilenet_v2",
+    "crf.iterations": "2",
+    "crf.pos_w": "2",
+    "crf.image": "both",
+}
+# They matter under another choice, or are the shared stage's.
+OTHERS = (
+    "network.superpixels",
+    "network.dcr",
+    "network.gradient_stop",
+    "contrast.target",
+    "selection.",
+    "saliency.",
+    "pseudo_label.rule",
+    "pseudo_label.candidates",
+    "segmentation",
+    "crf.",
+)
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_setting_changes_its_stages_and_what_follows_them(root: Path, key: str) -> None:
+    pipeline = build(root, "demo")
+    before, after = keys_of(root, "demo"), keys_of(root, "demo", f"{key}={CHANGES[key]}")
+    owners = OWNERS.get(key) or OWNERS[key.split(".")[0]]
+    expected = set().union(*(pipeline.downstream(owner) for owner in owners))
+    assert set(before) == set(after)
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_every_setting_has_its_line() -> None:
+    asked = {key for key, info in settings_of(MsaRecipe).items() if info.in_key and not key.startswith("dataset.")}
+    assert {key for key in asked if not key.startswith(OTHERS)} <= set(CHANGES) <= asked
+
+
+def test_what_is_switched_off_enters_no_key(root: Path) -> None:
+    no_superpixels = "network.superpixels=false network.dcr=false"
+    for switches, silent in (
+        ("contrast.weight=0", ("contrast.patches=16", "contrast.target=saliency", "saliency.segments=20")),
+        ("contrast.ap_iterations=0", ("contrast.ap_threshold=0.33",)),
+        ("inference.ap_iterations=0", ("inference.ap_threshold=0.33",)),
+        ("network.dcr=false", ("network.dcr_inputs=features", "network.head_width=16")),
+        ("network.dcr=true", ("network.gradient_stop=false",)),
+        ("selection.rule=last", ("selection.images=5", "selection.thresholds=[0.2]")),
+        ("pseudo_label.rule=fixed", ("pseudo_label.candidates=[0.2]",)),
+        (no_superpixels, ("inference.refine_steps=3", "superpixels.num_epochs=2")),
+    ):
+        before = keys_of(root, "demo", *switches.split())
+        for override in silent:
+            assert keys_of(root, "demo", *switches.split(), override) == before, (switches, override)
+
+
+def test_the_plain_baseline_has_no_part_of_the_method(root: Path) -> None:
+    plain = ["network.superpixels=false", "network.dcr=false", "contrast.weight=0", "inference.ap_iterations=0"]
+    pipeline = build(root, "demo", *plain)
+    assert not any(stage.name.startswith(("superpixel", "saliency")) for stage in pipeline)
+    assert pipeline.stage("cam").inputs == {"weights": "cam_train"}
+    assert pipeline.protocol["CAM network"].endswith("plain CAM")
+    assert pipeline.protocol["superpixel network"] == "none"
+    for part, overrides in (
+        ("DCR", ["network.superpixels=true", "network.dcr=true"]),
+        ("AP", ["inference.ap_iterations=8"]),
+        ("IPC", ["contrast.weight=0.3"]),
+    ):
+        words = build(root, "demo", *plain, *overrides).protocol["CAM network"]
+        assert [each in words for each in ("DCR", "AP", "IPC")] == [each == part for each in ("DCR", "AP", "IPC")]
+
+
+def test_choices_by_masks_are_stages_that_say_so(root: Path) -> None:
+    assert {stage.name for stage in build(root, "paper", *given(root)) if stage.chooses_by_masks} == {
+        "cam_selection",
+        "cam_threshold",
+    }
+    for recipe_name in ("mini", "mini_saliency", "demo"):
+        assert not any(stage.chooses_by_masks for stage in build(root, recipe_name))
+    for stage in build(root, "paper", *given(root)):
+        assert "masks" not in stage.reads or stage.kind != "train"
+
+
+def test_weights_that_saw_masks_are_named(root: Path) -> None:
+    files = given(root)
+    words = build(root, "paper", *files).protocol["segmentation network"]
+    assert "with masks: not weakly supervised" in words
+    imagenet = build(root, "paper", *files, "segmentation_start=imagenet")
+    assert imagenet.protocol["segmentation network"].endswith("ImageNet")
+    assert imagenet.stage("segmentation_train").files["backbone"].name == "resnet101.pth"
+    assert "with masks" not in build(root, "paper_coco", *files).protocol["segmentation network"]
+
+
+def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None:
+    with pytest.raises(WsssError, match=r"deeplabv1_resnet101-coco\.pth"):
+        build(root, "paper")
+    with pytest.raises(WsssError, match=r"weights\.mobilenet_v2 = .*nowhere.pth does not exist"):
+        build(root, "mini", "weights.mobilenet_v2=nowhere.pth")
+    build(root, "mini", "weights.mobilenet_v2=none")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("network.superpixels=false", "dcr needs superpixels"),
+        ("segmentation_start=coco", "needs segmentation.form = caffe"),
+        ("segmentation.depth=34", "has files for"),
+        ("train.resize_long_min=200", "is above resize_long_max"),
+        ("train.crop_size=100", "multiple of 16"),
+        ("inference.scales=[]", "scales is empty"),
+        ("selection.thresholds=[]", "thresholds is empty"),
+        ("pseudo_label.candidates=[0.125]", "multiple of 0.01"),
+        ("pseudo_label.candidates=[]", "candidates is empty"),
+        ("pseudo_label.threshold=0.255", "multiple of 0.01"),
+        ("train.momentum=0", "momentum"),
+    ],
+)
+def test_relations_between_settings(override: str, message: str) -> None:
+    with pytest.raises(WsssError, match=message):
+        load_recipe(MsaRecipe, METHOD.recipe_path("demo"), [override])
