@@ -290,14 +290,22 @@ def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home:
     silent = [key for key in plain if not matters(key)]
     switches = switches_of(known, values)
 
+    def section(key: str) -> str:
+        return key.partition(".")[0]
+
     def conditions(key: str) -> list[str]:
         """Other settings under which a key may matter: its own section's first, then every choice."""
-        section = key.partition(".")[0]
-        own = [other for other in known if other != key and other.partition(".")[0] == section]
+        own = [other for other in known if other != key and section(other) == section(key)]
         changed = [as_override(other, value) for other in own for value in other_values(known[other], values[other])]
-        return [*changed, *(text for text in switches if not text.startswith(f"{section}."))]
+        return [*changed, *(text for text in switches if section(text) != section(key))]
+
+    def choices(key: str) -> list[tuple[str, str]]:
+        """A choice of the section, under a choice of another one that makes the whole section matter."""
+        own = [text for text in switches if section(text) == section(key)]
+        return [(other, text) for other in switches if section(other) != section(key) for text in own]
 
     dead = [key for key in silent if not any(matters(key, (condition,)) for condition in conditions(key))]
+    dead = [key for key in dead if not any(matters(key, pair) for pair in choices(key))]
     assert dead == [], "these keys change no stage under any choice"
 
     base = keys_under()

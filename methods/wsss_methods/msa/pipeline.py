@@ -80,10 +80,8 @@ def _weight_uses(recipe: MsaRecipe) -> list[WeightUse]:
     # A start that is offered and not published: without a file it is random, whatever allow_random says.
     if network.superpixels and recipe.weights.spixelnet_bsd is not None:
         uses.append(WeightUse("superpixels", "spixelnet_bsd"))
-    name = "mobilenet_v2" if segmentation.form == "mobilenet_v2" else f"resnet{segmentation.depth}"
-    if recipe.segmentation_start == "coco":
-        name = "deeplabv1_resnet101_coco"
-    return [*uses, WeightUse("segmentation", name, "segmentation.width", segmentation.width)]
+    start = WeightUse("segmentation", recipe.segmentation_weights, "segmentation.width", segmentation.width)
+    return [*uses, start]
 
 
 def _backbone(files: Mapping[str, Path], role: str) -> dict[str, Path]:
@@ -267,6 +265,6 @@ def _segmentation_in_words(recipe: MsaRecipe, files: Mapping[str, Path]) -> str:
     body = "MobileNetV2" if form == "mobilenet_v2" else f"ResNet-{depth} ({form})"
     start = "random weights"
     if "segmentation" in files:
-        coco = recipe.segmentation_start == "coco"
+        coco = recipe.segmentation_weights == "deeplabv1_resnet101_coco"
         start = "a DeepLab trained on COCO with masks: not weakly supervised" if coco else "ImageNet"
     return f"DeepLabV2 with multi-scale inputs, {body} from {start}"

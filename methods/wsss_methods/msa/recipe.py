@@ -238,22 +238,27 @@ class MsaRecipe:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     pseudo_label: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
-    segmentation_start: str = setting(
-        "coco",
-        choices=("coco", "imagenet"),
-        help="weights of the segmentation network; coco: a DeepLab that was trained with masks, not weakly supervised",
-    )
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
 
     def check(self) -> list[str]:
         """Relations between sections."""
         form, depth = self.segmentation.form, self.segmentation.depth
-        if self.segmentation_start == "coco" and (form, depth) != ("caffe", 101):
-            return ["segmentation_start = coco needs segmentation.form = caffe and segmentation.depth = 101"]
         if form != "mobilenet_v2" and depth not in SEGMENTATION_DEPTHS:
             return [f"segmentation.depth = {depth}: the section weights has files for {SEGMENTATION_DEPTHS}"]
         return []
+
+    @property
+    def segmentation_weights(self) -> str:
+        """Row of the weight table that the segmentation network starts from.
+
+        That of the named code, which was trained with the masks of COCO, unless only ImageNet's is given.
+        """
+        form, depth = self.segmentation.form, self.segmentation.depth
+        if form == "mobilenet_v2":
+            return form
+        without_masks = self.weights.deeplabv1_resnet101_coco is None and self.weights.resnet101 is not None
+        return "deeplabv1_resnet101_coco" if (form, depth, without_masks) == ("caffe", 101, False) else f"resnet{depth}"
 
     @property
     def uses_saliency(self) -> bool:
