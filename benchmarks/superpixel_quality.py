@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="PNG of some pictures: the network's superpixels, SLIC's")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = load_dataset(DatasetConfig(name="voc2012", root=arguments.root), None)
+    dataset = load_dataset(DatasetConfig(name="voc2012", root=arguments.root), Path(".wsss"))
     view = dataset.view({"images", "masks"}, arguments.split)
     names = view.names[:: max(1, len(view.names) // arguments.images)][: arguments.images]
     network = load_superpixel_network(state_dict_of(read_checkpoint(arguments.weights)), where=str(arguments.weights))

@@ -85,9 +85,8 @@ class CamTraining(nn.Module):
             target = contrast_target(image, batch.get("saliency"), association, CELL)
             scores = propagated(found.scores, found.features, self.contrast.ap_iterations, self.contrast.ap_threshold)
             foreground = foreground_cam(scores, batch["label"])
-            share, patches = contrast_loss(
-                *(tiled(maps, self.contrast.patches) for maps in (foreground, target)), self.contrast.ignore_threshold
-            )
+            foreground, target = (tiled(maps, self.contrast.patches) for maps in (foreground, target))
+            share, patches = contrast_loss(foreground, target, self.contrast.ignore_threshold)
             # The share is of a mean over the batch of all workers, and the loop divides by its images.
             losses["contrast"] = share * sum_over_workers(image.new_tensor(float(len(image))))
             losses[PATCHES] = patches
