@@ -24,12 +24,13 @@ def test_taps_have_the_channels_and_strides_that_it_states() -> None:
 
 def test_the_activated_input_of_a_block_is_a_tap():
     network = WideResNet38(0.125).eval()
-    for block in (network.b4, network.b6):
-        block.bn_branch2a.running_mean.uniform_(-1, 1)
+    norms = [network.get_submodule(name) for name in ("b4.bn_branch2a", "b6.bn_branch2a")]
+    for norm in norms:
+        norm.get_buffer("running_mean").uniform_(-1, 1)
     with torch.no_grad():
         _, found = network(torch.randn(1, 3, 48, 64), ("b3_2", "b4.bn_branch2a", "b5_2", "b6.bn_branch2a"))
-        assert torch.equal(found["b4.bn_branch2a"], network.b4.bn_branch2a(found["b3_2"]).relu())
-        assert torch.equal(found["b6.bn_branch2a"], network.b6.bn_branch2a(found["b5_2"]).relu())
+        assert torch.equal(found["b4.bn_branch2a"], norms[0](found["b3_2"]).relu())
+        assert torch.equal(found["b6.bn_branch2a"], norms[1](found["b5_2"]).relu())
     assert {name: network.channels[name] for name in found} == {name: map.shape[1] for name, map in found.items()}
 
 

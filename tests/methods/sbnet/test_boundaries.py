@@ -72,7 +72,7 @@ def test_a_contour_lies_on_both_sides_of_the_rim_of_each_region(dataset: Any, th
     boundary = arrays["boundary"]
     assert boundary.dtype == np.uint8 and boundary.shape == (3, *SIZE) and arrays["keys"].tolist() == [1, 3]
     for channel, each in zip(boundary, (0, *KEYS), strict=True):
-        inside = each == MASK
+        inside = np.equal(MASK, each)
         for y, x in np.ndindex(*SIZE):
             near = inside[max(0, y - thickness) : y + thickness + 1, max(0, x - thickness) : x + thickness + 1]
             assert channel[y, x] == (near.any() and not near.all()), (each, y, x)
