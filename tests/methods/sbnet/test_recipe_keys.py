@@ -170,7 +170,7 @@ CHANGES = {
     "affinity.radius": "4",
     "random_walk.alpha": "9",
     "random_walk.beta": "5",
-    "random_walk.exp_times": "2",
+    "random_walk.exp_times": "4",
     "random_walk.crf": "true",
     "segmentation.weight_decay": "0",
     "crf.bilateral_srgb": "9",
