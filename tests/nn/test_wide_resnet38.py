@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from wsss.nn.wide_resnet38 import WideResNet38
+from wsss.nn.wide_resnet38 import ResidualBlock, WideResNet38
 
 
 def test_taps_have_the_channels_and_strides_that_it_states() -> None:
@@ -50,3 +51,19 @@ def test_training_does_not_move_the_statistics() -> None:
     ordinary = WideResNet38(0.125, nn.BatchNorm2d).train()
     ordinary(torch.randn(2, 3, 32, 32))
     assert not torch.equal(ordinary.bn7.running_mean, torch.zeros_like(ordinary.bn7.running_mean))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_shortcut_reads_every_stride_th_position(stride: int) -> None:
+    """In channels_last with 8 channels, as a narrow network trains: PyTorch's strided 1x1 convolution crashes there."""
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 8, 16, stride, (1, 1), nn.BatchNorm2d)
+    block.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.randn(1, 8, 96, 96).contiguous(memory_format=torch.channels_last)
+    found, activated = block(x)
+    found.sum().backward()
+    assert block.conv_branch1 is not None
+    weight = block.conv_branch1.weight.detach().contiguous()
+    main = block.conv_branch2b1(block.bn_branch2b1(block.conv_branch2a(activated)).relu())
+    expected = torch.nn.functional.conv2d(activated.contiguous(), weight, stride=stride)
+    assert torch.allclose(found - main, expected, atol=1e-5)

@@ -55,12 +55,16 @@ class ResidualBlock(nn.Module):
         self.conv_branch2b1 = nn.Conv2d(mid_channels, out_channels, 3, padding=second, dilation=second, bias=False)
         self.conv_branch1: nn.Conv2d | None = None
         if in_channels != out_channels or stride != 1:
-            self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+            self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, and the input after the first norm and ReLU."""
         activated = F.relu(self.bn_branch2a(x))
-        shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
+        # Every stride-th position is taken before the 1x1 convolution and not by it: on a CPU, PyTorch's own stride
+        # writes beyond its memory for 8 channels in channels_last, which ended a training with a segmentation fault.
+        read = activated[:, :, :: self.stride, :: self.stride]
+        shortcut = x if self.conv_branch1 is None else self.conv_branch1(read)
         out = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(activated))))
         return shortcut + out, activated
 
