@@ -44,14 +44,15 @@ class NoBoundaryConfig:
 
 def boundary_stages(settings: BoundarySettings, dataset: Dataset, image_list: str) -> list[MapStage]:
     """The stage "boundary" of a list: "boundary" (1 + K, H, W) in [0, 1], 1 on a boundary, of the background and the
-    present classes, and "keys" int64 (K,), class ids from 1. uint8, float16 for `edge_prior`, float32 for `folder`.
+    present classes, and "keys" int64 (K,), class ids from 1. uint8 of 255ths, float16 for `edge_prior`, float32 for
+    `folder`.
 
     `cam_crf` and `edge_prior` read the scores of a stage "boundary_crf"; edges of a folder are a stage "edge".
 
     Raises:
         DataError: naming every file of a folder that does not fit.
     """
-    stage = MapStage(name="boundary", version=1, config=NoBoundaryConfig(), image_list=image_list, build=build_zeros)
+    stage = MapStage(name="boundary", version=2, config=NoBoundaryConfig(), image_list=image_list, build=build_zeros)
     crf = {"crf": "boundary_crf"}
     if settings.source == "folder":
         folder = resolve_path(settings.folder or Path(), dataset)
@@ -73,7 +74,7 @@ def boundary_stages(settings: BoundarySettings, dataset: Dataset, image_list: st
 
 
 def contours(label: np.ndarray, ids: np.ndarray, thickness: int) -> np.ndarray:
-    """Where the region of each class begins or ends: uint8 (len(ids), H, W), 1 within `thickness` pixels of its rim.
+    """Where the region of each class begins or ends: uint8 (len(ids), H, W), 255 within `thickness` pixels of its rim.
 
     label (H, W) of ids. The frame of the picture is no rim.
     """
@@ -81,7 +82,7 @@ def contours(label: np.ndarray, ids: np.ndarray, thickness: int) -> np.ndarray:
     dilated, eroded = (
         [change(region, _KERNEL, iterations=thickness) for region in regions] for change in (cv2.dilate, cv2.erode)
     )
-    return np.stack(dilated) - np.stack(eroded)
+    return 255 * (np.stack(dilated) - np.stack(eroded))
 
 
 def edge_strength(image: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from wsss.official import (
     write_images,
     write_map_dictionaries,
 )
+from wsss.ops.cam import as_shares
 from wsss.pipeline import Pipeline
 from wsss.stages.affinity_psa import WEIGHTS as AFFINITY_WEIGHTS
 from wsss.stages.segmentation import WEIGHTS as SEGMENTATION_WEIGHTS
@@ -146,7 +147,7 @@ def _checkpoint_reader(stage: str) -> Read:
 def _write_boundaries(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         maps = np.zeros((dataset.num_classes, *arrays["boundary"].shape[1:]), dtype=np.float32)
-        maps[[0, *arrays["keys"]]] = arrays["boundary"]
+        maps[[0, *arrays["keys"]]] = as_shares(arrays["boundary"])
         np.save(path, maps)
 
     return write_images(artifact, folder, ".npy", write)

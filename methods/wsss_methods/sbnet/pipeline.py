@@ -9,7 +9,6 @@ from typing import Any
 from wsss.data.dataset import Dataset
 from wsss.metric_name import MetricName
 from wsss.ops.cam import Merge
-from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import Arrays, GridColumn, Pipeline, Reads, SampleGrid, Stage, StageContext, TrainStage
 from wsss.stages.affinity_psa import (
     affinity_crf_stage,
@@ -184,18 +183,9 @@ def _segmentation_stages(recipe: SbnetRecipe, files: Mapping[str, Path], trainin
     if recipe.retraining.network == "deeplabv1_resnet38":
         own = PredictionConfig(PUBLISHED_CRF if crf.enabled else None, recipe.crf_variants)
         return deeplabv1_stages(recipe.deeplabv1, predictions=own, **shared)
-    # One run of the CRF scores every number of steps up to the larger of the recipe's two.
-    settings = DenseCrfSettings(
-        iterations=max(crf.iterations, crf.scored_iterations),
-        gaussian_sxy=crf.gaussian_sxy,
-        gaussian_compat=crf.gaussian_compat,
-        bilateral_sxy=crf.bilateral_sxy,
-        bilateral_srgb=crf.bilateral_srgb,
-        bilateral_compat=crf.bilateral_compat,
-    )
     return segmentation_stages(
         recipe.segmentation,
-        predictions=PredictionConfig(settings if crf.enabled else None, recipe.crf_variants),
+        predictions=crf.predictions(),
         iterations=crf.iterations,
         build=build_wrapped_predictions,
         **shared,
@@ -274,10 +264,6 @@ def inference_protocol(recipe: SbnetRecipe) -> dict[str, str]:
         )
     else:
         scales = ", ".join(f"{scale:g}" for scale in (1.0, *recipe.segmentation.msc_scales))
-        images = {
-            "crf_raw": "on the picture",
-            "crf": "on the picture minus its mean in wrap-around bytes, as published",
-        }
-        on = "; ".join(f"{variant}: {images[variant]}" for variant in recipe.crf_variants)
-        inference, crf = f"whole picture at scales {scales}, maximum", f"{recipe.crf.iterations} iterations, {on}"
+        inference = f"whole picture at scales {scales}, maximum"
+        crf = f"{recipe.crf.iterations} iterations, {recipe.crf.in_words()}"
     return {"inference": inference, "CRF": crf if recipe.crf.enabled else "none"}

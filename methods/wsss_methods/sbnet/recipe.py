@@ -13,6 +13,7 @@ from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.recipe import setting
 from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSettings
+from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
@@ -222,30 +223,6 @@ class RetrainingSettings:
 
 
 @dataclass(frozen=True)
-class CrfSettings:
-    """Dense CRF of DeepLab-v2's predictions. DeepLab-v1's is that of its code base, one step."""
-
-    enabled: bool = setting(True, help="score predictions with the CRF as well, of either network")
-    iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps of the number that is reported")
-    scored_iterations: int = setting(
-        10,
-        minimum=1,
-        maximum=50,
-        help="one run scores every number of steps up to this one, or up to crf.iterations if that is more",
-    )
-    gaussian_sxy: float = setting(1.0, above=0, maximum=20, help="smoothness kernel: pixels")
-    gaussian_compat: float = setting(3.0, minimum=0, maximum=20, help="smoothness kernel: weight")
-    bilateral_sxy: float = setting(67.0, above=0, maximum=300, help="appearance kernel: pixels")
-    bilateral_srgb: float = setting(3.0, above=0, maximum=100, help="appearance kernel: gray levels")
-    bilateral_compat: float = setting(4.0, minimum=0, maximum=20, help="appearance kernel: weight")
-    image: str = setting(
-        "raw",
-        choices=("raw", "wrapped", "both"),
-        help="raw: on the picture; wrapped: mean subtracted with wrap-around bytes, as the code base has it; both",
-    )
-
-
-@dataclass(frozen=True)
 class BaselineSettings:
     """What SBNet is compared with."""
 
@@ -283,9 +260,6 @@ class SbnetRecipe:
 
     @property
     def crf_variants(self) -> tuple[str, ...]:
-        """Endings of the numbers: "crf_raw" on the picture, "crf" as the network's code base has it."""
-        if not self.crf.enabled:
-            return ()
-        if self.retraining.network == "deeplabv1_resnet38":
-            return ("crf",)
-        return {"raw": ("crf_raw",), "wrapped": ("crf",), "both": ("crf_raw", "crf")}[self.crf.image]
+        """Endings of the numbers, as of the section crf; DeepLab-v1's own CRF is "crf" and runs on the picture."""
+        own = ("crf",) if self.crf.enabled else ()
+        return own if self.retraining.network == "deeplabv1_resnet38" else self.crf.variants

@@ -15,6 +15,7 @@ from wsss.data.augment.color_jitter import PUBLISHED_JITTER, random_color_jitter
 from wsss.data.augment.rescaled_crop import CanvasCrop, cropped_image, sample_canvas_crop
 from wsss.data.transforms import channels_first, mirror, resize, resize_spline
 from wsss.nn.checkpoint import load_imagenet_body
+from wsss.ops.cam import as_shares
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
@@ -66,7 +67,7 @@ def boundary_crop(
     arrays: "boundary" (1 + K, H, W) in [0, 1] of the background and the classes "keys" (K,), ids from 1. Other classes
     are not in the image, so that no loss reads their channel: it stays 0.
     """
-    maps = resize_spline(arrays["boundary"].astype(np.float32), size).transpose(1, 2, 0)
+    maps = resize_spline(as_shares(arrays["boundary"]), size).transpose(1, 2, 0)
     result = np.zeros((num_classes, crop.height, crop.width), dtype=np.float32)
     result[[0, *arrays["keys"]]] = crop.apply(mirror(maps) if mirrored else maps, 0).transpose(2, 0, 1)
     return result

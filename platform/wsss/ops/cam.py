@@ -96,6 +96,12 @@ def _normalized(maps: Tensor, merge: Merge) -> np.ndarray:
     return maps.cpu().numpy()
 
 
+def as_shares(maps: np.ndarray) -> np.ndarray:
+    """Maps in [0, 1] as float32; those of 8 bits hold 255ths."""
+    shares = maps.astype(np.float32)
+    return shares / 255 if maps.dtype == np.uint8 else shares
+
+
 def thresholded_argmax(maps: np.ndarray, keys: np.ndarray, background: float) -> np.ndarray:
     """Class of every position: argmax over a constant background and the maps.
 

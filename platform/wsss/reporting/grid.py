@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from wsss.data.palette import colorize, voc_palette
+from wsss.ops.cam import as_shares
 from wsss.pipeline import GridKind
 from wsss.reporting.plots import new_figure, save
 from wsss.reporting.run_report import SampleImage, SampleRows
@@ -92,7 +93,7 @@ def draw(image: Array, array: Array, kind: GridKind) -> Array:
     """An array of a grid as a picture, uint8 (h, w, 3). `image`: uint8 (H, W, 3), what it belongs to."""
     match kind:
         case "cam":
-            return heat_overlay(image, array / np.float32(255) if array.dtype == np.uint8 else array)
+            return heat_overlay(image, as_shares(array))
         case "labels":
             return colorize(array.astype(np.uint8))
         case "grey":

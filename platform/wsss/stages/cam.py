@@ -17,7 +17,7 @@ from torch import Tensor
 from wsss.data.augment.rescaled_crop import cam_inputs
 from wsss.evaluation.confusion import EvaluationError
 from wsss.nn.checkpoint import Aliases, load_weights, read_checkpoint
-from wsss.ops.cam import Merge, merged_cam, merged_high_res
+from wsss.ops.cam import Merge, as_shares, merged_cam, merged_high_res
 from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext, TrainStage
 from wsss.stages.score import (
     DEFAULT_THRESHOLDS,
@@ -131,8 +131,7 @@ def read_high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if "high_res" in arrays:
-        maps = arrays["high_res"].astype(np.float32)
-        return maps / 255 if arrays["high_res"].dtype == np.uint8 else maps
+        return as_shares(arrays["high_res"])
     scales = [
         torch.from_numpy(arrays[name].astype(np.float32))
         for name in sorted(arrays, key=lambda name: (len(name), name))

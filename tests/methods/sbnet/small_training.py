@@ -48,7 +48,7 @@ def build_boundary(context: StageContext) -> Callable[[str], Arrays]:
 
     def boundary(name: str) -> Arrays:
         height, width = context.data.image_size(name)
-        frame = np.ones((height, width), dtype=np.uint8)
+        frame = np.full((height, width), 255, dtype=np.uint8)
         frame[1:-1, 1 : width // 2] = 0
         frame[:, width // 2 + 1 :] = 0
         keys = np.flatnonzero(context.data.image_labels(name)) + 1

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from wsss.data.errors import DataError
+from wsss.ops.cam import as_shares
 from wsss.pipeline import StageContext
 from wsss.recipe import key_values
+from wsss.reporting.grid import draw
 from wsss_methods.sbnet.boundaries import boundary_stages, contours, edge_strength
 from wsss_methods.sbnet.recipe import BoundarySettings
 
@@ -75,7 +77,7 @@ def test_a_contour_lies_on_both_sides_of_the_rim_of_each_region(dataset: Any, th
         inside = np.equal(MASK, each)
         for y, x in np.ndindex(*SIZE):
             near = inside[max(0, y - thickness) : y + thickness + 1, max(0, x - thickness) : x + thickness + 1]
-            assert channel[y, x] == (near.any() and not near.all()), (each, y, x)
+            assert channel[y, x] == 255 * (near.any() and not near.all()), (each, y, x)
     assert not boundary[:, 0].any() and not boundary[:, :, -1].any(), "the frame is no rim"
 
 
@@ -145,3 +147,13 @@ def test_edge_strength_follows_color_as_well_as_brightness() -> None:
 
 def test_a_class_without_pixels_has_no_contour() -> None:
     assert not contours(MASK, np.array([2]), 1).any()
+
+
+def test_a_report_shows_the_contours(dataset: Any) -> None:
+    """Training, export and report read 8-bit maps as shares of 255; bytes of 1 would be an empty picture."""
+    arrays = made(dataset, BoundarySettings(), crf=CRF)
+    shares = as_shares(arrays["boundary"])
+    assert set(np.unique(shares)) == {0, 1}
+    picture = np.full((*SIZE, 3), 100, dtype=np.uint8)
+    drawn, plain = draw(picture, arrays["boundary"], "cam"), draw(picture, np.zeros((1, *SIZE), np.uint8), "cam")
+    assert ((drawn != plain).any(axis=2) == shares.max(axis=0).astype(bool)).all()

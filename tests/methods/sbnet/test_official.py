@@ -170,11 +170,12 @@ def test_scores_of_both_crfs_are_two_folders(case: Case, folders: tuple[str, str
 
 
 def test_boundaries_go_out_as_the_official_loader_reads_them(case: Case, tmp_path: Path) -> None:
-    artifact = case.images("boundary", lambda keys, size: {"boundary": np.ones((len(keys) + 1, *size), dtype=np.uint8)})
+    artifact = case.images("boundary", lambda keys, size: {"boundary": np.full((len(keys) + 1, *size), 255, np.uint8)})
     METHOD.exporters["boundary"].write(artifact, case.dataset, tmp_path / "sb_map")
     for name in case.names:
         values = np.load(tmp_path / "sb_map" / f"{name}.npy")
         assert values.dtype == np.float32 and len(values) == case.dataset.num_classes
+        assert set(np.unique(values)) == {0, 1}
         assert np.flatnonzero(values.all(axis=(1, 2))).tolist() == [0, *case.dataset.image_labels[name]]
     given = [*SMALL, "baseline.seam=false", "boundary.source=folder", f"boundary.folder={tmp_path / 'sb_map'}"]
     pipeline = METHOD.pipeline(load_recipe(SbnetRecipe, METHOD.recipe_path("demo"), given), case.dataset)

@@ -110,16 +110,16 @@ def test_settings_of_a_loss_that_is_off_enter_no_key() -> None:
 
 def test_a_boundary_map_follows_its_image() -> None:
     columns = np.zeros((3, 20, 30), dtype=np.uint8)
-    columns[0, :, :10], columns[1, :, 20:], columns[2, :10] = 1, 1, 1
+    columns[0, :, :10], columns[1, :, 20:], columns[2, :10] = 255, 255, 255
     crop = CanvasCrop(32, 32, 4, -5)
     arrays = {"boundary": columns, "keys": np.array([2, 4])}
     found = boundary_crop(arrays, 6, (20, 30), False, crop)
     assert found.shape == (6, 32, 32) and found.dtype == np.float32
     for channel, row in ((0, 0), (2, 1), (4, 2)):
-        np.testing.assert_array_equal(found[channel, 4:24, :25], columns[row, :, 5:])
+        np.testing.assert_array_equal(found[channel, 4:24, :25], columns[row, :, 5:] / 255)
     assert not found[[1, 3, 5]].any() and not found[:, :4].any() and not found[:, :, 25:].any()
     mirrored = boundary_crop(arrays, 6, (20, 30), True, crop)
-    np.testing.assert_array_equal(mirrored[2, 4:24, :25], columns[1, :, ::-1][:, 5:])
+    np.testing.assert_array_equal(mirrored[2, 4:24, :25], columns[1, :, ::-1][:, 5:] / 255)
 
 
 def test_a_sample_is_the_published_crop(shapes: Dataset) -> None:
@@ -127,7 +127,7 @@ def test_a_sample_is_the_published_crop(shapes: Dataset) -> None:
     name = shapes.lists["train"][0]
     view = shapes.view({"images", "image_labels"}, "train")
     keys = np.array(view.present_classes(name))
-    full = np.ones((len(keys) + 1, *view.image_size(name)), dtype=np.uint8)
+    full = np.full((len(keys) + 1, *view.image_size(name)), 255, dtype=np.uint8)
     inputs: Any = {"boundary": FixedBoundaries({"boundary": full, "keys": keys})}
     task = build_cam_training(StageContext("cam_train", settings, view, inputs, {}))
     for seed in range(4):
