@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from PIL import Image
+from tests.methods.recipe_keys import StageKeys, data_folder, given_weights, owners_of
 
-from wsss.data.dataset import Dataset
 from wsss.errors import WsssError
-from wsss.pipeline import Pipeline, stage_keys
 from wsss.recipe import load_recipe
-from wsss.weights import file_digest
 from wsss_methods.ssc import METHOD
 from wsss_methods.ssc.recipe import SscRecipe
 
@@ -22,68 +17,24 @@ PINNED = Path(__file__).with_name("stage_keys.json")
 WEIGHTS = ("resnet50", "resnet101_v2", "vgg19", "mobilenet_v2")
 
 
-@dataclass(frozen=True)
-class FakeData:
-    """A data set by its digest alone."""
-
-    root: Path
-    label_provenance: str = "file: labels"
-    home: Path | None = None
-    cache: Path | None = None
-
-    @property
-    def lists(self) -> dict[str, tuple[str, ...]]:
-        return {"train": ("a", "b"), "train_aug": ("a", "b", "c"), "val": ("d",)}
-
-    def names(self, list_name: str) -> tuple[str, ...]:
-        return self.lists[list_name]
-
-    def image_path(self, name: str) -> Path:
-        return self.root / "JPEGImages" / f"{name}.jpg"
-
-    def digest(self, image_list: str | None, reads: frozenset[Any]) -> str:
-        return f"{image_list}:{','.join(sorted(reads))}"
+KEYS = StageKeys(METHOD)
+build, keys_of = KEYS.build, KEYS.of
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set's folder, with weight files beside it whose content never changes."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "weights").mkdir()
-    for name in WEIGHTS:
-        (folder / "weights" / f"{name}.pth").write_bytes(name.removesuffix("_v2").encode())
-    (folder / "weights" / "mobilenet_v2_keras_int8-7edfbd0e.pth").write_bytes(b"mobilenet_v2")
-    (folder / "set" / "JPEGImages").mkdir(parents=True)
-    for name in "abcd":
-        Image.new("RGB", (6, 4)).save(folder / "set" / "JPEGImages" / f"{name}.jpg")
-    return folder / "set"
-
-
-def build(root: Path, recipe_name: str, *overrides: str) -> Pipeline:
-    recipe = load_recipe(SscRecipe, METHOD.recipe_path(recipe_name), overrides)
-    return METHOD.pipeline(recipe, cast(Dataset, FakeData(root)))
-
-
-def keys_of(root: Path, recipe_name: str, *overrides: str) -> dict[str, str]:
-    return stage_keys(build(root, recipe_name, *overrides), FakeData(root), file_digest)
+    return data_folder(tmp_path_factory.mktemp("data"), {name: name.removesuffix("_v2") for name in WEIGHTS})
 
 
 def shipped_overrides(root: Path, recipe_name: str) -> list[str]:
     if not recipe_name.startswith("paper"):
         return []
-    return [f"weights.{name}={root.parent / 'weights' / name}.pth" for name in WEIGHTS[:3]]
+    return given_weights(root, WEIGHTS[:3])
 
 
 @pytest.mark.parametrize("recipe_name", ["demo", "mini", "paper", "paper_coco"])
 def test_keys_of_the_shipped_recipes_are_pinned(root: Path, recipe_name: str) -> None:
-    """A change here means that stored results are computed again: raise a version or change a recipe on purpose.
-
-    When it is on purpose, put the printed keys into stage_keys.json.
-    """
-    keys = keys_of(root, recipe_name, *shipped_overrides(root, recipe_name))
-    pinned = json.loads(PINNED.read_text())[recipe_name]
-    changed = sorted(name for name in {*keys, *pinned} if keys.get(name) != pinned.get(name))
-    assert changed == [], json.dumps({recipe_name: keys}, indent=1)
+    KEYS.assert_pinned(root, PINNED, recipe_name, *shipped_overrides(root, recipe_name))
 
 
 def test_the_protocol_says_among_how_many_epochs_masks_chose(root: Path) -> None:
@@ -239,19 +190,11 @@ CHANGES = {
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_setting_changes_its_stages_and_what_follows_them(root: Path, key: str) -> None:
-    pipeline = build(root, "demo", *BASE)
-    before = keys_of(root, "demo", *BASE)
-    after = keys_of(root, "demo", *BASE, f"{key}={CHANGES[key]}")
-    owners = OWNERS.get(key) or OWNERS[key.split(".")[0]]
-    expected = set().union(*(pipeline.downstream(owner) for owner in owners))
-    assert set(before) == set(after)
-    assert {name for name in before if before[name] != after[name]} == expected
+    KEYS.assert_changes(root, f"{key}={CHANGES[key]}", owners_of(key, OWNERS), BASE)
 
 
 def test_every_setting_has_its_line(root: Path) -> None:
-    from wsss.recipe import settings_of
-
-    asked = {key for key, info in settings_of(SscRecipe).items() if info.in_key and not key.startswith("dataset.")}
+    asked = KEYS.settings()
     of_stages = {"segmentation.selection", "affinity.displacement_mean", "baseline.plain_cam", "superpixels.source"}
     assert asked - of_stages == set(CHANGES)
 
