@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from wsss.data.dataset import Dataset
+from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.firewall import forbid_mask_reading
 from wsss.execution.stage_job import StageJob
 from wsss.execution.train_loop import LoopEvents, LoopSettings, run_training
+from wsss.method import Method
 from wsss.pipeline import ImportStage, MapStage, Pipeline, ReduceStage, TrainStage, stage_keys
-from wsss.store import Artifact, Store
+from wsss.recipe import load_recipe
+from wsss.store import Artifact, Store, open_store
 from wsss.weights import file_digest
 
 
@@ -72,6 +75,27 @@ def run_pipeline(
                 if name.startswith(("loss", "statistic")):
                     tell(f"  {name}: {_thinned(values)}")
     return run
+
+
+class DemoRun:
+    """A finished run of a method's demo, made smaller by overrides, and what it ran on."""
+
+    def __init__(self, method: Method, home: Path, overrides: Sequence[str] = ()) -> None:
+        torch.set_num_threads(1)
+        self.recipe: Any = load_recipe(method.recipe_type, method.recipe_path("demo"), overrides)
+        self.dataset = load_dataset(self.recipe.dataset, home)
+        self.pipeline = method.pipeline(self.recipe, self.dataset)
+        self.store = open_store(str(home / "store"))
+        self.run = run_pipeline(self.pipeline, self.dataset, self.store)
+
+    def artifact(self, stage: str) -> Artifact:
+        return self.run.artifacts[stage]
+
+    def assert_complete(self) -> None:
+        """Every stage ran, and a second run has nothing to do and the same numbers."""
+        assert self.run.executed == [stage.name for stage in self.pipeline]
+        again = run_pipeline(self.pipeline, self.dataset, self.store)
+        assert again.executed == [] and again.metrics == self.run.metrics
 
 
 def _compute(job: StageJob, dataset: Dataset) -> Artifact:
@@ -134,9 +158,6 @@ def main() -> None:
     import sys
 
     from wsss.commands.methods import find_method, recipe_file
-    from wsss.data.dataset import load_dataset
-    from wsss.recipe import load_recipe
-    from wsss.store import open_store
 
     name, recipe_name, home, *words = sys.argv[1:]
     stages = [word.removeprefix("until=") for word in words if word.startswith("until=")] or None

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.in_process import DemoRun
 
-from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.dataset import load_dataset
 from wsss.evaluation.confusion import confusion_matrix, miou
-from wsss.pipeline import Pipeline, TrainStage
+from wsss.pipeline import TrainStage
 from wsss.recipe import load_recipe
 from wsss.stages.refine import mean_subtracted, refined_steps
-from wsss.store import Artifact, Store, open_store
 from wsss_methods.i2crc import METHOD
 from wsss_methods.i2crc.label_refinement import pseudo_label, refined_label
 from wsss_methods.i2crc.recipe import I2crcRecipe
@@ -47,18 +46,11 @@ SMALL = [
 ROUNDS = ("segmentation_round1", "segmentation")
 
 
-class Case:
+class Case(DemoRun):
     """One finished run and what it ran on."""
 
     def __init__(self, home: Path, overrides: Sequence[str] = ()) -> None:
-        self.recipe: I2crcRecipe = load_recipe(I2crcRecipe, METHOD.recipe_path("demo"), [*SMALL, *overrides])
-        self.dataset: Dataset = load_dataset(self.recipe.dataset, home)
-        self.pipeline: Pipeline = METHOD.pipeline(self.recipe, self.dataset)
-        self.store: Store = open_store(str(home / "store"))
-        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, self.store)
-
-    def artifact(self, stage: str) -> Artifact:
-        return self.run.artifacts[stage]
+        super().__init__(METHOD, home, [*SMALL, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +60,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def case(home: Path) -> Case:
-    torch.set_num_threads(1)
     return Case(home)
 
 
 def test_every_stage_ran_and_a_second_run_has_nothing_to_do(case: Case) -> None:
-    assert case.run.executed == [stage.name for stage in case.pipeline]
-    again = run_pipeline(case.pipeline, case.dataset, case.store)
-    assert again.executed == [] and again.metrics == case.run.metrics
+    case.assert_complete()
 
 
 def test_both_rounds_and_both_labels_have_their_numbers(case: Case) -> None:

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.in_process import DemoRun, run_pipeline
 
-from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.dataset import load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.nn.checkpoint import CheckpointError
 from wsss.ops.cam import thresholded_argmax
-from wsss.pipeline import Pipeline
 from wsss.recipe import load_recipe
-from wsss.store import Artifact, Store, open_store
+from wsss.store import Artifact, open_store
 from wsss_methods.msa import METHOD
 from wsss_methods.msa.recipe import MsaRecipe
 from wsss_methods.msa.superpixel_network import SuperpixelNetwork
@@ -50,18 +49,11 @@ SMALL = [
 BY_MASKS = ["selection.rule=best_train_masks", "selection.images=4", "pseudo_label.rule=best_train_masks"]
 
 
-class Case:
+class Case(DemoRun):
     """One finished run and what it ran on."""
 
     def __init__(self, home: Path, overrides: Sequence[str] = ()) -> None:
-        self.recipe: MsaRecipe = load_recipe(MsaRecipe, METHOD.recipe_path("demo"), [*SMALL, *overrides])
-        self.dataset: Dataset = load_dataset(self.recipe.dataset, home)
-        self.pipeline: Pipeline = METHOD.pipeline(self.recipe, self.dataset)
-        self.store: Store = open_store(str(home / "store"))
-        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, self.store)
-
-    def artifact(self, stage: str) -> Artifact:
-        return self.run.artifacts[stage]
+        super().__init__(METHOD, home, [*SMALL, *overrides])
 
     def exported(self, layout: str, folder: Path) -> Path:
         """The folder that an exporter wrote."""
@@ -82,7 +74,6 @@ class Case:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return tmp_path_factory.mktemp("home")
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.in_process import DemoRun
 
-from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.dataset import load_dataset
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.ops.cam import thresholded_argmax
-from wsss.pipeline import Pipeline
 from wsss.recipe import load_recipe
 from wsss.stages.cam import read_high_res
-from wsss.store import Artifact, Store, open_store
 from wsss_methods.sbnet import METHOD
 from wsss_methods.sbnet.boundaries import contours
 from wsss_methods.sbnet.recipe import SbnetRecipe
@@ -49,18 +46,11 @@ SMALL = [
 ]
 
 
-class Case:
+class Case(DemoRun):
     """One finished run and what it ran on."""
 
     def __init__(self, home: Path, overrides: Sequence[str] = ()) -> None:
-        self.recipe: SbnetRecipe = load_recipe(SbnetRecipe, METHOD.recipe_path("demo"), [*SMALL, *overrides])
-        self.dataset: Dataset = load_dataset(self.recipe.dataset, home)
-        self.pipeline: Pipeline = METHOD.pipeline(self.recipe, self.dataset)
-        self.store: Store = open_store(str(home / "store"))
-        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, self.store)
-
-    def artifact(self, stage: str) -> Artifact:
-        return self.run.artifacts[stage]
+        super().__init__(METHOD, home, [*SMALL, *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +60,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def case(home: Path) -> Case:
-    torch.set_num_threads(1)
     return Case(home)
 
 
 def test_every_stage_ran_and_a_second_run_has_nothing_to_do(case: Case) -> None:
-    assert case.run.executed == [stage.name for stage in case.pipeline]
-    again = run_pipeline(case.pipeline, case.dataset, case.store)
-    assert again.executed == [] and again.metrics == case.run.metrics
+    case.assert_complete()
 
 
 def test_headline_numbers_exist(case: Case) -> None:

@@ -10,23 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.in_process import DemoRun, run_pipeline
 
 from wsss.data.augment.rescaled_crop import cam_inputs
-from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.evaluation.counts import Counts
 from wsss.nn.checkpoint import CheckpointError
 from wsss.ops.cam import merged_cam, merged_high_res
-from wsss.pipeline import MapStage, Pipeline, StageContext
+from wsss.pipeline import MapStage, StageContext
 from wsss.recipe import load_recipe
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.stages import random_walk
 from wsss.stages.cam import read_high_res
 from wsss.stages.random_walk import RandomWalkConfig
 from wsss.stages.refine import unpack_steps
-from wsss.store import Artifact, Store, open_store
 from wsss_methods.ssc import METHOD
 from wsss_methods.ssc.recipe import SscRecipe
 from wsss_methods.ssc.training import build_cam_network
@@ -59,30 +57,20 @@ SMALL = [
 ]
 
 
-class Case:
+class Case(DemoRun):
     """One finished run and what it ran on."""
 
     def __init__(self, home: Path) -> None:
-        self.recipe: SscRecipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), SMALL)
-        self.dataset: Dataset = load_dataset(self.recipe.dataset, home)
-        self.pipeline: Pipeline = METHOD.pipeline(self.recipe, self.dataset)
-        self.store: Store = open_store(str(home / "store"))
-        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, self.store)
-
-    def artifact(self, stage: str) -> Artifact:
-        return self.run.artifacts[stage]
+        super().__init__(METHOD, home, SMALL)
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    torch.set_num_threads(1)
     return Case(tmp_path_factory.mktemp("home"))
 
 
 def test_every_stage_ran_and_a_second_run_has_nothing_to_do(case: Case) -> None:
-    assert case.run.executed == [stage.name for stage in case.pipeline]
-    again = run_pipeline(case.pipeline, case.dataset, case.store)
-    assert again.executed == [] and again.metrics == case.run.metrics
+    case.assert_complete()
 
 
 def test_headline_numbers_exist(case: Case) -> None:

@@ -10,23 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.methods.in_process import InProcessRun, run_pipeline
+from tests.methods.in_process import DemoRun, run_pipeline
 from torch import nn
 from torch.nn import functional
 
-from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion_matrix, miou
 from wsss.nn.checkpoint import CheckpointError
-from wsss.pipeline import Pipeline
-from wsss.recipe import load_recipe
-from wsss.store import Artifact, Store, open_store
+from wsss.store import open_store
 from wsss_methods.wsfcn import METHOD
 from wsss_methods.wsfcn.inference import best_scores, label_from_masks, soft_masks
 from wsss_methods.wsfcn.losses import FocalPenalty
 from wsss_methods.wsfcn.networks import WsFcn, official_state_dict
 from wsss_methods.wsfcn.official import load_official
-from wsss_methods.wsfcn.recipe import WsFcnRecipe
 from wsss_methods.wsfcn.training import focal_of, structure_of
 
 SMALL = [
@@ -47,18 +43,11 @@ SMALL = [
 ]
 
 
-class Case:
+class Case(DemoRun):
     """One finished run and what it ran on."""
 
     def __init__(self, home: Path, overrides: Sequence[str] = ()) -> None:
-        self.recipe: WsFcnRecipe = load_recipe(WsFcnRecipe, METHOD.recipe_path("demo"), [*SMALL, *overrides])
-        self.dataset: Dataset = load_dataset(self.recipe.dataset, home)
-        self.pipeline: Pipeline = METHOD.pipeline(self.recipe, self.dataset)
-        self.store: Store = open_store(str(home / "store"))
-        self.run: InProcessRun = run_pipeline(self.pipeline, self.dataset, self.store)
-
-    def artifact(self, stage: str) -> Artifact:
-        return self.run.artifacts[stage]
+        super().__init__(METHOD, home, [*SMALL, *overrides])
 
     def network(self, path: Path) -> WsFcn:
         network = WsFcn(structure_of(self.recipe.network, self.dataset.num_classes))
@@ -73,14 +62,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def case(home: Path) -> Case:
-    torch.set_num_threads(1)
     return Case(home)
 
 
 def test_every_stage_ran_and_a_second_run_has_nothing_to_do(case: Case) -> None:
-    assert case.run.executed == [stage.name for stage in case.pipeline]
-    again = run_pipeline(case.pipeline, case.dataset, case.store)
-    assert again.executed == [] and again.metrics == case.run.metrics
+    case.assert_complete()
 
 
 def test_headline_numbers_exist(case: Case) -> None:
