@@ -1,9 +1,8 @@
-"""MSA: superpixel network, classification networks, losses, a training step, and the CAM of both evaluators."""
+"""MSA: superpixel network, classification networks, losses, a training step."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -13,16 +12,6 @@ from tests.parity.check_parts import gradient_norms, set_rates, shapes
 from tests.parity.shared_fixtures import CaseFixture
 from torch import Tensor, nn
 
-from wsss.evaluation.confusion import (
-    confusion_matrix,
-    intersections_and_totals,
-    iou,
-    mean_accuracy,
-    miou,
-    pixel_accuracy,
-)
-from wsss.ops.cam import thresholded_argmax
-from wsss.ops.crf import DenseCrfSettings, refine_labels, refine_probabilities
 from wsss.ops.feature_affinity import propagated
 from wsss.ops.superpixel_affinity import (
     lifted_to_pixels,
@@ -32,7 +21,7 @@ from wsss.ops.superpixel_affinity import (
 )
 from wsss.schedules import polynomial_decay
 from wsss.stages.segmentation import stepped_decay
-from wsss_methods.msa import inference, losses
+from wsss_methods.msa import losses
 from wsss_methods.msa.networks import (
     PlainNetwork,
     ReconstructionNetwork,
@@ -41,7 +30,7 @@ from wsss_methods.msa.networks import (
     parameter_groups,
     published_state_dict,
 )
-from wsss_methods.msa.recipe import ContrastSettings, InferenceSettings
+from wsss_methods.msa.recipe import ContrastSettings
 from wsss_methods.msa.superpixel_network import (
     SuperpixelNetwork,
     lab_image,
@@ -150,13 +139,13 @@ def hashed_name(name: str) -> str:
     return name
 
 
-def _structure(case: Case) -> Structure:
+def structure_of_case(case: Case) -> Structure:
     return Structure(num_classes=case["args"]["num_classes"])
 
 
 def check_cls_forward(fixture: CaseFixture) -> None:
     for case in fixture.cases:
-        network = fixture.fill(case, ReconstructionNetwork(_structure(case)), hashed_name)
+        network = fixture.fill(case, ReconstructionNetwork(structure_of_case(case)), hashed_name)
         network.train(case["args"]["training"])
         backward = case["operation"] == "forward_backward"
         with torch.set_grad_enabled(backward):
@@ -176,7 +165,7 @@ def check_cls_forward(fixture: CaseFixture) -> None:
 
 def check_dcr_module(fixture: CaseFixture) -> None:
     for case in fixture.cases:
-        network = fixture.fill(case, ReconstructionNetwork(_structure(case)), hashed_name)
+        network = fixture.fill(case, ReconstructionNetwork(structure_of_case(case)), hashed_name)
         network.train(case["args"]["training"])
         network.model = _GivenStages(fixture.tensor(case, "x4"), fixture.tensor(case, "x5"))
         with torch.no_grad():
@@ -223,7 +212,7 @@ def _expect_maps(fixture: CaseFixture, case: Case, maps: dict[str, Tensor]) -> N
 
 def check_cls_baseline_forward(fixture: CaseFixture) -> None:
     for case in fixture.cases:
-        network = fixture.fill(case, PlainNetwork(_structure(case)), hashed_name).train(case["args"]["training"])
+        network = fixture.fill(case, PlainNetwork(structure_of_case(case)), hashed_name).train(case["args"]["training"])
         with torch.no_grad():
             found = network(fixture.tensor(case, "x"))
         fixture.expect(case, "logits", found.scores)
@@ -309,7 +298,7 @@ def check_cls_train_step(fixture: CaseFixture) -> None:
 
 
 def _train_steps(fixture: CaseFixture, case: Case, arguments: dict[str, Any]) -> None:
-    network = fixture.fill(case, ReconstructionNetwork(_structure(case)), hashed_name)
+    network = fixture.fill(case, ReconstructionNetwork(structure_of_case(case)), hashed_name)
     superpixels = fixture.fill(case, SuperpixelNetwork(), salt="superpixel_salt").eval().requires_grad_(False)
     contrast = ContrastSettings(
         weight=arguments["alpha"],
@@ -418,135 +407,6 @@ def _deeplab_poly(fixture: CaseFixture, case: Case) -> None:
     fixture.expect(case, "lr_used_by_iteration", rates)
 
 
-# ---- CAM and scores ----
-
-
-@dataclass(frozen=True)
-class _GivenScales(InferenceSettings):
-    """The recipe's section with any order of scales and mirrored scales."""
-
-    given: tuple[float, ...] = ()
-
-    @property
-    def signed_scales(self) -> tuple[float, ...]:
-        return self.given
-
-
-def _settings(arguments: dict[str, Any]) -> InferenceSettings:
-    return _GivenScales(
-        merged_at="last_scale" if arguments["variant"] == "image" else "image",
-        ap_iterations=arguments.get("ap_iterations", 0),
-        ap_threshold=arguments.get("ap_threshold", 0.6),
-        given=tuple(arguments["scales"]),
-    )
-
-
-def check_cam_merge(fixture: CaseFixture) -> None:
-    for case in fixture.cases:
-        settings, size = _settings(case["args"]), tuple(case["image_size"])
-        common = inference.common_size(size, settings, superpixels=True)
-        maps = [
-            inference.lifted(
-                fixture.tensor(case, f"logits_s{number}"),
-                fixture.tensor(case, f"prob_logits_s{number}"),
-                settings.refine_steps,
-                common,
-                scale < 0,
-            )
-            for number, scale in enumerate(settings.signed_scales)
-        ]
-        _expect_cam(fixture, case, inference.merged(maps, size))
-
-
-def check_cam_multiscale(fixture: CaseFixture) -> None:
-    for case in fixture.cases:
-        arguments, settings, size = case["args"], _settings(case["args"]), tuple(case["image_size"])
-        network = fixture.fill(case, ReconstructionNetwork(_structure(case)), hashed_name)
-        superpixels = fixture.fill(case, SuperpixelNetwork(), salt="superpixel_salt").eval()
-        network.train(arguments["training"])
-        image, every = fixture.tensor(case, "image"), torch.arange(arguments["num_classes"])
-        sizes = [inference.padded_size(size, scale) for scale in settings.signed_scales]
-        fixture.expect(case, "scale_sizes", np.array(sizes))
-        with torch.no_grad():
-            maps = inference.scale_maps(network, superpixels, image, every, settings)
-            _expect_cam(fixture, case, inference.merged(maps, size))
-            # The official evaluator leaves the network in training mode, and the maps before normalization were
-            # taken from it afterwards: the new layers then use the statistics of the one image.
-            network.train()
-            first, for_superpixels = inference.network_inputs(image, settings.signed_scales[0])
-            found = network(first, superpixels(for_superpixels))
-            scores = propagated(found.scores, found.features, settings.ap_iterations, settings.ap_threshold)
-            raw = cast(Tensor, sum(inference.scale_maps(network, superpixels, image, every, settings)))
-        fixture.expect(case, "first_scale_logits", scores)
-        fixture.expect(case, "merged_size", np.array(raw.shape[2:]))
-        fixture.expect(case, "merged_mean_per_class", raw.mean(dim=(0, 2, 3)))
-
-
-def _expect_cam(fixture: CaseFixture, case: Case, maps: Tensor) -> None:
-    """Merged maps of all channels (1, C, H, W) against the stored ones, their labels and their scores."""
-    arguments = case["args"]
-    cam = (maps * fixture.tensor(case, "tag_vector")[:, :, None, None])[0].numpy()
-    channels = arguments["cam_channels"]
-    fixture.expect(case, "cam", cam[channels])
-    others = np.setdiff1d(np.arange(len(cam)), [0, *channels])
-    outputs = {"cam_channel0_mean": cam[0].mean(), "cam_other_max": cam[others].max()}
-    keys = np.array(case["tags"])
-    labels = np.stack([thresholded_argmax(cam[keys], keys, threshold) for threshold in arguments["thresholds"]])
-    truth = fixture.tensor(case, "gt")[0].numpy()
-    confusions = [
-        confusion_matrix(truth, label, arguments["num_classes"], arguments["ignore_label"]) for label in labels
-    ]
-    scores = 100 * miou(np.stack(confusions), "all")
-    outputs |= {"labels": labels, "miou": scores}
-    outputs["best_threshold"] = arguments["thresholds"][int(scores.argmax())]
-    for name, value in outputs.items():
-        if name in case["outputs"]:
-            fixture.expect(case, name, value)
-
-
-def check_miou(fixture: CaseFixture) -> None:
-    for case in fixture.cases:
-        truth, prediction = (fixture.tensor(case, name).numpy() for name in ("gt", "pred"))
-        confusion = confusion_matrix(truth, prediction, case["args"]["num_classes"], case["args"]["ignore_label"])
-        classes = np.nan_to_num(iou(confusion))
-        right, in_truth, predicted = intersections_and_totals(confusion)
-        union = np.maximum(in_truth + predicted - right, 1)
-        fixture.expect(case, "miou", 100 * miou(confusion, "all"))
-        fixture.expect(case, "miou_foreground", 100 * classes[1:].mean())
-        fixture.expect(case, "iou", 100 * classes)
-        fixture.expect(case, "fp", ((predicted - right) / union).mean())
-        fixture.expect(case, "fn", ((in_truth - right) / union).mean())
-        fixture.expect(case, "scn_metric_miou", miou(confusion))
-        fixture.expect(case, "deeplab_miou", miou(confusion, "truth"))
-        fixture.expect(case, "deeplab_pixel_acc", pixel_accuracy(confusion))
-        fixture.expect(case, "deeplab_mean_acc", mean_accuracy(confusion))
-
-
-def check_crf(fixture: CaseFixture) -> None:
-    for case in fixture.cases:
-        arguments, image = case["args"], fixture.tensor(case, "image").numpy()
-        settings = _crf_settings(case["operation"], arguments)
-        if case["operation"] == "label_crf_optional":
-            given = fixture.tensor(case, "labels_in").numpy()
-            fixture.expect(case, "labels_in", given)
-            (labels,) = refine_labels(image, [given], arguments["num_labels"], arguments["gt_prob"], settings)
-            fixture.expect(case, "labels", labels)
-            continue
-        refined = refine_probabilities(image, fixture.tensor(case, "prob").numpy(), settings)
-        fixture.expect(case, "labels", refined.argmax(axis=0))
-        if case["operation"] == "deeplab_crf":
-            fixture.expect(case, "prob", refined)
-        else:
-            fixture.expect(case, "prob_mean", refined.mean(axis=(1, 2)))
-
-
-def _crf_settings(operation: str, arguments: dict[str, Any]) -> DenseCrfSettings:
-    names = ("iterations", "gauss_sxy", "gauss_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat")
-    if operation == "deeplab_crf":
-        names = ("iter_max", "pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")
-    return DenseCrfSettings(*(arguments[name] for name in names))
-
-
 # ---- parts ----
 
 
@@ -580,10 +440,6 @@ CHECKS = {
     "cls_losses": check_cls_losses,
     "cls_train_step": check_cls_train_step,
     "lr_schedules": check_lr_schedules,
-    "cam_merge": check_cam_merge,
-    "cam_multiscale": check_cam_multiscale,
-    "miou": check_miou,
-    "crf": check_crf,
 }
 MANIFESTS = {
     "scn": lambda: shapes(SuperpixelNetwork().state_dict()),
