@@ -71,8 +71,8 @@ def cam_stage(image_list: str) -> MapStage:
     )
 
 
-# The grid has 9 by 9 cells: a few steps reach everywhere.
-WALK = FeatureWalkSettings(alpha=16, exp_times=2)
+# The grid has 9 by 9 cells: two steps reach far enough, four blur what the blob knew.
+WALK = FeatureWalkSettings(alpha=16, exp_times=1)
 
 
 class Case:
@@ -153,7 +153,7 @@ def test_walked_labels_hold_present_classes_and_beat_all_background(case: Case) 
             label = case.run.artifacts[f"pseudo_label{suffix}"].arrays(name)["label"]
             assert set(np.unique(label)) <= {0, *view.present_classes(name)} and label.shape == view.mask(name).shape
     metrics = case.run.metrics
-    assert metrics["pseudo_label/miou_train"] > metrics["pseudo_label/miou_train_all_background"] + 0.15
+    assert metrics["pseudo_label/miou_train"] > metrics["pseudo_label/miou_train_all_background"] + 0.2
     assert "pseudo_label/miou_val" in metrics
 
 
