@@ -54,7 +54,7 @@ def test_dictionaries_of_maps_go_out_and_come_back(dataset: Dataset, tmp_path: P
         return {"keys": keys, "maps": maps_of(name, background=background).astype(np.float16)}
 
     names, folder = tuple(LABELS), tmp_path / "out"
-    artifact = published(tmp_path / "store", lambda writer: add_images(names, arrays, writer))
+    artifact = published(tmp_path / "store", lambda writer: add_images(names, arrays, writer, dataset))
     assert write_map_dictionaries("maps", background)(artifact, dataset, folder) == 3
     content = np.load(folder / "a.npy", allow_pickle=True).item()
     assert list(content) == ([0, 2, 4] if background else [1, 3]) and next(iter(content.values())).dtype == np.float32

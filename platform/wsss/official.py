@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.reading import read_palette_mask
 from wsss.data.view import DataView
 from wsss.errors import WsssError
+from wsss.map_rules import map_problem, read_arrays, transposed
 from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
 from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
 from wsss.ops.cam import strided_size
@@ -29,12 +31,17 @@ Read = Callable[[Path, Dataset, tuple[str, ...], ArtifactWriter], None]
 
 AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
 _SHARD = 128
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 _PICKLES = "convert the folder once where you trust it: for each file d = np.load(f, allow_pickle=True).item(); "
 _CAM_CONVERSION = _PICKLES + (
     "np.savez(f[:-4] + '.npz', keys=np.asarray(d['keys']), cam=np.asarray(d['cam']), high_res=d['high_res'])"
 )
 _MAPS_CONVERSION = _PICKLES + "np.savez(f[:-4] + '.npz', keys=list(d), maps=np.array(list(d.values())))"
-_LARGEST = float(np.finfo(np.float16).max)
+_LEAST = -float(np.finfo(np.float16).max)
+# Maps and scores of the official programs end at 1; a map that was not divided by its maximum meets no threshold.
+_LARGEST = 1.01
+_SCALED = "divide each map by its maximum, as the official program does, and write it as float32"
+_SHOWN = 3
 
 
 class LayoutError(WsssError):
@@ -52,16 +59,25 @@ def write_cam_dictionaries(artifact: Artifact, dataset: Dataset, folder: Path) -
         }
         np.save(path, np.array(content, dtype=object), allow_pickle=True)
 
-    return write_images(artifact, folder, ".npy", write)
+    return write_images(artifact, dataset, folder, ".npy", write)
 
 
 def write_images(
-    artifact: Artifact, folder: Path, suffix: str, write: Callable[[Mapping[str, np.ndarray], Path], Any]
+    artifact: Artifact,
+    dataset: Dataset,
+    folder: Path,
+    suffix: str,
+    write: Callable[[Mapping[str, np.ndarray], Path], Any],
 ) -> int:
-    """Writes the arrays of every image to a file `<name><suffix>`; the number of files."""
+    """Writes the arrays of every image to a file `<name><suffix>`; the number of files.
+
+    Raises:
+        MapError: the artifact holds maps that are not those of a picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    facts = dataset.image_facts(None)
     for name in artifact.images():
-        write(artifact.arrays(name), folder / f"{name}{suffix}")
+        write(read_arrays(artifact, name, facts), folder / f"{name}{suffix}")
     return len(artifact.images())
 
 
@@ -83,7 +99,7 @@ def read_cam_dictionaries(folder: Path, dataset: Dataset, names: tuple[str, ...]
         )
         return {"keys": ids, **checked, "size": np.array(size, dtype=np.int64)}
 
-    add_images(names, read, writer)
+    add_images(names, read, writer, dataset)
 
 
 def checked_class_maps(
@@ -106,7 +122,7 @@ def checked_class_maps(
 
     Raises:
         LayoutError: naming the picture and the values: keys that are doubled, no class of the data set or no label of
-            the picture; maps of another number or size, or not finite (in float16).
+            the picture; maps of another number or size, not finite, or above 1.
     """
     where = f"{path}, picture {name}"
     present, first = view.present_classes(name), 0 if background else 1
@@ -137,14 +153,21 @@ def checked_class_maps(
         if values.shape != (len(found), *size):
             raise LayoutError(
                 f"{array} is {values.shape}, expected {(len(found), *size)}: {len(found)} keys, of a picture of "
-                f"{view.image_size(name)}",
+                f"{view.image_size(name)}{transposed(values.shape, size)}",
                 where,
                 "write the maps at the size that the official program writes, not padded and not reduced",
             )
-        if not np.isfinite(values).all() or values.max(initial=0) > _LARGEST:
-            largest = f"a value of {values.max():g}" if np.isfinite(values).all() else "values that are not finite"
-            raise LayoutError(f"{array} holds {largest}", where, "find what wrote it, and write it again")
-        checked[array] = values[order].clip(-_LARGEST).astype(np.float16)
+        if values.dtype.kind != "f":
+            raise LayoutError(f"{array} is {values.dtype}, expected real numbers in [0, 1]", where, _SCALED)
+        if not np.isfinite(values).all():
+            raise LayoutError(
+                f"{array} holds values that are not finite (NaN or infinite)",
+                where,
+                "find what wrote it, and write it again",
+            )
+        if values.max(initial=0) > _LARGEST:
+            raise LayoutError(f"{array} holds a value of {values.max():g}, expected at most 1", where, _SCALED)
+        checked[array] = values[order].clip(_LEAST).astype(np.float16)
     return np.array(sorted(label for label in ids if label), dtype=np.int64), checked
 
 
@@ -163,7 +186,7 @@ def write_map_dictionaries(array: str, background: bool = False) -> Write:
         content = {key: values.astype(np.float32) for key, values in zip(keys, arrays[array], strict=True)}
         np.save(path, np.array(content, dtype=object), allow_pickle=True)
 
-    return lambda artifact, dataset, folder: write_images(artifact, folder, ".npy", write)
+    return lambda artifact, dataset, folder: write_images(artifact, dataset, folder, ".npy", write)
 
 
 def map_dictionary_reader(
@@ -200,10 +223,11 @@ def _refuse_pickles(folder: Path, names: Sequence[str], conversion: str) -> None
 
 
 def require_files(folder: Path, names: Sequence[str], suffix: str) -> None:
-    missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
+    missing = [f"{name}{suffix}" for name in names if not (folder / f"{name}{suffix}").is_file()]
     if missing:
+        further = f", then {', '.join(missing[1:_SHOWN])}" if len(missing) > 1 else ""
         raise LayoutError(
-            f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}{suffix}",
+            f"{len(missing)} of {len(names)} images have no file, the first is {missing[0]}{further}",
             str(folder),
             f"give the folder that holds one {suffix} file for each image of the stage's list",
         )
@@ -213,8 +237,24 @@ def _npz_arrays(path: Path, arrays: Sequence[str], remedy: str) -> list[np.ndarr
     try:
         with np.load(path, allow_pickle=False) as content:
             return [np.asarray(content[array]) for array in arrays]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, KeyError) as error:
         raise LayoutError(f"the file cannot be read: {error}", str(path), remedy) from error
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The real numbers of a `.npy` file, all finite. LayoutError otherwise."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise LayoutError(f"the file cannot be read: {error}", str(path), "write it with numpy.save") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        kind = f"values of {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"
+        raise LayoutError(f"the file holds {kind}, expected real numbers", str(path), "write one float32 array")
+    if not np.isfinite(values).all():
+        raise LayoutError(
+            "the file holds values that are not finite (NaN or infinite)", str(path), "find what wrote it"
+        )
+    return values
 
 
 def write_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
@@ -251,7 +291,7 @@ def read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...], 
 def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """`<name>.npy`, float32 (classes, h, w) of the array "scores"."""
     return write_images(
-        artifact, folder, ".npy", lambda arrays, path: np.save(path, arrays["scores"].astype(np.float32))
+        artifact, dataset, folder, ".npy", lambda arrays, path: np.save(path, arrays["scores"].astype(np.float32))
     )
 
 
@@ -262,25 +302,20 @@ def read_scores(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: 
 
     def read(name: str) -> dict[str, np.ndarray]:
         path = folder / f"{name}.npy"
-        try:
-            scores = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise LayoutError(f"the file cannot be read: {error}", str(path), "complete the folder") from error
+        scores = read_npy(path)
         if scores.ndim != 3 or len(scores) != dataset.num_classes:
             raise LayoutError(
                 f"scores are {scores.shape}, expected ({dataset.num_classes}, h, w)", str(path), "check the folder"
             )
-        if not np.isfinite(scores).all():
-            raise LayoutError("scores hold values that are not finite", str(path), "find what wrote them")
         return {"scores": scores.astype(np.float32)}
 
-    add_images(names, read, writer)
+    add_images(names, read, writer, dataset)
 
 
 def png_writer(array: str, encode: Callable[[np.ndarray], bytes]) -> Write:
     """Writes `<name>.png` of an array; encode: array -> the file's bytes."""
     return lambda artifact, dataset, folder: write_images(
-        artifact, folder, ".png", lambda arrays, path: path.write_bytes(encode(arrays[array]))
+        artifact, dataset, folder, ".png", lambda arrays, path: path.write_bytes(encode(arrays[array]))
     )
 
 
@@ -298,8 +333,9 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
             values = decode(folder / f"{name}.png")
             if values.shape != view.image_size(name):
                 what = "labels are" if class_ids else "the map is"
+                reason = transposed(values.shape, view.image_size(name))
                 raise LayoutError(
-                    f"{what} {values.shape}, the picture {view.image_size(name)}",
+                    f"{what} {values.shape}, the picture {view.image_size(name)}{reason}",
                     str(folder / f"{name}.png"),
                     "use maps at the size of the pictures",
                 )
@@ -311,7 +347,7 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
                 )
             return {array: values}
 
-        add_images(names, arrays, writer)
+        add_images(names, arrays, writer, dataset)
 
     return read
 
@@ -347,10 +383,24 @@ def training_label_reader(array: str) -> Read:
     return read
 
 
-def add_images(names: Sequence[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter) -> None:
-    """Fill an artifact with the arrays that `read` gives for each image."""
+def add_images(
+    names: Sequence[str], read: Callable[[str], dict[str, np.ndarray]], writer: ArtifactWriter, dataset: Dataset
+) -> None:
+    """Fill an artifact with the arrays that `read` gives for each image.
+
+    Raises:
+        LayoutError: naming the picture and the values, where arrays are not those of the picture (`wsss.map_rules`).
+    """
+    facts = dataset.image_facts(None)
+
+    def held(name: str) -> dict[str, np.ndarray]:
+        arrays = read(name)
+        if problem := map_problem(arrays, name, facts):
+            raise LayoutError(problem, f"picture {name}", "check that data set and image labels are those of the files")
+        return arrays
+
     for index, start in enumerate(range(0, len(names), _SHARD)):
-        writer.add_shard(index, {name: read(name) for name in names[start : start + _SHARD]})
+        writer.add_shard(index, {name: held(name) for name in names[start : start + _SHARD]})
 
 
 def encode_png(values: np.ndarray) -> bytes:
@@ -360,12 +410,22 @@ def encode_png(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """A picture as uint8 (H, W, 3). Raises LayoutError when it cannot be decoded."""
+def read_png(path: Path, modes: Sequence[str]) -> np.ndarray:
+    """Values of a picture as they are stored, uint8 (H, W) or (H, W, channels).
+
+    Raises:
+        LayoutError: it cannot be decoded, or its Pillow mode is another.
+    """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            if image.mode not in modes:
+                raise LayoutError(
+                    f"the file's mode is {image.mode}, expected {' or '.join(modes)}",
+                    str(path),
+                    "give the file that the official program wrote, not a converted one",
+                )
+            return np.array(image)
+    except (*_UNREADABLE, SyntaxError, Image.DecompressionBombError) as error:
         raise LayoutError(f"the file cannot be decoded: {error}", str(path), "copy it again") from error
 
 

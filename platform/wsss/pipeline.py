@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from wsss.errors import WsssError
+from wsss.map_rules import read_arrays
 from wsss.recipe import key_values
 
 if TYPE_CHECKING:
     from wsss.data.dataset import Dataset
+    from wsss.data.image_facts import ImageFacts
     from wsss.data.view import DataView
     from wsss.store import Artifact, ArtifactWriter
     from wsss.train_task import TrainTask
@@ -43,6 +45,7 @@ class StageContext:
         seed: seed of a training stage, 0 elsewhere.
         device: "cpu" or "cuda:N".
         rank, world_size: place among the workers of a training stage; 0 and 1 elsewhere.
+        facts: what `arrays` holds the maps of inputs against; None: they are taken as they are.
     """
 
     stage: str
@@ -54,6 +57,18 @@ class StageContext:
     device: str = "cpu"
     rank: int = 0
     world_size: int = 1
+    facts: ImageFacts | None = None
+
+    def arrays(self, role: str, name: str) -> Arrays:
+        """The arrays of an image of the input in a role: where every stage reads maps and labels.
+
+        Raises:
+            MapError: they are not those of the picture, see `wsss.map_rules`.
+            StoreError: the input has no such image, or it is damaged.
+        """
+        if self.facts is None:
+            return self.inputs[role].arrays(name)
+        return read_arrays(self.inputs[role], name, self.facts)
 
 
 @dataclass(frozen=True)

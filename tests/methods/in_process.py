@@ -57,6 +57,7 @@ def run_pipeline(
                 view=dataset.view(stage.reads, stage.image_list),
                 inputs={role: run.artifacts[upstream] for role, upstream in stage.inputs.items()},
                 store=store,
+                facts=dataset.image_facts(stage.image_list),
             )
             started = time.process_time()
             artifact = _compute(job, dataset)

@@ -1,12 +1,23 @@
 """Dense CRF: one set of kernels for many unaries, and one run for every number of steps, against plain runs."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]
 
-from wsss.ops.crf import DenseCrf, DenseCrfSettings, refine_labels, unary_from_labels, unary_from_probabilities
+from wsss.commands.methods import find_method, method_names
+from wsss.errors import WsssError
+from wsss.ops.crf import (
+    SMALLEST_DEVIATION,
+    DenseCrf,
+    DenseCrfSettings,
+    refine_labels,
+    unary_from_labels,
+    unary_from_probabilities,
+)
+from wsss.recipe import settings_of
 
 SETTINGS = DenseCrfSettings(
     iterations=4, gaussian_sxy=3.0, gaussian_compat=3.0, bilateral_sxy=20.0, bilateral_srgb=7.0, bilateral_compat=10.0
@@ -124,3 +135,22 @@ def test_image_and_unary_must_fit(image: np.ndarray) -> None:
         DenseCrf(np.zeros((5, 5), dtype=np.uint8), 3, SETTINGS)
     with pytest.raises(ValueError, match="expected energies of shape"):
         DenseCrf(image, 4, SETTINGS).marginals(energies(1))
+
+
+@pytest.mark.parametrize("name", ["gaussian_sxy", "bilateral_sxy", "bilateral_srgb"])
+def test_a_kernel_that_would_kill_the_process_is_refused(image: np.ndarray, name: str) -> None:
+    settings = DenseCrfSettings(1, 3.0, 3.0, 50.0, 5.0, 10.0)
+    with pytest.raises(WsssError, match=rf"{name} = 1e-06 is too small[\s\S]*give 0\.01 or more"):
+        DenseCrf(image, 2, replace(settings, **{name: 1e-6}))
+    without = replace(settings, gaussian_compat=0.0, bilateral_compat=0.0)
+    DenseCrf(image, 2, replace(without, **{name: 1e-6}))
+
+
+def test_no_recipe_takes_a_smaller_kernel_than_the_crf() -> None:
+    for method in method_names():
+        kernels = [
+            setting
+            for key, setting in settings_of(find_method(method).recipe_type).items()
+            if "crf" in key and re.search(r"_(sxy|srgb|xy_std|rgb_std)$", key)
+        ]
+        assert all((setting.minimum or 0) >= SMALLEST_DEVIATION for setting in kernels), method

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from wsss.pipeline import Reduction
+from wsss.pipeline import Reduction, StageContext
 from wsss.stages.partial_labels import (
     PartialLabelConfig,
     build_partial_label_scorer,
@@ -40,10 +40,10 @@ class Records:
 def scored(label: Mapping[str, np.ndarray], config: Any, build: Any, summarize: Any) -> Reduction:
     data = SimpleNamespace(classes=CLASSES, num_classes=3, ignore_index=255, mask=lambda name: TRUTH[name])
     inputs = {"labels": Records({name: {"label": values} for name, values in label.items()})}
-    score = build(SimpleNamespace(config=config, data=data, inputs=inputs, stage="score"))
+    score = build(StageContext("score", config, cast(Any, data), cast(Any, inputs), {}))
     counts = Records({name: score(name) for name in label})
     summary = SummaryConfig(prefix="pseudo_label", split="train", bootstrap_samples=20)
-    return summarize(SimpleNamespace(config=summary, data=data, inputs={"confusions": counts}, stage="evaluation"))
+    return summarize(StageContext("evaluation", summary, cast(Any, data), cast(Any, {"confusions": counts}), {}))
 
 
 def partial(label: Mapping[str, np.ndarray]) -> Reduction:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -71,7 +70,7 @@ def test_labels_of_a_next_training_are_the_predictions_of_that_many_steps(wrappe
     assert crf_label_stage("labels", config, "scores", "train").reads == {"images"}
 
     def context(config: Any, mask: bool) -> StageContext:
-        return cast(StageContext, SimpleNamespace(config=config, data=View(mask), inputs={"scores": scores}))
+        return StageContext("labels", config, cast(Any, View(mask)), cast(Any, {"scores": scores}), {})
 
     found = build_crf_labels(context(config, False))("x")["prediction"]
     predicted = build_wrapped_predictions(context(settings.predictions(), True))("x")

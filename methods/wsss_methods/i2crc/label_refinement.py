@@ -77,12 +77,10 @@ def _ignored_if_small(label: np.ndarray, min_object_ratio: float) -> np.ndarray:
 
 def build_pseudo_label(context: StageContext) -> Callable[[str], Arrays]:
     """Map function (config PseudoLabelSettings, roles "cam" and "saliency"): "label" uint8 (H, W)."""
-    cam, saliency = context.inputs["cam"], context.inputs["saliency"]
 
     def label(name: str) -> Arrays:
-        arrays = cam.arrays(name)
-        maps = pseudo_label(arrays["high_res"], arrays["keys"], saliency.arrays(name)["saliency"], context.config)
-        return {"label": maps}
+        arrays, saliency = context.arrays("cam", name), context.arrays("saliency", name)["saliency"]
+        return {"label": pseudo_label(arrays["high_res"], arrays["keys"], saliency, context.config)}
 
     return label
 
@@ -92,13 +90,12 @@ def build_refined_label(context: StageContext) -> Callable[[str], Arrays]:
 
     Without refinement it is the pseudo label, and there is no prediction.
     """
-    initial = context.inputs["pseudo_label"]
     if not context.config.enabled:
-        return lambda name: {"label": initial.arrays(name)["label"]}
-    predictions = context.inputs["prediction"]
+        return lambda name: {"label": context.arrays("pseudo_label", name)["label"]}
 
     def label(name: str) -> Arrays:
-        prediction, first = predictions.arrays(name)["prediction"], initial.arrays(name)["label"]
+        prediction = context.arrays("prediction", name)["prediction"]
+        first = context.arrays("pseudo_label", name)["label"]
         present = np.flatnonzero(context.data.image_labels(name)) + 1
         return {"label": refined_label(prediction, first, present, context.config)}
 

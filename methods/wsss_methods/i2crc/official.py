@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.palette import encode_palette_png
 from wsss.data.reading import read_palette_mask
+from wsss.map_rules import read_arrays
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, read_checkpoint, state_dict_of
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc
@@ -27,6 +27,7 @@ from wsss.official import (
     encode_state,
     png_reader,
     png_writer,
+    read_png,
     read_scores,
     training_label_reader,
     write_images,
@@ -91,21 +92,15 @@ def _labels(stage: str, description: str) -> Exporter:
 
 def read_grey(path: Path) -> np.ndarray:
     """An 8-bit grey picture, uint8 (H, W). Raises LayoutError when it is another kind or cannot be decoded."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode != "L":
-                raise LayoutError(f"the picture's mode is {picture.mode}, expected L", str(path), "write 8-bit grey")
-            return np.array(picture)
-    except (OSError, UnidentifiedImageError) as error:
-        raise LayoutError(f"the file cannot be decoded: {error}", str(path), "copy it again") from error
+    return read_png(path, ("L",))
 
 
 def write_class_maps(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """`<name>_<c>.png` of every present class, c from 0 without the background; the number of files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = 0
+    files, facts = 0, dataset.image_facts(None)
     for name in artifact.images():
-        arrays = artifact.arrays(name)
+        arrays = read_arrays(artifact, name, facts)
         for key, values in zip(arrays["keys"].tolist(), arrays["high_res"], strict=True):
             (folder / f"{name}_{key - 1}.png").write_bytes(encode_png(values))
             files += 1
@@ -148,7 +143,7 @@ def read_class_maps(folder: Path, dataset: Dataset, names: tuple[str, ...], writ
             maps[index] = values
         return {"keys": np.array(present, dtype=np.int64), "high_res": maps}
 
-    add_images(names, read, writer)
+    add_images(names, read, writer, dataset)
 
 
 def write_classifier(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
@@ -209,4 +204,4 @@ def _write_predictions(artifact: Artifact, dataset: Dataset, folder: Path) -> in
         best = next(key for key in ("prediction_crf", "prediction_crf_raw", "prediction") if key in arrays)
         path.write_bytes(encode_palette_png(arrays[best]))
 
-    return write_images(artifact, folder, ".png", write)
+    return write_images(artifact, dataset, folder, ".png", write)

@@ -161,10 +161,10 @@ class TrainingCrfSettings:
 
     enabled: bool = setting(True, help="false: the predictions as they are")
     iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
-    pos_xy_std: float = setting(1.0, above=0, maximum=20, help="pixels")
+    pos_xy_std: float = setting(1.0, minimum=0.01, maximum=20, help="pixels")
     pos_w: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
-    bi_xy_std: float = setting(67.0, above=0, maximum=300, help="pixels")
-    bi_rgb_std: float = setting(3.0, above=0, maximum=100, help="grey levels")
+    bi_xy_std: float = setting(67.0, minimum=0.01, maximum=300, help="pixels")
+    bi_rgb_std: float = setting(3.0, minimum=0.01, maximum=100, help="grey levels")
     bi_w: float = setting(4.0, minimum=0, maximum=20, help="weight of the appearance term")
     image: str = setting(
         "wrapped", choices=("wrapped", "raw"), help="wrapped: mean subtracted with wrap-around bytes, as published"

@@ -40,9 +40,8 @@ class ClassifierSamples:
     """Squeezed pictures with other colors; saliency only where the relation losses read it."""
 
     def __init__(self, context: StageContext) -> None:
-        self.data = context.data
+        self.data, self.context = context.data, context
         self.config: CamSettings = context.config
-        self.saliency = context.inputs["saliency"] if self.config.relation_losses else None
         self.jitter = PUBLISHED_JITTER.scaled(self.config.color_jitter)
 
     def __len__(self) -> int:
@@ -57,8 +56,8 @@ class ClassifierSamples:
             "image": torch.from_numpy(channels_first(normalize(image))),
             "label": torch.from_numpy(self.data.image_labels(name)),
         }
-        if self.saliency is not None:
-            saliency = resized_saliency(self.saliency.arrays(name)["saliency"], config.saliency_size)
+        if config.relation_losses:
+            saliency = resized_saliency(self.context.arrays("saliency", name)["saliency"], config.saliency_size)
             batch["saliency"] = torch.from_numpy(saliency)
         return batch
 

@@ -243,10 +243,9 @@ def build_pseudo_labels(context: StageContext) -> Callable[[str], Arrays]:
     if "threshold" in context.inputs:
         choice = context.inputs["threshold"]
         threshold = choice.json(METRICS_FILE)[f"{choice.stage}/threshold"]
-    artifact = context.inputs["cam"]
 
     def label(name: str) -> Arrays:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("cam", name)
         labels = thresholded_argmax(arrays["high_res"].astype(np.float32), arrays["keys"], threshold)
         return {"label": labels, "threshold": np.array(threshold)}
 

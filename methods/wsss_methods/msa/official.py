@@ -24,6 +24,7 @@ from wsss.official import (
     input_of,
     png_writer,
     read_canonical,
+    read_npy,
     read_scores,
     require_files,
     require_tensor,
@@ -165,7 +166,7 @@ def _write_cam(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
         every[0, arrays["keys"]] = maps
         np.save(path, every)
 
-    return write_images(artifact, folder / "camnpy", ".npy", write)
+    return write_images(artifact, dataset, folder / "camnpy", ".npy", write)
 
 
 def _read_cam(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
@@ -175,10 +176,7 @@ def _read_cam(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: Ar
 
     def read(name: str) -> dict[str, np.ndarray]:
         path = folder / f"{name}.npy"
-        try:
-            every = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise LayoutError(f"the file cannot be read: {error}", str(path), "write it with numpy.save") from error
+        every = read_npy(path)
         if every.ndim != 4 or every.shape[:2] != (1, dataset.num_classes):
             raise LayoutError(
                 f"maps are {every.shape}, expected (1, {dataset.num_classes}, H, W)", str(path), "check the folder"
@@ -190,7 +188,7 @@ def _read_cam(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: Ar
         ids, checked = checked_class_maps(name, keys - 1, maps, view, path)
         return {"keys": ids, **checked}
 
-    add_images(names, read, writer)
+    add_images(names, read, writer, dataset)
 
 
 def _write_result(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
@@ -234,7 +232,7 @@ def _write_pseudo_labels(artifact: Artifact, dataset: Dataset, folder: Path) -> 
     # Labels that were taken in do not say their constant.
     threshold = artifact.arrays(artifact.images()[0]).get("threshold")
     place = folder / "pseudo" / (str(float(threshold)) if threshold is not None else "imported") / "0"
-    return write_images(artifact, place, ".png", write)
+    return write_images(artifact, dataset, place, ".png", write)
 
 
 def _write_segmentation_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:

@@ -44,7 +44,7 @@ class CamSamples:
 
     def __init__(self, context: StageContext) -> None:
         self.data = context.data
-        self.saliency = context.inputs.get("saliency")
+        self.context = context
         self.config: TrainConfig = context.config
 
     def __len__(self) -> int:
@@ -55,11 +55,12 @@ class CamSamples:
         name = self.data.names[index]
         picture = self.data.image(name)
         # The variant without saliency draws the same crops.
-        second = picture[..., 0] if self.saliency is None else self.saliency.arrays(name)["saliency"]
+        guided = "saliency" in self.context.inputs
+        second = self.context.arrays("saliency", name)["saliency"] if guided else picture[..., 0]
         statistics = STATISTICS[self.config.network.norm_stats]
         image, cut = training_pair(picture, second, rng, self.config.train, *statistics)
         batch = {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}
-        return batch if self.saliency is None else {**batch, "saliency": torch.from_numpy(cut)}
+        return {**batch, "saliency": torch.from_numpy(cut)} if guided else batch
 
 
 class CamTraining(nn.Module):

@@ -128,7 +128,7 @@ def build_class_edges(context: StageContext) -> Callable[[str], Arrays]:
     def boundary(name: str) -> Arrays:
         position, keys = _best_class(context, name)
         if "edge" in context.inputs:
-            edges = context.inputs["edge"].arrays(name)["saliency"].astype(np.float32) / 255
+            edges = context.arrays("edge", name)["saliency"].astype(np.float32) / 255
         else:
             edges = edge_strength(context.data.image(name))
         regions = [(position == index).astype(np.uint8) for index in range(len(keys) + 1)]
@@ -162,7 +162,7 @@ def build_given(context: StageContext) -> Callable[[str], Arrays]:
 
 def _best_class(context: StageContext, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Position (H, W) of the best class among background and keys, and the keys."""
-    arrays = context.inputs["crf"].arrays(name)
+    arrays = context.arrays("crf", name)
     return arrays["crf"].argmax(axis=0), arrays["keys"]
 
 

@@ -138,7 +138,7 @@ class DeepLabV1Samples:
     """Augmented crops of pictures with the label maps of role "label"."""
 
     def __init__(self, context: StageContext) -> None:
-        self.data, self.labels = context.data, context.inputs["label"]
+        self.data, self.context = context.data, context
         self.config: DeepLabV1Settings = context.config
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class DeepLabV1Samples:
         mirrored, scale = bool(rng.random() < 0.5), float(rng.uniform(config.scale_min, config.scale_max))
         image = scaled_picture(augment_picture(self.data.image(name), draw), scale)
         size = (image.shape[0], image.shape[1])
-        label = resize(self.labels.arrays(name)["label"], size, "nearest")
+        label = resize(self.context.arrays("label", name)["label"], size, "nearest")
         crop = sample_canvas_crop(rng, *size, config.crop_size)
         return {
             "image": torch.from_numpy(channels_first(cropped_image(image, mirrored, crop))),

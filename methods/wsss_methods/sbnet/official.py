@@ -16,7 +16,6 @@ import torch
 
 from wsss.data.dataset import Dataset
 from wsss.data.palette import encode_palette_png
-from wsss.data.reading import read_palette_mask
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc
@@ -28,9 +27,9 @@ from wsss.official import (
     encode_png,
     encode_state,
     map_dictionary_reader,
-    png_reader,
     png_writer,
     require_tensor,
+    training_label_reader,
     write_images,
     write_map_dictionaries,
 )
@@ -103,9 +102,7 @@ def exporters() -> Mapping[str, Exporter]:
         },
         **{stage: Exporter(stage, crf, _write_crf, _read_crf) for stage in ("crf", "crf_val")},
         **{
-            stage: Exporter(
-                stage, labels, png_writer("label", encode_png), png_reader("label", read_palette_mask, class_ids=True)
-            )
+            stage: Exporter(stage, labels, png_writer("label", encode_png), training_label_reader("label"))
             for stage in ("pseudo_label", "pseudo_label_val")
         },
         "segmentation": Exporter(
@@ -150,12 +147,12 @@ def _write_boundaries(artifact: Artifact, dataset: Dataset, folder: Path) -> int
         maps[[0, *arrays["keys"]]] = as_shares(arrays["boundary"])
         np.save(path, maps)
 
-    return write_images(artifact, folder, ".npy", write)
+    return write_images(artifact, dataset, folder, ".npy", write)
 
 
 def _read_cam(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
     read = map_dictionary_reader(folder, dataset, names)
-    add_images(names, lambda name: dict(zip(("keys", "high_res"), read(name), strict=True)), writer)
+    add_images(names, lambda name: dict(zip(("keys", "high_res"), read(name), strict=True)), writer, dataset)
 
 
 def _write_crf(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
@@ -178,7 +175,7 @@ def _read_crf(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: Ar
             )
         return {"keys": keys, "crf_low": low, "crf_high": high}
 
-    add_images(names, read, writer)
+    add_images(names, read, writer, dataset)
 
 
 def _crf_folders(folder: Path) -> list[Path]:
@@ -204,7 +201,7 @@ def _write_predictions(artifact: Artifact, dataset: Dataset, folder: Path) -> in
         best = next(key for key in ("prediction_crf_raw", "prediction_crf", "prediction") if key in arrays)
         path.write_bytes(encode_palette_png(arrays[best]))
 
-    return write_images(artifact, folder, ".png", write)
+    return write_images(artifact, dataset, folder, ".png", write)
 
 
 def build_released_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:

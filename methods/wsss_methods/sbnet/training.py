@@ -30,9 +30,8 @@ class CamSamples:
     """Augmented crops with the boundary maps of role "boundary", where a loss reads them."""
 
     def __init__(self, context: StageContext) -> None:
-        self.data = context.data
+        self.data, self.context = context.data, context
         self.config: CamSettings = context.config
-        self.boundaries = context.inputs["boundary"] if self.config.boundaries else None
         self.jitter = PUBLISHED_JITTER.scaled(self.config.color_jitter)
 
     def __len__(self) -> int:
@@ -52,8 +51,8 @@ class CamSamples:
             "image": torch.from_numpy(channels_first(cropped_image(pixels, mirrored, crop))),
             "label": torch.from_numpy(label),
         }
-        if self.boundaries is not None:
-            arrays = self.boundaries.arrays(name)
+        if config.boundaries:
+            arrays = self.context.arrays("boundary", name)
             boundary = boundary_crop(arrays, self.data.num_classes, size, mirrored, crop)
             batch["boundary"] = torch.from_numpy(boundary)
         return batch

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.palette import encode_palette_png
-from wsss.data.reading import read_palette_mask
 from wsss.data.superpixels import ids_to_rgb, rgb_to_ids
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
 from wsss.official import (
+    LayoutError,
     encode_png,
     encode_state,
     input_of,
@@ -30,9 +30,10 @@ from wsss.official import (
     read_affinity_network,
     read_cam_dictionaries,
     read_canonical,
-    read_rgb,
+    read_png,
     read_scores,
     require_tensor,
+    training_label_reader,
     write_affinity_network,
     write_cam_dictionaries,
     write_images,
@@ -54,7 +55,7 @@ def exporters() -> Mapping[str, Exporter]:
             "superpixels",
             "voc_superpixels/<name>.png, RGB, id = R + 256 G + 65536 B",
             write=png_writer("ids", lambda ids: encode_png(ids_to_rgb(ids))),
-            read=png_reader("ids", lambda path: rgb_to_ids(read_rgb(path))),
+            read=png_reader("ids", lambda path: rgb_to_ids(read_png(path, ("RGB", "RGBA")))),
         ),
         "cam_train": Exporter(
             "cam_train", "res50_cam.pth.pth and res50_cam.pth_dec.pth", write=_write_cam_network, read=_read_cam_network
@@ -69,7 +70,7 @@ def exporters() -> Mapping[str, Exporter]:
             "ir_label",
             "ir_label/<name>.png, grey, 0 background, 255 unsure",
             write=png_writer("label", encode_png),
-            read=png_reader("label", read_palette_mask),
+            read=training_label_reader("label"),
         ),
         "affinity_train": Exporter(
             "affinity_train",
@@ -84,7 +85,7 @@ def exporters() -> Mapping[str, Exporter]:
             "pseudo_label",
             "sem_seg/<name>.png, grey, class ids",
             write=png_writer("label", encode_png),
-            read=png_reader("label", read_palette_mask),
+            read=training_label_reader("label"),
         ),
         "confidence_mask": Exporter(
             "confidence_mask",
@@ -92,7 +93,7 @@ def exporters() -> Mapping[str, Exporter]:
             write=png_writer(
                 "mask", lambda mask: encode_png(np.repeat((mask > 0)[..., None], 3, axis=2) * np.uint8(255))
             ),
-            read=png_reader("mask", lambda path: (read_rgb(path)[..., 0] > 127).astype(np.uint8)),
+            read=png_reader("mask", _read_confidence_mask),
         ),
         "segmentation_train": Exporter(
             "segmentation_train",
@@ -115,12 +116,25 @@ def exporters() -> Mapping[str, Exporter]:
     }
 
 
+def _read_confidence_mask(path: Path) -> np.ndarray:
+    """uint8 (H, W), 1 where the file has 255."""
+    values = read_png(path, ("RGB", "L"))
+    found = np.unique(values)
+    if values.ndim == 3 and (values != values[..., :1]).any():
+        raise LayoutError("the three channels differ", str(path), "give the masks that the official program wrote")
+    if not np.isin(found, (0, 255)).all():
+        raise LayoutError(
+            f"the mask has values {found[:8].tolist()}, expected 0 and 255", str(path), "write 255 for a trusted pixel"
+        )
+    return (values if values.ndim == 2 else values[..., 0]) // 255
+
+
 def _write_predictions(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         best = next(key for key in ("prediction_crf", "prediction_crf_raw", "prediction") if key in arrays)
         path.write_bytes(encode_palette_png(arrays[best]))
 
-    return write_images(artifact, folder, ".png", write)
+    return write_images(artifact, dataset, folder, ".png", write)
 
 
 def _write_cam_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:

@@ -68,7 +68,7 @@ class CamSamples:
 
     def __init__(self, context: StageContext) -> None:
         self.data = context.data
-        self.superpixels = context.inputs.get("superpixels")
+        self.context, self.superpixels = context, "superpixels" in context.inputs
         self.config: CamSettings = context.config
 
     def __len__(self) -> int:
@@ -79,11 +79,13 @@ class CamSamples:
         name, config = self.data.names[index], self.config
         image = self.data.image(name)
         # The baseline without superpixels draws the same crops.
-        ids = np.zeros(image.shape[:2], np.int32) if self.superpixels is None else self.superpixels.arrays(name)["ids"]
+        ids = np.zeros(image.shape[:2], np.int32)
+        if self.superpixels:
+            ids = self.context.arrays("superpixels", name)["ids"]
         sizes = {key: getattr(config, key) for key in ("crop_size", "resize_long_min", "resize_long_max")}
         crop = cam_training_sample(image, ids, rng, **sizes)
         batch = {"image": torch.from_numpy(crop.image), "label": torch.from_numpy(self.data.image_labels(name))}
-        if self.superpixels is not None:
+        if self.superpixels:
             batch["superpixels"] = torch.from_numpy(crop.superpixels)
         return batch
 
@@ -228,8 +230,7 @@ class SegmentationSamples:
 
     def __init__(self, context: StageContext) -> None:
         self.data = context.data
-        self.labels = context.inputs["pseudo_label"]
-        self.masks = context.inputs["confidence_mask"]
+        self.context = context
         self.config: SegmentationSettings = context.config
 
     def __len__(self) -> int:
@@ -240,8 +241,8 @@ class SegmentationSamples:
         name = self.data.names[index]
         crop = draw_training_sample(
             self.data.image(name),
-            self.labels.arrays(name)["label"],
-            self.masks.arrays(name)["mask"],
+            self.context.arrays("pseudo_label", name)["label"],
+            self.context.arrays("confidence_mask", name)["mask"],
             rng,
             size=(self.config.crop_size, self.config.crop_size),
             area=(self.config.crop_area_min, self.config.crop_area_max),

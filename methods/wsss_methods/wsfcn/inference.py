@@ -198,10 +198,10 @@ def build_scores(context: StageContext) -> Callable[[str], Arrays]:
 
 def masks_reader(context: StageContext) -> Callable[[str], tuple[Array, Array]]:
     """Image name -> masks float32 (K, H, W) and ids (K,) of the classes that pass the presence filter of the config."""
-    artifact, presence = context.inputs["scores"], context.config.presence
+    presence = context.config.presence
 
     def read(name: str) -> tuple[Array, Array]:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("scores", name)
         keys = arrays["keys"]
         if presence.source == "image_labels":
             passes = np.isin(keys, context.data.present_classes(name))

@@ -186,10 +186,10 @@ class CrfSettings:
     enabled: bool = setting(True, help="also score after a dense CRF")
     alpha: float = setting(5.0, minimum=0.1, maximum=64, help="background is (1 - largest class) ** alpha")
     iters: int = setting(10, minimum=1, maximum=50, help="mean-field iterations")
-    gauss_sxy: float = setting(3.0, above=0, maximum=100, help="smoothness kernel, pixels")
+    gauss_sxy: float = setting(3.0, minimum=0.01, maximum=100, help="smoothness kernel, pixels")
     gauss_compat: float = setting(3.0, minimum=0, maximum=100, help="smoothness kernel, weight")
-    bi_sxy: float = setting(30.0, above=0, maximum=300, help="appearance kernel, pixels")
-    bi_srgb: float = setting(13.0, above=0, maximum=100, help="appearance kernel, grey levels")
+    bi_sxy: float = setting(30.0, minimum=0.01, maximum=300, help="appearance kernel, pixels")
+    bi_srgb: float = setting(13.0, minimum=0.01, maximum=100, help="appearance kernel, grey levels")
     bi_compat: float = setting(10.0, minimum=0, maximum=100, help="appearance kernel, weight")
 
 

@@ -14,6 +14,7 @@ from wsss.data.coco_categories import COCO_CLASSES
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.file_facts import file_facts, sha256_of_file
+from wsss.data.image_facts import ImageFacts
 from wsss.data.layout import IGNORE_INDEX, Layout, Progress, existing_path
 from wsss.data.shapes import generate_shapes, shape_classes
 from wsss.data.view import DataView
@@ -158,6 +159,11 @@ class Dataset:
             labels=labels,
             masks=self.files.masks(list_name) if "masks" in needs else None,
         )
+
+    def image_facts(self, list_name: str | None) -> ImageFacts:
+        """Sizes and labels of a list's images, for the checks of maps; no stage is handed them."""
+        labels = {name: self.image_labels[name] for name in self.names(list_name) if name in self.image_labels}
+        return ImageFacts(self.classes, self.ignore_index, labels, self.files.images())
 
 
 def load_dataset(config: DatasetConfig, home: Path) -> Dataset:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsss.data.dataset import Dataset
+from wsss.data.image_facts import ImageFacts
 from wsss.data.view import DataView
 from wsss.pipeline import MapStage, Stage, StageContext, TrainStage
 from wsss.store import Artifact, ArtifactWriter, Store
@@ -27,6 +28,7 @@ class StageJob:
         view: the data set limited to what the stage declares.
         inputs: role -> published artifact.
         mode: see `wsss.execution.numeric_mode`; no part of the key.
+        facts: what maps of the inputs are held against.
     """
 
     stage: Stage
@@ -35,6 +37,7 @@ class StageJob:
     inputs: Mapping[str, Artifact]
     store: Store
     mode: str = "fast"
+    facts: ImageFacts | None = None
 
     def context(self, device: str, rank: int = 0, world_size: int = 1) -> StageContext:
         """Argument of the stage's function."""
@@ -48,6 +51,7 @@ class StageJob:
             device=device,
             rank=rank,
             world_size=world_size,
+            facts=self.facts,
         )
 
     def writer(self) -> ArtifactWriter:
@@ -66,6 +70,7 @@ def bind_job(
         inputs={role: artifacts[upstream] for role, upstream in stage.inputs.items()},
         store=store,
         mode=mode,
+        facts=dataset.image_facts(stage.image_list),
     )
 
 

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydensecrf import densecrf  # pyright: ignore[reportAttributeAccessIssue]
 
+from wsss.errors import WsssError
+
 _SMALLEST_PROBABILITY = 1e-5
+# Far smaller kernels overflow the library's lattice and kill the process.
+SMALLEST_DEVIATION = 0.01
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,8 @@ class DenseCrfSettings:
 
     Attributes:
         iterations: mean-field steps.
-        gaussian_sxy, bilateral_sxy: standard deviations in pixels.
-        bilateral_srgb: standard deviation in grey levels.
+        gaussian_sxy, bilateral_sxy: standard deviations in pixels, 0.01 or more.
+        bilateral_srgb: standard deviation in grey levels, 0.01 or more.
         gaussian_compat, bilateral_compat: weights of the smoothness and the appearance kernel (Potts); 0 leaves a
             kernel out.
     """
@@ -38,9 +42,10 @@ class DenseCrf:
     """
 
     def __init__(self, image: np.ndarray, num_labels: int, settings: DenseCrfSettings) -> None:
-        """image: uint8 (H, W, 3), which ValueError says when it is not."""
+        """image: uint8 (H, W, 3), which ValueError says when it is not. WsssError for a deviation that is too small."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image (H, W, 3), got {image.dtype} {image.shape}")
+        _refuse_small_kernels(settings)
         height, width = image.shape[:2]
         self.shape = (num_labels, height, width)
         self.iterations = settings.iterations
@@ -76,6 +81,22 @@ class DenseCrf:
         if unary.shape != self.shape:
             raise ValueError(f"expected energies of shape {self.shape}, got {unary.shape}")
         self._model.setUnaryEnergy(np.ascontiguousarray(unary.reshape(self.shape[0], -1), dtype=np.float32))
+
+
+def _refuse_small_kernels(settings: DenseCrfSettings) -> None:
+    deviations = {
+        "gaussian_sxy": settings.gaussian_compat,
+        "bilateral_sxy": settings.bilateral_compat,
+        "bilateral_srgb": settings.bilateral_compat,
+    }
+    for name, weight in deviations.items():
+        value = getattr(settings, name)
+        if weight and not value >= SMALLEST_DEVIATION:
+            raise WsssError(
+                f"the standard deviation {name} = {value:g} is too small for the CRF",
+                "dense CRF",
+                f"give {SMALLEST_DEVIATION} or more; a weight of 0 leaves the kernel out",
+            )
 
 
 def unary_from_labels(label: np.ndarray, num_labels: int, gt_prob: float) -> np.ndarray:

@@ -44,10 +44,10 @@ class IrLabelConfig:
     conf_bg_thres: float = setting(0.10, minimum=0.005, maximum=0.5, help="background constant for sure background")
     crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
     crf_gt_prob: float = setting(0.7, minimum=0.5, below=1, help="trust in the labels that enter the CRF")
-    crf_gaussian_sxy: float = setting(3.0, above=0, maximum=20, help="pixels")
+    crf_gaussian_sxy: float = setting(3.0, minimum=0.01, maximum=20, help="pixels")
     crf_gaussian_compat: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
-    crf_bilateral_sxy: float = setting(50.0, above=0, maximum=300, help="pixels")
-    crf_bilateral_srgb: float = setting(5.0, above=0, maximum=100, help="grey levels")
+    crf_bilateral_sxy: float = setting(50.0, minimum=0.01, maximum=300, help="pixels")
+    crf_bilateral_srgb: float = setting(5.0, minimum=0.01, maximum=100, help="grey levels")
     crf_bilateral_compat: float = setting(10.0, minimum=0, maximum=50, help="weight of the appearance term")
 
     def check(self) -> list[str]:
@@ -137,10 +137,9 @@ class EdgeConfig:
 def build_ir_label(context: StageContext) -> Callable[[str], Arrays]:
     """Map function (config IrLabelConfig, maps in role "cam"): "label" uint8 (H, W), see `ir_label`."""
     config: IrLabelConfig = context.config
-    artifact = context.inputs["cam"]
 
     def label(name: str) -> Arrays:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("cam", name)
         return {"label": ir_label(context.data.image(name), read_high_res(arrays), arrays["keys"], config).label}
 
     return label
@@ -183,7 +182,7 @@ class AffinitySamples:
 
     def __init__(self, context: StageContext) -> None:
         self.data = context.data
-        self.labels = context.inputs["ir_label"]
+        self.context = context
         self.config: AffinityConfig = context.config
 
     def __len__(self) -> int:
@@ -194,7 +193,7 @@ class AffinitySamples:
         name = self.data.names[index]
         crop = affinity_training_sample(
             self.data.image(name),
-            self.labels.arrays(name)["label"],
+            self.context.arrays("ir_label", name)["label"],
             rng,
             crop_size=self.config.crop_size,
             rescale_min=self.config.rescale_min,

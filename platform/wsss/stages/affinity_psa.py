@@ -74,10 +74,10 @@ class FeatureAffinitySettings:
     crf_alpha_low: float = setting(4.0, minimum=1, maximum=100, help="power of the background where classes are sure")
     crf_alpha_high: float = setting(24.0, minimum=1, maximum=100, help="power where the background is sure")
     crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
-    crf_gaussian_sxy: float = setting(3.0, above=0, maximum=50, help="smoothness kernel: pixels")
+    crf_gaussian_sxy: float = setting(3.0, minimum=0.01, maximum=50, help="smoothness kernel: pixels")
     crf_gaussian_compat: float = setting(3.0, minimum=0, maximum=50, help="smoothness kernel: weight; 0: none")
-    crf_bilateral_sxy: float = setting(80.0, above=0, maximum=500, help="appearance kernel: pixels")
-    crf_bilateral_srgb: float = setting(13.0, above=0, maximum=100, help="appearance kernel: gray levels")
+    crf_bilateral_sxy: float = setting(80.0, minimum=0.01, maximum=500, help="appearance kernel: pixels")
+    crf_bilateral_srgb: float = setting(13.0, minimum=0.01, maximum=100, help="appearance kernel: gray levels")
     crf_bilateral_compat: float = setting(10.0, minimum=0, maximum=50, help="appearance kernel: weight; 0: none")
     backbone: str = setting("resnet38", choices=AFFINITY_BACKBONES, help="ImageNet classifier that AffinityNet extends")
     width: float = setting(1.0, minimum=0.0625, maximum=2, help="width of the network; 1 takes published weights")
@@ -171,7 +171,7 @@ def build_power_crf(context: StageContext) -> Callable[[str], Arrays]:
     config: PowerCrfConfig = context.config
 
     def refined(name: str) -> Arrays:
-        arrays = context.inputs["cam"].arrays(name)
+        arrays = context.arrays("cam", name)
         cam = read_high_res(arrays)
         # One label leaves nothing to decide.
         crf = DenseCrf(context.data.image(name), 1 + len(cam), config.crf) if len(cam) else None
@@ -196,7 +196,7 @@ def build_crf_scorer(context: StageContext) -> Callable[[str], Arrays]:
     config: CrfScoreConfig = context.config
 
     def score(name: str) -> Arrays:
-        arrays, truth = context.inputs["crf"].arrays(name), context.data.mask(name)
+        arrays, truth = context.arrays("crf", name), context.data.mask(name)
         found: dict[str, np.ndarray] = {}
         for array in config.arrays:
             label = crf_label(arrays, array)
@@ -234,7 +234,7 @@ class FeatureAffinitySamples:
     """Jittered crops with labels from the CRF scores "crf_low" and "crf_high" of role "crf"."""
 
     def __init__(self, context: StageContext) -> None:
-        self.data, self.inputs = context.data, context.inputs
+        self.data, self.context = context.data, context
         self.config: FeatureAffinitySettings = context.config
         self.jitter = PUBLISHED_JITTER.scaled(self.config.color_jitter)
 
@@ -245,7 +245,7 @@ class FeatureAffinitySamples:
         """image float32 (3, S, S), label uint8 (S / 8, S / 8), pairs float32 (3,): number of each of LOSS_WEIGHTS."""
         name, size = self.data.names[index], self.config.crop_size
         image = random_color_jitter(self.data.image(name), self.jitter, rng)
-        scores = self.inputs["crf"].arrays(name)
+        scores = self.context.arrays("crf", name)
         low, high = (scores[f"crf_{level}"].astype(np.float32) for level in ("low", "high"))
         crop = sample_canvas_crop(rng, image.shape[0], image.shape[1], size)
         pixels, labels = training_pair(image, low, high, crop, mirrored=bool(rng.random() < 0.5))
@@ -325,7 +325,7 @@ def build_walk(context: StageContext) -> Callable[[str], Arrays]:
     config: WalkConfig = context.config
 
     def walk(name: str) -> Arrays:
-        arrays, pairs = context.inputs["cam"].arrays(name), context.inputs["affinity"].arrays(name)
+        arrays, pairs = context.arrays("cam", name), context.arrays("affinity", name)
         affinity = DirectionAffinity(0, pairs["directions"], torch.from_numpy(pairs["affinity"]))
         walked = walk_with_background(read_high_res(arrays), affinity, config.alpha, config.beta, config.exp_times)
         return {"walk": walked.astype(np.float16), "keys": arrays["keys"]}
@@ -338,7 +338,7 @@ def build_walked_label(context: StageContext) -> Callable[[str], Arrays]:
     config: LabelConfig = context.config
 
     def label(name: str) -> Arrays:
-        arrays = context.inputs["random_walk"].arrays(name)
+        arrays = context.arrays("random_walk", name)
         walk, keys = arrays["walk"].astype(np.float32), arrays["keys"]
         if config.crf is None:
             return {"label": walked_label(walk, keys, context.data.image_size(name))}

@@ -143,10 +143,9 @@ def _high_res(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def build_cam_score(context: StageContext) -> Callable[[str], Arrays]:
     """Map function (config CurveScoreConfig, maps in role "cam"): counts of the full-resolution CAM by threshold."""
-    artifact = context.inputs["cam"]
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("cam", name)
         return read_high_res(arrays), arrays["keys"]
 
     return curve_scorer(context, read)

@@ -57,10 +57,10 @@ def build_partial_label_scorer(context: StageContext) -> Callable[[str], Mapping
     The last class is that of pixels without a label: no truth, but predicted.
     """
     config: PartialLabelConfig = context.config
-    artifact, classes = context.inputs["labels"], context.data.num_classes
+    classes = context.data.num_classes
 
     def score(name: str) -> Mapping[str, np.ndarray]:
-        label = artifact.arrays(name)[config.labels]
+        label = context.arrays("labels", name)[config.labels]
         confusion = confusion_matrix(
             context.data.mask(name), label, classes + 1, context.data.ignore_index, prediction_ignore_to=classes
         )

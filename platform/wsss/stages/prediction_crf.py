@@ -26,10 +26,10 @@ class CrfSettings:
         maximum=50,
         help="one run scores every number of steps up to this one, or up to crf.iterations if that is more",
     )
-    pos_xy_std: float = setting(1.0, above=0, maximum=20, help="pixels")
+    pos_xy_std: float = setting(1.0, minimum=0.01, maximum=20, help="pixels")
     pos_w: float = setting(3.0, minimum=0, maximum=20, help="weight of the smoothness term")
-    bi_xy_std: float = setting(67.0, above=0, maximum=300, help="pixels")
-    bi_rgb_std: float = setting(3.0, above=0, maximum=100, help="grey levels")
+    bi_xy_std: float = setting(67.0, minimum=0.01, maximum=300, help="pixels")
+    bi_rgb_std: float = setting(3.0, minimum=0.01, maximum=100, help="grey levels")
     bi_w: float = setting(4.0, minimum=0, maximum=20, help="weight of the appearance term")
     image: str = setting(
         "wrapped",
@@ -92,11 +92,10 @@ def crf_label_stage(name: str, config: CrfLabelConfig, scores: str, image_list: 
 def build_crf_labels(context: StageContext) -> Callable[[str], Arrays]:
     """Map function (config CrfLabelConfig, role "scores"): "prediction" uint8 (H, W), class ids."""
     config: CrfLabelConfig = context.config
-    artifact = context.inputs["scores"]
 
     def label(name: str) -> Arrays:
         picture = context.data.image(name)
-        probabilities = class_probabilities(artifact.arrays(name)["scores"], picture.shape[:2])
+        probabilities = class_probabilities(context.arrays("scores", name)["scores"], picture.shape[:2])
         if config.crf is not None:
             image = mean_subtracted(picture) if config.wrapped else picture
             crf = DenseCrf(image, len(probabilities), config.crf)

@@ -100,7 +100,7 @@ def build_confidence_mask(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def _thresholded(context: StageContext, name: str) -> PseudoLabel:
-    arrays = context.inputs["random_walk"].arrays(name)
+    arrays = context.arrays("random_walk", name)
     size = context.data.image_size(name)
     walk = arrays["walk"].astype(np.float32)
     return pseudo_label_of_walk(walk, arrays["keys"], size, context.config.sem_seg_bg_thres)

@@ -53,9 +53,9 @@ def _walk(
 ) -> Arrays:
     """The walk of one setting; affinities: key of the edge maps -> the image's edges and affinities within `radius`."""
     config: RandomWalkConfig = context.config
-    edges, arrays = context.inputs["edge"], context.inputs["cam"].arrays(name)
+    edges, arrays = context.inputs["edge"], context.arrays("cam", name)
     if edges.key not in affinities:
-        edge = edges.arrays(name)["edge"]
+        edge = context.arrays("edge", name)["edge"]
         affinities[edges.key] = edge, direction_affinity(edge, radius)
     edge, affinity = affinities[edges.key]
     walked = random_walk(

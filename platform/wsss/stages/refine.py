@@ -227,7 +227,6 @@ def build_predictions(
     "steps_<variant>", packed as in `pack_steps`, and the counts "confusion_<variant>" (T, C, C) after each of T steps.
     """
     config: PredictionConfig = context.config
-    artifact = context.inputs["scores"]
     images = crf_images or {}
 
     def predict(name: str) -> Arrays:
@@ -236,7 +235,7 @@ def build_predictions(
         def counted(prediction: np.ndarray) -> np.ndarray:
             return confusion_matrix(truth, prediction, context.data.num_classes, context.data.ignore_index)
 
-        probabilities = read(artifact.arrays(name), (picture.shape[0], picture.shape[1]))
+        probabilities = read(context.arrays("scores", name), (picture.shape[0], picture.shape[1]))
         prediction = predicted_label(probabilities)
         arrays = {"prediction": prediction, **Counts.of(counted(prediction)).arrays()}
         for variant in config.variants:
@@ -254,10 +253,9 @@ def build_predictions(
 def build_chosen_prediction(context: StageContext) -> Callable[[str], Arrays]:
     """Map function (config ChoiceConfig): "prediction" and "prediction_<variant>", uint8 (H, W)."""
     config: ChoiceConfig = context.config
-    artifact = context.inputs["predictions"]
 
     def choice(name: str) -> Arrays:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("predictions", name)
         chosen = {"prediction": arrays["prediction"]}
         for variant in config.variants:
             steps = unpack_steps(arrays[named("steps", variant)], arrays["prediction"].shape)

@@ -120,10 +120,9 @@ def build_curve_scorer(context: StageContext) -> Callable[[str], Mapping[str, np
     Returns the counts (T, C, C) of `wsss.evaluation.counts` and "thresholds" float64 (T,).
     """
     config: CurveScoreConfig = context.config
-    artifact = context.inputs["scores"]
 
     def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-        arrays = artifact.arrays(name)
+        arrays = context.arrays("scores", name)
         return _named(arrays, config.maps, name, context.stage), _named(arrays, config.keys, name, context.stage)
 
     return curve_scorer(context, read)
@@ -153,13 +152,12 @@ def curve_scorer(context: StageContext, read: ScoreReader) -> Callable[[str], Ma
 def build_label_scorer(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray]]:
     """Map function (config LabelScoreConfig): image name -> counts (C, C) of `wsss.evaluation.counts`."""
     config: LabelScoreConfig = context.config
-    artifact = context.inputs["labels"]
     num_classes = len(context.data.classes)
 
     def score(name: str) -> Mapping[str, np.ndarray]:
         confusion = confusion_matrix(
             context.data.mask(name),
-            _named(artifact.arrays(name), config.labels, name, context.stage),
+            _named(context.arrays("labels", name), config.labels, name, context.stage),
             num_classes,
             config.ignore_index,
             prediction_ignore_to=config.prediction_ignore_to,

@@ -130,8 +130,7 @@ class SegmentationSamples:
     """Augmented crops of pictures with the label maps of role "label", or with the masks if there is none."""
 
     def __init__(self, context: StageContext) -> None:
-        self.data = context.data
-        self.labels = context.inputs.get("label")
+        self.data, self.context = context.data, context
         self.config: SegmentationSettings = context.config
 
     def __len__(self) -> int:
@@ -141,7 +140,7 @@ class SegmentationSamples:
         """image float32 (3, S, S), label uint8 (S, S), 255 not trained on."""
         name = self.data.names[index]
         image = self.data.image(name)
-        label = self.data.mask(name) if self.labels is None else self.labels.arrays(name)["label"]
+        label = self.context.arrays("label", name)["label"] if "label" in self.context.inputs else self.data.mask(name)
         size = self.config.crop_size
         drawn = draw_scale_crop(rng, image.shape[0], image.shape[1], self.config.crop_scales, size)
         pixels, labels = scale_crop(image, label, drawn, size, input_format(self.config.form))

@@ -133,12 +133,9 @@ def context(tmp_path: Path | None = None, **settings: Any) -> Any:
     label[:20, :35] = 1
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)
-    return SimpleNamespace(
-        config=replace(SMALL, **settings),
-        data=SimpleNamespace(num_classes=3, names=("a",), image=lambda name: image),
-        inputs={"label": SimpleNamespace(arrays=lambda name: {"label": label})},
-        files=files,
-    )
+    data: Any = SimpleNamespace(num_classes=3, names=("a",), image=lambda name: image)
+    artifact: Any = SimpleNamespace(arrays=lambda name: {"label": label})
+    return StageContext("segmentation_train", replace(SMALL, **settings), data, {"label": artifact}, files)
 
 
 def test_groups_of_images_do_not_see_each_other() -> None:

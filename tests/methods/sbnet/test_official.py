@@ -59,7 +59,7 @@ class Case:
             keys = np.array(view.present_classes(name), dtype=np.int64)
             return {"keys": keys, **arrays(keys, view.image_size(name))}
 
-        return self.published(stage, "made", lambda writer: add_images(self.names, of, writer))
+        return self.published(stage, "made", lambda writer: add_images(self.names, of, writer, self.dataset))
 
     def imported(self, layout: str, source: Path, key: str = "imported") -> Artifact:
         exporter = METHOD.exporters[layout]
