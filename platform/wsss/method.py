@@ -25,6 +25,12 @@ class ExecutionSettings:
     map_workers: int = setting(
         0, minimum=0, maximum=4096, in_key=False, help="parallel workers of a per-image stage; 0: as many as fit"
     )
+    check_data: str = setting(
+        "all",
+        choices=("all", "headers"),
+        in_key=False,
+        help="before a run. all: decode every picture and mask that it reads, once for each content; headers: do not",
+    )
     device: str = setting(
         "auto", choices=("auto", "cpu", "cuda"), in_key=False, help="auto: cuda when the cluster has it"
     )

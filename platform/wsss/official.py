@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
-from wsss.data.reading import read_palette_mask
+from wsss.data.palette import SharedPalette
+from wsss.data.reading import COLORS_REMEDY, read_label_map
 from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.map_rules import map_problem, read_arrays, transposed
@@ -42,6 +43,7 @@ _LEAST = -float(np.finfo(np.float16).max)
 _LARGEST = 1.01
 _SCALED = "divide each map by its maximum, as the official program does, and write it as float32"
 _SHOWN = 3
+_MAP_SUFFIXES = (".npy", ".npz", ".png")
 
 
 class LayoutError(WsssError):
@@ -233,6 +235,14 @@ def require_files(folder: Path, names: Sequence[str], suffix: str) -> None:
         )
 
 
+def superfluous_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """Map files in a folder, or in folders right below it, that are of none of the images; sorted."""
+    wanted = set(names)
+    files = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in _MAP_SUFFIXES)
+    # `<name>_<c>.png` is of an image, too.
+    return sorted(path.name for path in files if not {path.stem, path.stem.rpartition("_")[0]} & wanted)
+
+
 def _npz_arrays(path: Path, arrays: Sequence[str], remedy: str) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -352,6 +362,28 @@ def png_reader(array: str, decode: Callable[[Path], np.ndarray], class_ids: bool
     return read
 
 
+def label_map_decoder() -> Callable[[Path], np.ndarray]:
+    """File -> class ids uint8 (H, W), palette or grey, for the files of one folder: their palettes must agree."""
+    shared = SharedPalette()
+
+    def decode(path: Path) -> np.ndarray:
+        values, colors = read_label_map(path)
+        if conflict := shared.conflict(colors, path.name):
+            raise LayoutError(conflict, str(path), COLORS_REMEDY)
+        return values
+
+    return decode
+
+
+def label_map_reader(array: str) -> Read:
+    """Takes `<name>.png`, palette or grey, in as class ids of the data set, of the picture's size."""
+
+    def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
+        png_reader(array, label_map_decoder(), class_ids=True)(folder, dataset, names, writer)
+
+    return read
+
+
 def training_label_reader(array: str) -> Read:
     """Takes `<name>.png`, palette or grey, in as labels that a training may use: the background, classes of the
     picture's image-level label, and 255 for none.
@@ -360,10 +392,10 @@ def training_label_reader(array: str) -> Read:
     """
 
     def read(folder: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-        view = dataset.view({"images", "image_labels"}, None)
+        view, class_ids = dataset.view({"images", "image_labels"}, None), label_map_decoder()
 
         def decode(path: Path) -> np.ndarray:
-            values = read_palette_mask(path)
+            values = class_ids(path)
             present = view.present_classes(path.stem)
             found = set(np.unique(values).tolist())
             if wrong := sorted(found - {0, *present, view.ignore_index}):

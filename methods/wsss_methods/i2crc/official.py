@@ -15,7 +15,6 @@ from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.palette import encode_palette_png
-from wsss.data.reading import read_palette_mask
 from wsss.map_rules import read_arrays
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, read_checkpoint, state_dict_of
@@ -25,6 +24,7 @@ from wsss.official import (
     add_images,
     encode_png,
     encode_state,
+    label_map_reader,
     png_reader,
     png_writer,
     read_png,
@@ -69,7 +69,7 @@ def exporters() -> Mapping[str, Exporter]:
             "segmentation_round1_labels",
             palette,
             png_writer("prediction", encode_palette_png),
-            png_reader("prediction", read_palette_mask, class_ids=True),
+            label_map_reader("prediction"),
         ),
         _labels("refined_label", f"{palette}, 255 for no label"),
         Exporter("segmentation_train", checkpoint, write_network, read_network),

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from wsss.data.dataset import Dataset
-from wsss.data.reading import read_palette_mask
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
-from wsss.official import encode_png, encode_state, input_of, png_reader, png_writer
+from wsss.official import encode_png, encode_state, input_of, label_map_reader, png_writer
 from wsss.stages.candidates import METRICS_FILE, selected_epoch, weights_file
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.wsfcn.networks import WsFcn, own_name, pamr_kernels
@@ -22,7 +21,7 @@ from wsss_methods.wsfcn.training import WEIGHTS, structure_of
 
 _LAST_BIAS = "last_conv.8.bias"
 _write_labels = png_writer("prediction", encode_png)
-_read_labels = png_reader("prediction", read_palette_mask, class_ids=True)
+_read_labels = label_map_reader("prediction")
 # A name that only this body has.
 _SIGNS = {
     "resnet38": "b7.conv_branch2a.weight",

@@ -42,6 +42,8 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
+    options.add_argument("--strict", action="store_true", help="check: warnings count as errors for the exit code")
+    options.add_argument("--all", action="store_true", help="check: a line for every file, not one for each kind")
     options.add_argument(
         "--saliency",
         type=Path,
@@ -58,16 +60,28 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "fetch":
         return fetch(arguments.name, arguments.url, home)
     overrides = [f"dataset.name={arguments.name}", *arguments.overrides]
-    return check(load_recipe(DataRecipe, None, overrides).dataset, arguments.quick, home, arguments.saliency)
+    config = load_recipe(DataRecipe, None, overrides).dataset
+    return check(config, arguments.quick, home, arguments.saliency, arguments.strict, arguments.all)
 
 
-def check(config: DatasetConfig, quick: bool, home: Path, saliency: Path | None = None) -> int:
+def check(
+    config: DatasetConfig,
+    quick: bool,
+    home: Path,
+    saliency: Path | None = None,
+    strict: bool = False,
+    every: bool = False,
+) -> int:
     """Print what the data set holds and everything that is wrong with it; 1 if a run could not use it.
 
-    saliency: a folder of maps that is checked as well.
+    Args:
+        saliency: a folder of maps that is checked as well.
+        strict: warnings make it 1 too.
+        every: a line for every finding; otherwise many of one kind are one line.
     """
     from wsss.data.check import check_dataset, summarize_dataset
     from wsss.data.dataset import assemble_dataset
+    from wsss.data.doubts import by_kind
     from wsss.stages.maps_from_folder import in_counts, map_problems
 
     dataset, _ = assemble_dataset(config, home)
@@ -82,10 +96,10 @@ def check(config: DatasetConfig, quick: bool, home: Path, saliency: Path | None 
         problems += [problem for _, problem in found]
         print(f"saliency in {saliency}: {in_counts(found)}, of {len(dataset.names(image_list))} in {image_list}\n")
     errors = sum(problem.severity == "error" for problem in problems)
-    for problem in problems:
+    for problem in problems if every else by_kind(problems):
         print(f"{problem.severity}: {problem}")
     print(f"\n{errors} errors, {len(problems) - errors} warnings")
-    return 1 if errors else 0
+    return 1 if errors or (strict and problems) else 0
 
 
 def fetch(name: str, url: str | None, home: Path) -> int:

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the layout, publish it under the stage's key, say what a run will now skip."""
     from wsss.commands.artifacts import exporter_of, place_of, store_at
     from wsss.execution.import_stage import imported_provenance
+    from wsss.official import superfluous_files
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
@@ -59,5 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
         artifact = writer.publish(imported_provenance(arguments.path, exporter.description, arguments.note))
     held = f"{count(len(artifact.files), 'file')} ({count(len(artifact.images()), 'image')})"
     print(f"imported {held} as {stage.name}/{key}")
+    if names and (further := superfluous_files(arguments.path, names)):
+        print(
+            f"{count(len(further), 'file')} in {arguments.path} not read, because the list {stage.image_list} has no "
+            f"such image: {', '.join(further[:3])}{', ...' if len(further) > 3 else ''}"
+        )
     print(f"a run of recipe {selection.recipe_name!r} with the same overrides now starts after {stage.name!r}")
     return 0

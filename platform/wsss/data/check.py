@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageFile
 
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import OFFICIAL_COUNTS, Dataset, assemble_dataset
+from wsss.data.decoded import mask_contents, picture_contents, value_counts
+from wsss.data.doubts import doubtful_masks, missing_aug_masks, odd_pictures, unused_label_files
 from wsss.data.errors import DataError, Problem, raise_problems
+from wsss.data.file_facts import FileFacts, content_facts
 from wsss.data.layout import Progress
-from wsss.data.reading import read_header, read_image, read_mask, require_class_ids, require_same_size
+from wsss.data.palette import SharedPalette
+from wsss.data.reading import COLORS_REMEDY, mask_header, read_header, require_classes, require_same_size
 
 _ALL = frozenset({"images", "image_labels", "masks"})
 
@@ -92,6 +98,7 @@ def check_dataset(
             cannot be read are part of the report).
         lists: list names; None for all. A list that is not there is a problem.
         quick: look at headers and sizes alone, without decoding pixels.
+        progress: called with (images done, images in all).
     """
     problems: list[Problem] = []
     if isinstance(data, DatasetConfig):
@@ -108,15 +115,24 @@ def check_dataset(
             wanted.append(list_name)
         except DataError as error:
             problems.append(Problem.of(error))
-    return _unique([*problems, *_problems(data, wanted, _ALL, quick, progress)])
+    found = _problems(data, wanted, _ALL, _headers if quick else partial(_decoded, afresh=True), progress)
+    return _unique([*problems, *found, *unused_label_files(data), *missing_aug_masks(data)])
 
 
-def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterable[str]) -> None:
-    """Cheap checks before a run: lists, labels, and existence and sizes of files by their headers.
+def preflight(
+    dataset: Dataset,
+    lists: str | Iterable[str] | None,
+    reads: Iterable[str],
+    decode: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Checks before a run: lists, labels, and every file of what would be read.
 
     Args:
         lists: one list or several; None for all.
         reads: what the run reads of them.
+        decode: decode the files whose content was not decoded before; otherwise look at existence and headers alone.
+        progress: called with (files done, files in all), of those that are decoded.
 
     Raises:
         DataError: naming all problems of what would be read.
@@ -126,12 +142,49 @@ def preflight(dataset: Dataset, lists: str | Iterable[str] | None, reads: Iterab
     wanted = [lists] if isinstance(lists, str) else sorted(set(lists))
     for list_name in wanted:
         dataset.names(list_name)
-    problems = _unique(_problems(dataset, wanted, set(reads), quick=True))
+    problems = _unique(_problems(dataset, wanted, set(reads), _decoded if decode else _headers, progress))
     raise_problems(problems, f"data set {dataset.name} in {dataset.root}")
 
 
+Look = Callable[[Dataset, Collection[Path], Collection[Path], Progress | None], FileFacts]
+
+
+def _headers(
+    dataset: Dataset, pictures: Collection[Path], masks: Collection[Path], progress: Progress | None
+) -> FileFacts:
+    """The size of pictures and masks by their headers, of which there are too many a second to tell progress."""
+    found, given = FileFacts(), frozenset(masks)
+
+    def look(path: Path) -> None:
+        try:
+            if path in given:
+                found.facts[path] = {"size": mask_header(path)}
+            else:
+                found.facts[path] = {"size": read_header(path)[1]}
+        except DataError as error:
+            found.errors[path] = error
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(look, (*pictures, *masks)))
+    return found
+
+
+def _decoded(
+    dataset: Dataset,
+    pictures: Collection[Path],
+    masks: Collection[Path],
+    progress: Progress | None,
+    afresh: bool = False,
+) -> FileFacts:
+    """What `picture_contents` and `mask_contents` say, remembered by content."""
+    computes = {"picture-1": picture_contents, "mask-1": mask_contents}
+    kinds = {**dict.fromkeys(pictures, "picture-1"), **dict.fromkeys(masks, "mask-1")}
+    with _truncation_is_an_error():
+        return content_facts(kinds, computes, dataset.cache, progress, afresh)
+
+
 def _problems(
-    dataset: Dataset, lists: list[str], reads: Set[str], quick: bool, progress: Progress | None = None
+    dataset: Dataset, lists: list[str], reads: Set[str], look: Look, progress: Progress | None = None
 ) -> list[Problem]:
     """Problems of what is read of the lists; an image in two of them is looked at once."""
     problems = list(_overlaps(dataset))
@@ -145,17 +198,72 @@ def _problems(
             for name in dataset.lists[list_name] if list_name != "test" else ():
                 masks.setdefault(name, {})[dataset.mask_path(name, list_name)] = None
     where = _first_lists(dataset, lists)
+    pictures = {name: dataset.image_path(name) for name in where}
+    seen = [path for name, path in pictures.items() if "images" in reads or (name in masks and path.is_file())]
+    every_mask = [path for paths in masks.values() for path in paths]
+    found = look(dataset, seen, every_mask, _by_image(progress, len(where), len(seen) + len(every_mask)))
+    shared: dict[Path, SharedPalette] = {}
+    wrong: set[Path] = set()
+    for name, list_name in where.items():
+        for path, error in _check_image(dataset, name, found, list(masks.get(name, ())), shared):
+            wrong.add(path)
+            problems.append(Problem(error.what, f"{error.where} (list {list_name})", error.remedy))
+    sound = {name: [found.facts[path] for path in paths if path not in wrong] for name, paths in masks.items()}
+    return [
+        *problems,
+        *odd_pictures({name: found.facts.get(path, {}) for name, path in pictures.items()}),
+        *doubtful_masks(dataset, sound),
+    ]
 
-    def check(name: str) -> list[Problem]:
-        found = _check_image(dataset, name, list(masks.get(name, ())), "images" in reads, quick)
-        return [Problem(error.what, f"{error.where} (list {where[name]})", error.remedy) for error in found]
 
-    with _truncation_is_an_error(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, found in enumerate(pool.map(check, where), start=1):
-            problems += found
-            if progress is not None:
-                progress(done, len(where))
-    return problems
+def _check_image(
+    dataset: Dataset, name: str, found: FileFacts, masks: list[Path], shared: dict[Path, SharedPalette]
+) -> Iterator[tuple[Path, DataError]]:
+    """Files that are wrong, picture and masks, as far as they were looked at, and what is wrong with them."""
+    path = dataset.image_path(name)
+    size: tuple[int, int] | None = None
+    if path in found.errors:
+        yield path, found.errors[path]
+    elif path in found.facts:
+        size = _size(found.facts[path])
+        try:
+            _require_stated_size(dataset, name, size)
+        except DataError as error:
+            yield path, error
+    for mask_path in masks:
+        if mask_path in found.errors:
+            yield mask_path, found.errors[mask_path]
+            continue
+        facts = found.facts[mask_path]
+        try:
+            require_classes(value_counts(facts), dataset.num_classes, dataset.ignore_index, mask_path)
+            folder = shared.setdefault(mask_path.parent, SharedPalette())
+            if conflict := folder.conflict(facts.get("colors", {}), mask_path.name):
+                raise DataError(conflict, str(mask_path), COLORS_REMEDY)
+            if size is not None:
+                require_same_size(_size(facts), size, mask_path)
+        except DataError as error:
+            yield mask_path, error
+
+
+def _by_image(progress: Progress | None, images: int, files: int) -> Progress | None:
+    """Progress in files as progress in images, each number of images once."""
+    if progress is None or images == files:
+        return progress
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        for number in range(told + 1, done * images // total + 1):
+            progress(number, images)
+            told = number
+
+    return tell
+
+
+def _size(facts: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = facts["size"]
+    return height, width
 
 
 def _first_lists(dataset: Dataset, lists: Iterable[str]) -> dict[str, str]:
@@ -165,29 +273,6 @@ def _first_lists(dataset: Dataset, lists: Iterable[str]) -> dict[str, str]:
         for name in dataset.lists[list_name]:
             found.setdefault(name, list_name)
     return found
-
-
-def _check_image(dataset: Dataset, name: str, masks: list[Path], picture: bool, quick: bool) -> Iterator[DataError]:
-    """What is wrong with the masks, and with the picture when it is asked for."""
-    size: tuple[int, int] | None = None
-    path = dataset.image_path(name)
-    if picture or (masks and path.is_file()):
-        try:
-            if quick:
-                size = read_header(path)[1]
-            else:
-                height, width, _ = read_image(path).shape
-                size = height, width
-            _require_stated_size(dataset, name, size)
-        except DataError as error:
-            yield error
-    for mask_path in masks:
-        try:
-            mask_size = _check_mask(dataset, mask_path, quick)
-            if size is not None:
-                require_same_size(mask_size, size, mask_path)
-        except DataError as error:
-            yield error
 
 
 def _require_stated_size(dataset: Dataset, name: str, size: tuple[int, int]) -> None:
@@ -207,15 +292,6 @@ def _unmade_masks(dataset: Dataset, lists: Iterable[str]) -> Iterator[Problem]:
             dataset.prepare_masks(list_name)
         except DataError as error:
             yield Problem.of(error)
-
-
-def _check_mask(dataset: Dataset, path: Path, quick: bool) -> tuple[int, int]:
-    if not quick:
-        height, width = read_mask(path, dataset.num_classes, dataset.ignore_index).shape
-        return height, width
-    mode, size = read_header(path, "mask")
-    require_class_ids(mode, path)
-    return size
 
 
 def _overlaps(dataset: Dataset) -> Iterator[Problem]:

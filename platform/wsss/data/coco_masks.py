@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from wsss.data.coco_instances import RULE_VERSION, annotations_of, read_instance
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.layout import Progress
 from wsss.data.palette import write_palette_mask
-
-_TOLD_SECONDS = 10.0
+from wsss.data.told import Told
 
 
 def made_masks_folder(home: Path) -> Path:
@@ -50,7 +47,7 @@ def make_masks(
     missing = [name for name in wanted if (path := target(name)).name not in present[path.parent]]
     if not missing:
         return 0
-    show = progress or _Told(instances.name)
+    show = progress or Told(f"masks from {instances.name}")
     annotations = annotations_of(read_instances(instances), missing)
     problems: list[Problem] = []
     for done, name in enumerate(missing, start=1):
@@ -61,16 +58,3 @@ def make_masks(
         show(done, len(missing))
     raise_problems(problems, str(instances))
     return len(missing)
-
-
-class _Told:
-    """One line on standard error every few seconds, so that long work is not silent."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._last > _TOLD_SECONDS:
-            self._last = time.monotonic()
-            print(f"masks from {self._source}: {done} of {total}", file=sys.stderr, flush=True)

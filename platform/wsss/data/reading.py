@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,17 +13,27 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsss.data.errors import DataError
+from wsss.data.palette import palette_colors, palette_fault
 
-_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# Of these modes Pillow makes RGB by cutting values off at 255.
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_TO_GREY = "Image.fromarray(np.array(Image.open(file)).astype('uint8')).save(file)"
+COLORS_REMEDY = (
+    "give the masks as they were before they went through colours, or give each pixel the class of its colour and save "
+    "these class ids as 8-bit grey"
+)
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def read_image(path: Path) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB; grey and CMYK files are converted, EXIF turns are not applied.
 
     Raises:
-        DataError: the file is missing, truncated or not a picture.
+        DataError: the file is missing, truncated, not a picture, or of more than 8 bits that would be cut off.
     """
-    with _opened(path, "the picture cannot be decoded", "picture") as image:
+    with opened(path, "the picture cannot be decoded", "picture") as image:
+        require_colors(image.mode, path)
         return np.array(image.convert("RGB"))
 
 
@@ -28,11 +41,27 @@ def read_palette_mask(path: Path) -> np.ndarray:
     """Values of a label map, (H, W) uint8: palette indices (mode P) or grey values (mode L).
 
     Raises:
-        DataError: the file is missing, damaged, or in colours instead of class ids.
+        DataError: the file is missing, damaged, in colours instead of class ids, or its palette shows that the values
+            are no class ids.
     """
-    with _opened(path, "the mask cannot be decoded", "mask") as image:
-        require_class_ids(image.mode, path)
-        return np.array(image, dtype=np.uint8)
+    return read_label_map(path)[0]
+
+
+def read_label_map(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """`read_palette_mask`, and the `palette_colors` of its values; none for grey.
+
+    Masks of one folder whose colours do not agree (`SharedPalette`) are no class ids either; no single one shows that.
+    """
+    with opened(path, "the mask cannot be decoded", "mask") as image:
+        require_class_ids(image, path)
+        values = np.array(image, dtype=np.uint8)
+        if image.mode != "P":
+            return values, {}
+        palette = np.array(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
+    used = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+    if fault := palette_fault(palette, used):
+        raise DataError(f"the values are no class ids: {fault}", str(path), COLORS_REMEDY)
+    return values, palette_colors(palette, used)
 
 
 def read_mask(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
@@ -42,16 +71,25 @@ def read_mask(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarr
         DataError: missing, damaged, in colours, or with a value that is no class.
     """
     mask = read_palette_mask(path)
-    invalid = (mask >= num_classes) & (mask != ignore_index)
-    if invalid.any():
-        values = ", ".join(str(value) for value in np.unique(mask[invalid])[:8])
+    if mask.size and mask.max() >= num_classes:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        require_classes(
+            {value: int(counts[value]) for value in np.flatnonzero(counts)}, num_classes, ignore_index, path
+        )
+    return mask
+
+
+def require_classes(counts: Mapping[int, int], num_classes: int, ignore_index: int, path: Path) -> None:
+    """Raise a DataError when a mask (value -> pixels) has values that are no class and not `ignore_index`."""
+    invalid = [value for value in counts if value >= num_classes and value != ignore_index]
+    if invalid:
+        values = ", ".join(str(value) for value in invalid[:8])
         raise DataError(
-            f"the mask has values that are no class: {values} in {int(invalid.sum())} pixels; "
+            f"the mask has values that are no class: {values} in {sum(counts[value] for value in invalid)} pixels; "
             f"expected 0..{num_classes - 1} and {ignore_index}",
             str(path),
             "check that the mask belongs to this data set and was not resampled smoothly",
         )
-    return mask
 
 
 def read_header(path: Path, kind: str = "picture") -> tuple[str, tuple[int, int]]:
@@ -60,17 +98,48 @@ def read_header(path: Path, kind: str = "picture") -> tuple[str, tuple[int, int]
     Raises:
         DataError: the file is missing or its header is no picture's.
     """
-    with _opened(path, f"the header of the {kind} cannot be read", kind) as image:
+    with opened(path, f"the header of the {kind} cannot be read", kind) as image:
         return image.mode, (image.height, image.width)
 
 
-def require_class_ids(mode: str, path: Path) -> None:
-    """Raise a DataError when a mask is in a Pillow mode that holds colours instead of class ids."""
+def mask_header(path: Path) -> tuple[int, int]:
+    """(height, width) of a mask from its header. Raises DataError as far as the header shows what is wrong."""
+    with opened(path, "the header of the mask cannot be read", "mask") as image:
+        require_class_ids(image, path)
+        return image.height, image.width
+
+
+def require_colors(mode: str, path: Path) -> None:
+    """Raise a DataError when a picture is in a Pillow mode whose values RGB would cut off."""
+    if mode in _DEEP_MODES:
+        raise DataError(
+            f"the picture has more than 8 bits a value (mode {mode}), which would be cut off at 255",
+            str(path),
+            "scale it to 8 bits and save it as RGB or grey",
+        )
+
+
+def require_class_ids(image: Image.Image, path: Path) -> None:
+    """Raise a DataError when a mask that was just opened does not hold class ids of 8 bits, or of a palette."""
+    mode = image.mode
+    expected = "expected a palette (P) or 8-bit grey (L) PNG of class ids"
+    if getattr(image, "n_frames", 1) > 1:
+        raise DataError(f"the mask has {getattr(image, 'n_frames', 0)} frames; {expected}", str(path), "save one frame")
+    if mode == "1" or mode in _DEEP_MODES:
+        raise DataError(f"the mask is in mode {mode}; {expected}", str(path), f"convert it to 8 bits: {_TO_GREY}")
     if mode not in ("P", "L"):
         raise DataError(
-            f"the mask is in mode {mode}; expected a palette (P) or grey (L) PNG of class ids",
+            f"the mask is in mode {mode}; {expected}",
             str(path),
-            "use the original palette PNG; saving a mask through an RGB image loses its class ids",
+            f"use the original palette PNG; saving a mask through an RGB image loses its class ids: {COLORS_REMEDY}",
+        )
+    depth = str(image.tile[0].args) if image.tile else ""
+    if depth in ("L;2", "L;4"):
+        # Pillow stretches them to 0..255, as the PNG standard says; programs that write class ids so do not.
+        raise DataError(
+            f"the mask is grey with {depth[-1]} bits, which can be read as class ids or as a share of 255; {expected}",
+            str(path),
+            "save the class ids with 8 bits, or with a palette",
         )
 
 
@@ -85,10 +154,20 @@ def require_same_size(mask: tuple[int, int], image: tuple[int, int], mask_path: 
 
 
 @contextmanager
-def _opened(path: Path, failure: str, kind: str) -> Iterator[Image.Image]:
+def opened(path: Path, failure: str, kind: str) -> Iterator[Image.Image]:
+    """A picture or mask, opened; what Pillow raises inside becomes a DataError that begins with `failure`."""
     try:
+        status = path.stat().st_mode
+        if not stat.S_ISREG(status):  # opening a pipe would wait for ever
+            found = _KINDS.get(stat.S_IFMT(status), "no regular file")
+            raise DataError(f"the {kind} is {found}, not a file", str(path), "put the file itself there")
         with Image.open(path) as image:
             yield image
+    except Image.DecompressionBombError as error:
+        remedy = "check that it is the right file; reduce it to a size that a network can be given"
+        raise DataError(f"the {kind} is too large to be decoded: {error}", str(path), remedy) from error
+    except PermissionError as error:
+        raise DataError(f"the {kind} may not be read", str(path), "give yourself the right to read it") from error
     except FileNotFoundError as error:
         remedy = "copy it there, or take the name out of the list that has it"
         raise DataError(f"the {kind} is missing", str(path), remedy) from error

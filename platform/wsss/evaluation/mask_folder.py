@@ -7,7 +7,7 @@ training: what the same folder scores elsewhere can be compared with what it sco
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from wsss.data.errors import SHOWN_PROBLEMS, DataError
-from wsss.data.reading import read_palette_mask
+from wsss.data.palette import SharedPalette
+from wsss.data.reading import COLORS_REMEDY, read_label_map
 from wsss.data.view import DataView
 from wsss.evaluation.bootstrap import Interval, bootstrap_interval_from_counts
 from wsss.evaluation.confusion import (
@@ -124,23 +125,32 @@ def score_folder(
     total = np.zeros((view.num_classes, view.num_classes), np.int64)
     counts: list[np.ndarray] = []
 
-    def count(name: str) -> np.ndarray | DataError:
+    shared = SharedPalette()
+
+    def count(name: str) -> tuple[np.ndarray, Mapping[str, Sequence[int]]] | DataError:
         try:
             return _confusion(view, folder / f"{name}.png", name, config)
         except DataError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, found in enumerate(pool.map(count, names), start=1):
+        for done, (name, found) in enumerate(zip(names, pool.map(count, names), strict=True), start=1):
+            progress(done, len(names))
             if isinstance(found, DataError):
                 errors.append(found)
-            else:
-                total += found
-                counts.append(class_counts(found))
-            progress(done, len(names))
+                continue
+            confusion, colors = found
+            if conflict := shared.conflict(colors, f"{name}.png"):
+                errors.append(DataError(conflict, str(folder / f"{name}.png"), COLORS_REMEDY))
+            total += confusion
+            counts.append(class_counts(confusion))
     _raise_all(errors, len(names), folder)
     if not total.any():
-        raise EvaluationError("no pixel was scored", str(folder), "check the masks with `wsss data check`")
+        raise EvaluationError(
+            f"no pixel was scored: the truth is {view.ignore_index} everywhere",
+            str(folder),
+            "check the masks of the data set with `wsss data check`, or score another list",
+        )
     return FolderScore(view.classes, names, total, np.stack(counts))
 
 
@@ -151,10 +161,13 @@ def resized(labels: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def _confusion(view: DataView, path: Path, name: str, config: FolderScoreConfig) -> np.ndarray:
+def _confusion(
+    view: DataView, path: Path, name: str, config: FolderScoreConfig
+) -> tuple[np.ndarray, Mapping[str, Sequence[int]]]:
+    """Counts of an image, and the colours of its prediction."""
     if not path.is_file():
         raise DataError("the PNG is missing", str(path), "complete the folder, or say --only-present")
-    prediction, truth = read_palette_mask(path), view.mask(name)
+    (prediction, colors), truth = read_label_map(path), view.mask(name)
     for size in config.truth_sizes:
         truth = resized(truth, size)
     if prediction.shape != truth.shape:
@@ -184,9 +197,10 @@ def _confusion(view: DataView, path: Path, name: str, config: FolderScoreConfig)
             str(path),
             "say what they count as: --ignore-to 0 for background",
         )
-    return confusion_matrix(
+    confusion = confusion_matrix(
         truth, prediction, view.num_classes, view.ignore_index, prediction_ignore_to=config.ignore_to
     )
+    return confusion, colors
 
 
 def _raise_all(errors: Sequence[DataError], images: int, folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
+from wsss.data.told import Told
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import Pipeline
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -79,8 +80,10 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     plan = make_plan(pipeline, dataset, store, CostHistory(home / "costs.json"), request.until)
     if plan.needed:
         store.check_writable()
+        told = Told("pictures and masks are read once", "execution.check_data=headers leaves it out")
         for image_list, reads in used_data(plan.needed).items():
-            preflight(dataset, image_list, frozenset(reads))
+            decode = request.recipe.execution.check_data == "all"
+            preflight(dataset, image_list, frozenset(reads), decode, told)
     return PreparedRun(request=request, dataset=dataset, pipeline=pipeline, store=store, plan=plan)
 
 
