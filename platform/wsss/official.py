@@ -1,9 +1,8 @@
-"""Layouts of official code that methods share: PNG and NumPy folders, IRN's dictionaries and network, state dicts."""
+"""Layouts of official code that methods share: folders of PNG and NumPy files, IRN's and PSA's dictionaries."""
 
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from wsss.data.dataset import Dataset
 from wsss.data.palette import SharedPalette
@@ -21,8 +19,6 @@ from wsss.data.reading import COLORS_REMEDY, read_label_map
 from wsss.data.view import DataView
 from wsss.errors import WsssError
 from wsss.map_rules import map_problem, read_arrays, transposed
-from wsss.nn.checkpoint import Aliases, CheckpointError, canonical_state_dict, read_checkpoint, state_dict_of
-from wsss.nn.irn import HEAD_ALIASES, RESNET50_ALIASES, TRAINING_BUFFERS
 from wsss.ops.cam import strided_size
 from wsss.stages.cam import read_high_res
 from wsss.store import Artifact, ArtifactWriter
@@ -30,7 +26,6 @@ from wsss.store import Artifact, ArtifactWriter
 Write = Callable[[Artifact, Dataset, Path], int]
 Read = Callable[[Path, Dataset, tuple[str, ...], ArtifactWriter], None]
 
-AFFINITY_ALIASES: Aliases = (*RESNET50_ALIASES, *HEAD_ALIASES)
 _SHARD = 128
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 _PICKLES = "convert the folder once where you trust it: for each file d = np.load(f, allow_pickle=True).item(); "
@@ -267,37 +262,6 @@ def read_npy(path: Path) -> np.ndarray:
     return values
 
 
-def write_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    """IRN's `res50_irn.pth` of the stage that trained it; its mean displacement is zero."""
-    return _save_affinity_network(read_checkpoint(artifact.path("affinity_network.pt")), folder)
-
-
-def _save_affinity_network(state: Mapping[str, Tensor], folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(official_names(state, AFFINITY_ALIASES), folder / "res50_irn.pth")
-    return 1
-
-
-def write_shifted_affinity_network(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
-    """IRN's `res50_irn.pth` with the mean displacement over the train list."""
-    weights = input_of(artifact, "weights")
-    state = read_checkpoint(weights.path("affinity_network.pt"))
-    names = [name for name in dataset.lists["train"] if name in set(artifact.images())]
-    # The official program goes through whole batches of 16 and leaves the rest out.
-    whole = len(names) // 16 * 16 or len(names)
-    mean = np.mean([artifact.arrays(name)["displacement"] for name in names[:whole]], axis=0)
-    state["mean_shift.running_mean"] = torch.from_numpy(mean.astype(np.float32))
-    return _save_affinity_network(state, folder)
-
-
-def read_affinity_network(path: Path, dataset: Dataset, names: tuple[str, ...], writer: ArtifactWriter) -> None:
-    """Takes in IRN's `res50_irn.pth`."""
-    state = read_canonical(path, AFFINITY_ALIASES, TRAINING_BUFFERS)
-    require_tensor(state, "fc_edge6.weight", path)
-    writer.add_file("affinity_network.pt", encode_state(state))
-    writer.add_file("history.json", b"{}")
-
-
 def write_scores(artifact: Artifact, dataset: Dataset, folder: Path) -> int:
     """`<name>.npy`, float32 (classes, h, w) of the array "scores"."""
     return write_images(
@@ -459,50 +423,3 @@ def read_png(path: Path, modes: Sequence[str]) -> np.ndarray:
             return np.array(image)
     except (*_UNREADABLE, SyntaxError, Image.DecompressionBombError) as error:
         raise LayoutError(f"the file cannot be decoded: {error}", str(path), "copy it again") from error
-
-
-def official_names(state: Mapping[str, Tensor], aliases: Aliases) -> dict[str, Tensor]:
-    """The state dict with every tensor also under its further published names."""
-    published = dict(state)
-    for alias, canonical in aliases:
-        for name, value in state.items():
-            if name.startswith(f"{canonical}."):
-                published[alias + name.removeprefix(canonical)] = value
-    return published
-
-
-def read_canonical(path: Path, aliases: Aliases, ignore: Sequence[str] = ()) -> dict[str, Tensor]:
-    """State dict of a file under its canonical names, without what matches one of the patterns `ignore`."""
-    state = state_dict_of(read_checkpoint(path), where=str(path))
-    state = {name: value for name, value in state.items() if not any(re.fullmatch(each, name) for each in ignore)}
-    return canonical_state_dict(state, aliases, str(path))
-
-
-def encode_state(state: Mapping[str, Any]) -> bytes:
-    """The bytes that torch.save writes."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
-
-
-def require_tensor(state: Mapping[str, Any], name: str, path: Path) -> None:
-    """Raises CheckpointError when a state dict lacks the tensor by which its file is known."""
-    if name not in state:
-        raise CheckpointError(
-            f"the checkpoint has no tensor {name!r}",
-            str(path),
-            "give the file that the official program wrote for this stage",
-        )
-
-
-def input_of(artifact: Artifact, role: str) -> Artifact:
-    """The artifact that another one was computed from, in the same store."""
-    place = artifact.provenance.get("inputs", {}).get(role)
-    if not place:
-        raise LayoutError(
-            f"artifact of stage {artifact.stage!r} does not say what it was computed from",
-            artifact.location,
-            "export the training stage's own layout instead",
-        )
-    stage, _, key = place.partition("/")
-    return Artifact(artifact.backend, stage, key)

@@ -23,7 +23,6 @@ from wsss.official import (
     LayoutError,
     add_images,
     encode_png,
-    encode_state,
     label_map_reader,
     png_reader,
     png_writer,
@@ -33,6 +32,7 @@ from wsss.official import (
     write_images,
     write_scores,
 )
+from wsss.official_weights import encode_state
 from wsss.stages import segmentation
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.i2crc import training

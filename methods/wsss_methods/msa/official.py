@@ -20,18 +20,15 @@ from wsss.official import (
     LayoutError,
     add_images,
     checked_class_maps,
-    encode_state,
-    input_of,
     png_writer,
-    read_canonical,
     read_npy,
     read_scores,
     require_files,
-    require_tensor,
     training_label_reader,
     write_images,
     write_scores,
 )
+from wsss.official_weights import encode_state, input_of, read_canonical, require_tensor
 from wsss.stages.candidates import METRICS_FILE, read_weights, selected_epoch
 from wsss.stages.segmentation import WEIGHTS as SEGMENTATION_WEIGHTS
 from wsss.store import Artifact, ArtifactWriter

@@ -25,14 +25,13 @@ from wsss.official import (
     Write,
     add_images,
     encode_png,
-    encode_state,
     map_dictionary_reader,
     png_writer,
-    require_tensor,
     training_label_reader,
     write_images,
     write_map_dictionaries,
 )
+from wsss.official_weights import encode_state, require_tensor
 from wsss.ops.cam import as_shares
 from wsss.pipeline import Pipeline
 from wsss.stages.affinity_psa import WEIGHTS as AFFINITY_WEIGHTS

@@ -22,22 +22,24 @@ from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, s
 from wsss.official import (
     LayoutError,
     encode_png,
-    encode_state,
-    input_of,
-    official_names,
     png_reader,
     png_writer,
-    read_affinity_network,
     read_cam_dictionaries,
-    read_canonical,
     read_png,
     read_scores,
-    require_tensor,
     training_label_reader,
-    write_affinity_network,
     write_cam_dictionaries,
     write_images,
     write_scores,
+)
+from wsss.official_weights import (
+    encode_state,
+    input_of,
+    official_names,
+    read_affinity_network,
+    read_canonical,
+    require_tensor,
+    write_affinity_network,
     write_shifted_affinity_network,
 )
 from wsss.pipeline import Pipeline

@@ -12,7 +12,8 @@ from torch import Tensor
 from wsss.data.dataset import Dataset
 from wsss.method import Exporter
 from wsss.nn.checkpoint import CheckpointError, load_weights, read_checkpoint, state_dict_of
-from wsss.official import encode_png, encode_state, input_of, label_map_reader, png_writer
+from wsss.official import encode_png, label_map_reader, png_writer
+from wsss.official_weights import encode_state, input_of
 from wsss.stages.candidates import METRICS_FILE, selected_epoch, weights_file
 from wsss.store import Artifact, ArtifactWriter
 from wsss_methods.wsfcn.networks import WsFcn, own_name, pamr_kernels

@@ -14,7 +14,8 @@ from tests.methods.in_process import run_pipeline
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
 from wsss.nn.affinity_net import build_affinity_net
-from wsss.official import LayoutError, add_images, encode_state
+from wsss.official import LayoutError, add_images
+from wsss.official_weights import encode_state
 from wsss.recipe import load_recipe
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.stages.segmentation import DeepLabV2Msc
