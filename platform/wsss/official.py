@@ -331,10 +331,10 @@ def label_map_decoder() -> Callable[[Path], np.ndarray]:
     shared = SharedPalette()
 
     def decode(path: Path) -> np.ndarray:
-        values, colors = read_label_map(path)
-        if conflict := shared.conflict(colors, path.name):
+        label_map = read_label_map(path)
+        if conflict := shared.conflict(label_map.colors, path.name):
             raise LayoutError(conflict, str(path), COLORS_REMEDY)
-        return values
+        return label_map.values
 
     return decode
 

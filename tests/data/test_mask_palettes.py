@@ -96,7 +96,7 @@ def test_masks_of_a_folder_whose_palettes_differ_are_refused(tmp_path: Path) -> 
     """Colours of their own kind, each mask with a palette of its own: no single mask shows it."""
     shared, places = SharedPalette(), np.searchsorted([0, 8, 15], IDS % 255).astype(np.uint8)
     first, second = (
-        read_label_map(saved(tmp_path / f"{name}.png", places, TAB[order]))[1]
+        read_label_map(saved(tmp_path / f"{name}.png", places, TAB[order])).colors
         for name, order in (("a", [0, 8, 15]), ("b", [0, 15, 8]))
     )
     assert shared.conflict(first, "a.png") == ""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import ExifTags, Image
 
 from wsss.data.reading import opened, read_label_map, require_colors
@@ -45,13 +44,9 @@ def mask_contents(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, cut off, or holds no class ids.
     """
-    values, colors = read_label_map(path)
-    counts = np.bincount(values.ravel(), minlength=256)
-    return {
-        "size": list(values.shape),
-        "counts": {str(value): int(counts[value]) for value in np.flatnonzero(counts)},
-        "colors": colors,
-    }
+    mask = read_label_map(path)
+    counts = {str(value): pixels for value, pixels in mask.counts.items()}
+    return {"size": list(mask.values.shape), "counts": counts, "colors": mask.colors}
 
 
 def value_counts(contents: Mapping[str, Any]) -> dict[int, int]:

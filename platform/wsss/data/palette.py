@@ -80,11 +80,8 @@ def _web_palette() -> np.ndarray:
 
 def palette_colors(palette: np.ndarray, used: Sequence[int]) -> dict[str, list[int]]:
     """Colour (hex digits) of every value in a picture -> all values that have it in the palette."""
-    colors: dict[str, list[int]] = {}
-    for value, color in enumerate(palette):
-        colors.setdefault(color.astype(np.uint8).tobytes().hex(), []).append(value)
-    shown = {palette[value].astype(np.uint8).tobytes().hex() for value in used if value < len(palette)}
-    return {color: values for color, values in colors.items() if color in shown}
+    shown = {palette[value].tobytes(): palette[value] for value in used if value < len(palette)}
+    return {key.hex(): np.flatnonzero((palette == color).all(axis=1)).tolist() for key, color in shown.items()}
 
 
 class SharedPalette:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,46 +38,55 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def read_palette_mask(path: Path) -> np.ndarray:
-    """Values of a label map, (H, W) uint8: palette indices (mode P) or grey values (mode L).
+class LabelMap(NamedTuple):
+    """A label map with what its file shows.
+
+    Attributes:
+        values: (H, W) uint8, palette indices (mode P) or grey values (mode L).
+        counts: value -> its pixels, of the values that are there.
+        colors: `palette_colors` of these values; empty for grey.
+    """
+
+    values: np.ndarray
+    counts: dict[int, int]
+    colors: dict[str, list[int]]
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """A label map, palette or grey.
+
+    Masks of one folder whose colours do not agree (`SharedPalette`) are no class ids either; no single one shows that.
 
     Raises:
         DataError: the file is missing, damaged, in colours instead of class ids, or its palette shows that the values
             are no class ids.
     """
-    return read_label_map(path)[0]
-
-
-def read_label_map(path: Path) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """`read_palette_mask`, and the `palette_colors` of its values; none for grey.
-
-    Masks of one folder whose colours do not agree (`SharedPalette`) are no class ids either; no single one shows that.
-    """
     with opened(path, "the mask cannot be decoded", "mask") as image:
         require_class_ids(image, path)
         values = np.array(image, dtype=np.uint8)
+        counts = {value: pixels for value, pixels in enumerate(image.histogram()[:256]) if pixels}
         if image.mode != "P":
-            return values, {}
+            return LabelMap(values, counts, {})
         palette = np.array(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
-    if fault := palette_fault(palette, used):
+    if fault := palette_fault(palette, list(counts)):
         raise DataError(f"the values are no class ids: {fault}", str(path), COLORS_REMEDY)
-    return values, palette_colors(palette, used)
+    return LabelMap(values, counts, palette_colors(palette, list(counts)))
+
+
+def read_palette_mask(path: Path) -> np.ndarray:
+    """Values of a label map, (H, W) uint8; DataError as of `read_label_map`."""
+    return read_label_map(path).values
 
 
 def read_mask(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
     """A mask as (H, W) uint8, values 0..num_classes-1 and `ignore_index`.
 
     Raises:
-        DataError: missing, damaged, in colours, or with a value that is no class.
+        DataError: as of `read_label_map`, or with a value that is no class.
     """
-    mask = read_palette_mask(path)
-    if mask.size and mask.max() >= num_classes:
-        counts = np.bincount(mask.ravel(), minlength=256)
-        require_classes(
-            {value: int(counts[value]) for value in np.flatnonzero(counts)}, num_classes, ignore_index, path
-        )
-    return mask
+    mask = read_label_map(path)
+    require_classes(mask.counts, num_classes, ignore_index, path)
+    return mask.values
 
 
 def require_classes(counts: Mapping[int, int], num_classes: int, ignore_index: int, path: Path) -> None:

@@ -167,7 +167,8 @@ def _confusion(
     """Counts of an image, and the colours of its prediction."""
     if not path.is_file():
         raise DataError("the PNG is missing", str(path), "complete the folder, or say --only-present")
-    (prediction, colors), truth = read_label_map(path), view.mask(name)
+    label_map, truth = read_label_map(path), view.mask(name)
+    prediction = label_map.values
     for size in config.truth_sizes:
         truth = resized(truth, size)
     if prediction.shape != truth.shape:
@@ -200,7 +201,7 @@ def _confusion(
     confusion = confusion_matrix(
         truth, prediction, view.num_classes, view.ignore_index, prediction_ignore_to=config.ignore_to
     )
-    return confusion, colors
+    return confusion, label_map.colors
 
 
 def _raise_all(errors: Sequence[DataError], images: int, folder: Path) -> None:
