@@ -105,6 +105,12 @@ def test_a_damaged_file_and_a_pickle_are_named(dataset: Any, tmp_path: Path) -> 
     (tmp_path / "saliency" / "b.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"1 of 3 saliency[\s\S]*b\.png: the header of the picture"):
         maps_from_folder("given", "saliency", tmp_path / "saliency", dataset, "train")
+    write("saliency", tmp_path / "saliency", "b")
+    cut = tmp_path / "saliency" / "c.png"
+    cut.write_bytes(cut.read_bytes()[:-25])
+    for _ in range(2):  # what is damaged is not remembered as sound
+        with pytest.raises(DataError, match=r"1 of 3 saliency files[\s\S]*c\.png: the map cannot be decoded"):
+            maps_from_folder("given", "saliency", tmp_path / "saliency", dataset, "train")
     np.save(tmp_path / "boundary" / "c.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"1 of 3 boundary[\s\S]*c\.npy: the header of the map"):
         maps_from_folder("given", "boundary", tmp_path / "boundary", dataset, "train")

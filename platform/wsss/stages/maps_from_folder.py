@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,14 @@ from PIL import Image
 
 from wsss.data.dataset import Dataset
 from wsss.data.errors import SHOWN_PROBLEMS, DataError, Problem
-from wsss.data.file_facts import file_facts, sha256_of_file
+from wsss.data.file_facts import content_facts, file_facts, sha256_of_file
 from wsss.data.reading import read_header
 from wsss.data.superpixels import rgb_to_ids
+from wsss.data.told import Told
 from wsss.pipeline import Arrays, MapStage, StageContext
 from wsss.recipe import setting
 
+_UNREAD = "the map cannot be decoded"
 Fault = Literal["missing", "unreadable", "in another mode", "of another size", "with wrong values"]
 
 
@@ -116,7 +118,8 @@ def checked_digest(kind: str, folder: Path, dataset: Dataset, names: tuple[str, 
     """Hash (32 hex digits) of the content of the files of all names; raises as `maps_from_folder`."""
     paths = _paths(kind, folder, names)
     hashes = file_facts(paths.values(), "sha256", sha256_of_file, dataset.cache)
-    found = map_problems(kind, folder, dataset, names)
+    # Decoded once for each content: a file that is cut off would end a run late. Arrays are too large for that.
+    found = map_problems(kind, folder, dataset, names, decode=KINDS[kind].suffix == ".png")
     if found:
         shown = [f"  - {problem.where}: {problem.what}" for _, problem in found[:SHOWN_PROBLEMS]]
         if len(found) > SHOWN_PROBLEMS:
@@ -143,6 +146,7 @@ def map_problems(
     pictures = {name: dataset.image_path(name) for name in names}
     headers = file_facts(paths.values(), f"shape_{kind}", lambda path: list(rule.header(path)), dataset.cache)
     sizes = file_facts(pictures.values(), "picture_size", lambda path: list(read_header(path)[1]), dataset.cache)
+    damaged = _undecodable(kind, headers.facts, dataset.cache) if decode else {}
     remedy = f"write <name>{rule.suffix} at the size of the picture, mode {' or '.join(sorted(rule.modes))}"
     found: list[tuple[Fault, Problem]] = []
     for name, path in paths.items():
@@ -162,14 +166,25 @@ def map_problems(
         elif len(size) > 2 and size[0] != dataset.num_classes:
             what = f"it has {size[0]} channels, the data set {dataset.num_classes} classes"
             found.append(("of another size", Problem(what, str(path), remedy)))
-        elif decode:
-            try:
-                rule.read(path)
-            except (OSError, SyntaxError, ValueError) as damage:
-                found.append(("unreadable", Problem(f"the map cannot be decoded: {damage}", str(path), remedy)))
-            except DataError as values:
-                found.append(("with wrong values", Problem.of(values)))
+        elif decode and path in damaged:
+            unread = damaged[path].what.startswith(_UNREAD)
+            problem = Problem(damaged[path].what, str(path), remedy if unread else damaged[path].remedy)
+            found.append(("unreadable" if unread else "with wrong values", problem))
     return found
+
+
+def _undecodable(kind: str, paths: Iterable[Path], cache: Path | None) -> Mapping[Path, DataError]:
+    """What is wrong with the values of maps; what was read once is not read again."""
+
+    def read(path: Path) -> None:
+        try:
+            KINDS[kind].read(path)
+        except (OSError, SyntaxError, ValueError) as damage:
+            raise DataError(f"{_UNREAD}: {damage}", str(path), "copy it again") from damage
+
+    identity = f"map-{kind}-1"
+    told = Told(f"{kind} maps are read once")
+    return content_facts(dict.fromkeys(paths, identity), {identity: read}, cache, told).errors
 
 
 def in_counts(found: Sequence[tuple[Fault, Problem]]) -> str:
