@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from wsss.commands.main import VERBS, main, usage
 from wsss.data.dataset import Dataset
 from wsss.execution.import_stage import source_digest
 from wsss.method import Exporter
-from wsss.run_record import find_runs
+from wsss.run_record import RunRecord, find_runs
 from wsss.store import Artifact, ArtifactWriter
 
 
@@ -91,6 +92,48 @@ def test_report_is_written_again_and_into_a_readme(
     assert text.startswith("before\n<!-- table:mini -->\n") and text.endswith("<!-- /table -->\n")
     assert wsss("report", record.run_id, "--readme", str(readme), "--block", "paper") == 2
     assert "0 blocks are named 'paper'" in capsys.readouterr().err
+
+
+def copy_of(checkout: Checkout, record: RunRecord, seed: int, **changes: Any) -> str:
+    """Another run of the home that used the same artifacts; the test removes it."""
+    name = f"{record.run_id}-copy{seed}"
+    dataclasses.replace(record, run_id=name, seed=seed, **changes).save(checkout.home / "runs" / name)
+    return name
+
+
+@pytest.mark.usefixtures("finished", "example")
+def test_runs_are_compared_and_the_table_goes_into_a_readme(
+    checkout: Checkout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = find_runs(checkout.home)[0]
+    wider = {**record.recipe, "cam": {**record.recipe["cam"], "width": 0.5}}
+    seed, other, running = (
+        copy_of(checkout, record, 1),
+        copy_of(checkout, record, 2, recipe=wider),
+        copy_of(checkout, record, 3, status="failed"),
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table:variants -->\n<!-- /table -->\n")
+    try:
+        block = ("--readme", str(readme), "--block", "variants", "--metric", "cam/miou_train")
+        assert wsss("compare", record.run_id, seed, other, *block) == 0
+        percent = f"{100 * record.metrics['cam/miou_train']:.2f}"
+        first, second = [line for line in readme.read_text().splitlines() if line.startswith("| center_prior")]
+        assert f"| 0, 1 | {percent} ± 0.00 |" in first
+        assert "cam.width=0.5 | 2 |" in second and "(+0.00: +0.00 to +0.00)" in second
+        assert "not told apart" in capsys.readouterr().out
+
+        assert wsss("compare", "--dataset", "shapes", "--recipe", "demo") == 2, "all of them change the shipped recipe"
+        assert "no finished run of recipe 'demo'" in capsys.readouterr().err
+        assert wsss("compare", record.run_id, running) == 2
+        assert "the run is failed" in capsys.readouterr().err
+        assert wsss("compare", record.run_id, "--metric", "cam/miou_trian") == 2
+        assert "did you mean 'cam/miou_train'?" in capsys.readouterr().err
+        assert wsss("compare") == 2 and "say which runs" in capsys.readouterr().err
+        assert wsss("compare", "--dataset", "voc2012", "--recipe", "paper") == 2
+    finally:
+        for name in (seed, other, running):
+            shutil.rmtree(checkout.home / "runs" / name)
 
 
 @pytest.mark.usefixtures("finished", "example")

@@ -1,4 +1,4 @@
-"""How a command ends: 0 success, 1 failed, 2 wrong usage or recipe, 130 after Ctrl-C."""
+"""How a command ends: 0 success, 1 failed or cut off, 2 wrong usage or recipe, 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def exit_code_of(command: Callable[[], int]) -> int:
         else:
             print(f"\nerror: {error}", file=sys.stderr)
         return 2 if isinstance(error, (UsageError, RecipeError)) else 1
+    except BrokenPipeError:  # whoever reads the output, `head` for instance, has seen enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes it once more at its end
+        return 1
     except KeyboardInterrupt:
         print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ VERBS = {
     "score": ("score", "score a folder of label PNGs against the masks of a data set"),
     "tune": ("tune", "search settings across the stages of a pipeline"),
     "report": ("report", "write a finished run's report again"),
+    "compare": ("compare", "finished runs side by side, with paired differences over the same images"),
     "explain": ("explain", "walk from a number to the stage, data, seed, commit and machine behind it"),
     "data": ("data", "check or fetch a data set"),
     "weights": ("weights", "list weight files, or download them"),

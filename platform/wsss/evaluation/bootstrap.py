@@ -6,6 +6,7 @@ so a resample is a weighted sum of rows, and a thousand resamples are one matrix
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +76,43 @@ def paired_comparison_from_counts(
     first, second: `class_counts` of every image, integer (N, 3, C), image i the same in both.
     Raises EvaluationError when they differ in shape.
     """
-    if first.shape != second.shape:
+    return paired_comparison_of_means(
+        [first], [second], samples=samples, confidence=confidence, seed=seed, mean_over=mean_over
+    )
+
+
+def paired_comparison_of_means(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> PairedComparison:
+    """Compare two recipes that were each trained under one or more seeds: mean mIoU over seeds, on the same images.
+
+    first, second: of each seed the `class_counts` of every image, integer (N, 3, C). The interval is over images; what
+    another training would give is in it only as far as the given seeds show.
+    Raises EvaluationError when shapes differ, or one side has no seed.
+    """
+    shapes = {each.shape for each in (*first, *second)}
+    if len(shapes) != 1 or not first or not second:
         raise EvaluationError(
-            f"the two results cover {first.shape} and {second.shape}",
+            f"the two results cover {' and '.join(str([each.shape for each in side]) for side in (first, second))}",
             "paired_comparison",
             "give counts of the same images and classes in the same order",
         )
-    _check(first, samples, confidence)
-    value = _miou(first.sum(axis=0), mean_over) - _miou(second.sum(axis=0), mean_over)
+    _check(first[0], samples, confidence)
+    value = np.subtract(*(np.mean([_miou(each.sum(axis=0), mean_over) for each in side]) for side in (first, second)))
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "paired_comparison", "check the masks of both results")
-    differences = np.subtract(*(_resampled_mious(each, samples, seed, mean_over) for each in (first, second)))
+    differences = np.subtract(
+        *(
+            np.mean([_resampled_mious(each, samples, seed, mean_over) for each in side], axis=0)
+            for side in (first, second)
+        )
+    )
     low, high = _percentiles(differences, confidence)
     below, above = np.mean(differences <= 0), np.mean(differences >= 0)
     return PairedComparison(float(value), low, high, float(min(1.0, 2 * min(below, above))))

@@ -1,0 +1,159 @@
+"""`wsss compare RUN RUN ... | --dataset voc2012 --recipe mini`: finished runs side by side, with paired differences.
+
+Runs that differ by their seed alone are one row. The others are held against the first row, over the same images;
+runs on other data stand in the table but are not held against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsss.commands.arguments import locations, run_folder
+from wsss.commands.artifacts import selection_of, store_at
+from wsss.commands.gather import changed_settings
+from wsss.commands.methods import UsageError
+from wsss.commands.readme_block import replace_block
+from wsss.commands.screen import console
+from wsss.errors import nearest
+from wsss.recipe import flat_dict
+from wsss.reporting.comparison import Contender, Scored, common_metrics, difference_table, number_table
+from wsss.reporting.tables import main_mious, to_markdown, to_rich
+from wsss.run_record import RunRecord, find_runs
+from wsss.search.choose.score import read_counts
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    options.add_argument("runs", nargs="*", metavar="RUN", help="run id, or its beginning; `wsss ls runs` lists them")
+    options.add_argument("--dataset", metavar="NAME", help="with --recipe: the newest run of every method and seed")
+    options.add_argument("--recipe", metavar="NAME", help="the shipped recipe of those runs")
+    options.add_argument("--metric", metavar="NAME", action="append", default=[], help="only this number; repeatable")
+    options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced by the table")
+    options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print both tables, or put the first into a README."""
+    if (arguments.readme is None) != (arguments.block is None):
+        raise UsageError("--readme and --block belong together", "wsss compare", "give both or none")
+    home = locations(arguments).home
+    contenders = gather_contenders(_chosen_runs(arguments, home), home)
+    metrics = _chosen_metrics(arguments.metric, contenders)
+    table = number_table(contenders, metrics)
+    for each in (table, difference_table(contenders, metrics)):
+        if each.rows:
+            console().print(to_rich(each))
+    if arguments.readme is not None:
+        _heading, _, content = to_markdown(table).partition("\n\n")
+        replace_block(arguments.readme, arguments.block, content.rstrip("\n"))
+        print(f"block {arguments.block} of {arguments.readme} written")
+    return 0
+
+
+def gather_contenders(records: Sequence[RunRecord], home: Path) -> list[Contender]:
+    """Runs as rows of a comparison, in the given order; those that differ by their seed alone are one row.
+
+    Raises:
+        UsageError: a run has not finished, or a seed of one recipe was given twice.
+        WsssError: a method or an artifact is no longer what it was.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.status != "finished":
+            raise UsageError(f"the run is {record.status}", record.run_id, "the command that made it continues it")
+        groups.setdefault(_kind(record), []).append(record)
+    return [_contender(sorted(group, key=lambda record: record.seed), home) for group in groups.values()]
+
+
+def _chosen_runs(arguments: argparse.Namespace, home: Path) -> list[RunRecord]:
+    if bool(arguments.runs) == bool(arguments.dataset and arguments.recipe):
+        raise UsageError("say which runs", "wsss compare", "give run ids, or both --dataset and --recipe")
+    if arguments.runs:
+        return [RunRecord.load(run_folder(home, name)) for name in arguments.runs]
+    newest: dict[tuple[str, int], RunRecord] = {}
+    for record in find_runs(home):
+        asked = record.dataset == arguments.dataset and record.recipe_name == arguments.recipe
+        if asked and record.status == "finished" and not _changed(record):
+            newest[record.method, record.seed] = record
+    if not newest:
+        raise UsageError(
+            f"no finished run of recipe {arguments.recipe!r} on {arguments.dataset!r}", str(home), "see `wsss ls runs`"
+        )
+    return list(newest.values())
+
+
+def _chosen_metrics(asked: Sequence[str], contenders: Sequence[Contender]) -> list[str]:
+    known = list(dict.fromkeys(metric for each in contenders for metric in each.numbers))
+    for metric in asked:
+        if metric not in known:
+            close = nearest(metric, known)
+            raise UsageError(f"no run has the number {metric!r}", "--metric", close or f"one of {', '.join(known)}")
+    return list(asked) or common_metrics(contenders)
+
+
+def _kind(record: RunRecord) -> str:
+    recipe = {key: value for key, value in record.recipe.items() if key not in ("seed", "execution")}
+    facts = [record.method, record.dataset, record.data_digest, record.checkpoint, recipe]
+    return json.dumps(facts, sort_keys=True)
+
+
+def _changed(record: RunRecord) -> dict[str, Any]:
+    """Keys that differ from the shipped recipe, with their values."""
+    selection = selection_of(record)
+    values = flat_dict(selection.recipe)
+    return {key: values[key] for key in changed_settings(selection.method, selection.recipe, record.recipe_name)}
+
+
+def _contender(records: Sequence[RunRecord], home: Path) -> Contender:
+    first = records[0]
+    if len({record.seed for record in records}) < len(records):
+        runs = ", ".join(record.run_id for record in records)
+        raise UsageError("the same recipe and seed are given twice", runs, "give each run once")
+    changed = ", ".join(f"{key}={json.dumps(value)}" for key, value in _changed(first).items())
+    scored = [_scored(record, home) for record in records]
+    return Contender(
+        title=f"{first.method} {first.recipe_name}" + (f" with {changed}" if changed else ""),
+        runs=tuple(record.run_id for record in records),
+        seeds=tuple(record.seed for record in records),
+        dataset=first.dataset,
+        data=f"{first.dataset} {first.data_digest}",
+        seconds=sum(stage.seconds for record in records for stage in record.stages) / len(records),
+        numbers={name: _together([each[name] for each in scored]) for name in scored[0] if _in_all(name, scored)},
+    )
+
+
+def _in_all(name: str, scored: Sequence[Mapping[str, Scored]]) -> bool:
+    return all(name in each for each in scored)
+
+
+def _scored(record: RunRecord, home: Path) -> dict[str, Scored]:
+    store = store_at(record.store_url, home)
+    found: dict[str, Scored] = {}
+    for stage in record.stages:
+        names = main_mious(stage.metrics)
+        artifact = store.find(stage.name, stage.key) if names else None
+        for name in names:
+            values = (stage.metrics[name],)
+            counts = read_counts(name, artifact, None) if artifact is not None else None
+            if counts is None:
+                found[name] = Scored(values, rests_on_masks=stage.rests_on_masks)
+                continue
+            found[name] = Scored(values, (counts.at(None),), counts.names, counts.mean_over, stage.rests_on_masks)
+    return found
+
+
+def _together(seeds: Sequence[Scored]) -> Scored:
+    """The numbers of several seeds as one; without counts where the seeds were not scored on the same images."""
+    first = seeds[0]
+    alike = all(each.counts and each.images == first.images for each in seeds)
+    return Scored(
+        values=tuple(value for each in seeds for value in each.values),
+        counts=tuple(each.counts[0] for each in seeds) if alike else (),
+        images=first.images if alike else (),
+        mean_over=first.mean_over,
+        rests_on_masks=any(each.rests_on_masks for each in seeds),
+    )

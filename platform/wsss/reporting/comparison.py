@@ -1,0 +1,155 @@
+"""Recipes side by side: their numbers, and paired differences over the same images."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wsss.evaluation.bootstrap import PairedComparison, paired_comparison_of_means
+from wsss.evaluation.confusion import MeanOver
+from wsss.formatting import duration, interval, mean_and_spread, points
+from wsss.reporting.tables import Table
+
+NOTE = (
+    "mIoU in percent at the recipe's own threshold; ± is the spread over seeds. Differences are to the first row of "
+    "the same data, over the same images, with 95 % intervals over images: what another training would give is not in "
+    "them."
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One number of a contender with what a paired comparison needs.
+
+    Attributes:
+        values: mIoU (fraction) of each seed.
+        counts: of each seed the `class_counts` of every image, int64 (N, 3, C); empty where none are kept.
+        images: names of the N images, in the order of the counts.
+        mean_over: which classes the mean is over.
+        rests_on_masks: something upstream was chosen by looking at masks.
+    """
+
+    values: tuple[float, ...]
+    counts: tuple[np.ndarray, ...] = ()
+    images: tuple[str, ...] = ()
+    mean_over: MeanOver = "defined"
+    rests_on_masks: bool = False
+
+    @property
+    def mean(self) -> float:
+        """mIoU (fraction), mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def shown(self) -> str:
+        """The mean in percent, its spread over seeds, and a star where masks chose something."""
+        spread = statistics.stdev(self.values) if len(self.values) > 1 else None
+        return mean_and_spread(self.mean, spread) + (" *" if self.rests_on_masks else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One recipe in a comparison, run under one or more seeds.
+
+    Attributes:
+        title: method, recipe and changed keys, for people.
+        data: data set and digest of what was read; only contenders of the same data are held against each other.
+        seconds: wall time of all its stages, mean over seeds.
+        numbers: metric name -> what was scored.
+    """
+
+    title: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dataset: str
+    data: str
+    seconds: float
+    numbers: Mapping[str, Scored] = field(default_factory=dict)
+
+
+def difference(contender: Contender, reference: Contender, metric: str) -> PairedComparison | str:
+    """Contender minus reference in one number, or the reason why there is no such difference."""
+    ours, theirs = contender.numbers.get(metric), reference.numbers.get(metric)
+    if ours is None or theirs is None:
+        return "not scored"
+    if contender.data != reference.data:
+        return "other data"
+    if not ours.counts or not theirs.counts:
+        return "counts of its images are not kept"
+    if ours.images != theirs.images:
+        return "other images"
+    if ours.mean_over != theirs.mean_over:
+        return "other mean over classes"
+    return paired_comparison_of_means(ours.counts, theirs.counts, mean_over=ours.mean_over)
+
+
+def reference_of(contenders: Sequence[Contender], position: int) -> Contender | None:
+    """The first contender with the same data; None for that one itself."""
+    first = next(each for each in contenders if each.data == contenders[position].data)
+    return None if first is contenders[position] else first
+
+
+def common_metrics(contenders: Sequence[Contender]) -> list[str]:
+    """Numbers that at least two contenders have, in the order of the stages; all, of a single contender."""
+    found = [metric for contender in contenders for metric in contender.numbers]
+    enough = min(2, len(contenders))
+    return [metric for metric in dict.fromkeys(found) if found.count(metric) >= enough]
+
+
+def number_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table:
+    """One row for each contender, one column for each number; a difference stands below its value."""
+    rows = []
+    for position, contender in enumerate(contenders):
+        reference = reference_of(contenders, position)
+        cells = [_cell(contender, reference, metric) for metric in metrics]
+        seeds = ", ".join(str(seed) for seed in contender.seeds)
+        rows.append((contender.title, seeds, *cells, duration(contender.seconds)))
+    columns = ("recipe", "seeds", *metrics, "time")
+    stars = any(number.rests_on_masks for each in contenders for number in each.numbers.values())
+    note = NOTE + (" *: something upstream was chosen by looking at masks." if stars else "")
+    return Table("Comparison", columns, tuple(rows), frozenset((*metrics, "time")), note)
+
+
+def difference_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table:
+    """One row for each number and each contender but the first: difference, interval, and what it says."""
+    rows = []
+    for metric in metrics:
+        for position, contender in enumerate(contenders):
+            reference = reference_of(contenders, position)
+            if reference is None:
+                continue
+            found = difference(contender, reference, metric)
+            start = (metric, contender.title, reference.title)
+            if isinstance(found, str):
+                rows.append((*start, "-", "-", "-", f"not comparable: {found}"))
+            else:
+                rows.append((*start, points(found.difference), *_bounds(found), in_words(found)))
+    columns = ("number", "recipe", "against", "difference", "95 % interval", "p", "says")
+    note = "Points of mIoU over the same images. Every interval stands for itself: many together miss more often."
+    return Table("Differences", columns, tuple(rows), frozenset({"difference", "95 % interval", "p"}), note)
+
+
+def in_words(found: PairedComparison) -> str:
+    """ "better" or "worse" where the interval leaves zero out, else "not told apart"."""
+    if found.low > 0:
+        return "better"
+    return "worse" if found.high < 0 else "not told apart"
+
+
+def _bounds(found: PairedComparison) -> tuple[str, str]:
+    return interval(found.low, found.high, signed=True), f"{found.p_value:.3f}"
+
+
+def _cell(contender: Contender, reference: Contender | None, metric: str) -> str:
+    number = contender.numbers.get(metric)
+    if number is None:
+        return "-"
+    if reference is None:
+        return number.shown
+    found = difference(contender, reference, metric)
+    if isinstance(found, str):
+        return number.shown
+    return f"{number.shown} ({points(found.difference)}: {interval(found.low, found.high, signed=True)})"
