@@ -87,6 +87,15 @@ def test_mobilenet_strides(output_stride, dilated):
         assert x.shape[1] == channels
 
 
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_a_dilated_mobilenet_keeps_the_values_of_the_strided_one(output_stride):
+    """Its positions on the grid of stride 32 hold what the published network, and so ImageNet's weights, give there."""
+    strided, dilated = MobileNetV2(0.25, 32).eval(), MobileNetV2(0.25, output_stride, dilated=True).eval()
+    dilated.load_state_dict(strided.state_dict())
+    x, step = torch.randn(2, 3, 75, 101), 32 // output_stride
+    torch.testing.assert_close(dilated(x)[-1][..., ::step, ::step], strided(x)[-1], rtol=1e-4, atol=1e-12)
+
+
 def test_mobilenet_loads_the_pretrained_file(shared):
     path = shared / "data" / "weights" / "mobilenet_v2_keras_int8-7edfbd0e.pth"
     network = MobileNetV2()

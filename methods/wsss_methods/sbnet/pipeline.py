@@ -8,6 +8,7 @@ from typing import Any
 
 from wsss.data.dataset import Dataset
 from wsss.metric_name import MetricName
+from wsss.nn.mobilenet import dilation_version
 from wsss.ops.cam import Merge
 from wsss.pipeline import Arrays, GridColumn, Pipeline, Reads, SampleGrid, Stage, StageContext, TrainStage
 from wsss.stages.affinity_psa import (
@@ -127,7 +128,7 @@ def _cam_stages(
 ) -> list[Stage]:
     train = TrainStage(
         name=f"{prefix}cam_train",
-        version=1,
+        version=dilation_version(settings.backbone),
         config=settings,
         inputs={"boundary": "boundary"} if settings.boundaries else {},
         reads=frozenset[Reads]({"images", "image_labels"}),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.metric_name import MetricName
+from wsss.nn.mobilenet import dilation_version
 from wsss.pipeline import Arrays, GridColumn, MapStage, Pipeline, Reads, SampleGrid, Stage, StageContext, TrainStage
 from wsss.stages.affinity_irn import affinity_stages
 from wsss.stages.cam import build_cam, cam_stages
@@ -126,7 +127,7 @@ def segmentation_stages(recipe: SscRecipe, files: Mapping[str, Path], training_l
     stages: list[Stage] = [
         TrainStage(
             name="segmentation_train",
-            version=1,
+            version=dilation_version(train_settings.architecture.removeprefix("deeplabv2_")),
             config=train_settings,
             inputs={"pseudo_label": "pseudo_label", "confidence_mask": "confidence_mask"},
             reads=IMAGES,

@@ -26,6 +26,11 @@ _ROWS = (
 _STAGES = ((0, 3), (3, 4), (4, 7), (7, 14), (14, 19))
 
 
+def dilation_version(backbone: str) -> int:
+    """Version of a stage that trains a dilated backbone: 2 of "mobilenet_v2", whose dilation was wrong in version 1."""
+    return 2 if backbone == "mobilenet_v2" else 1
+
+
 class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise, linear 1x1 projection; a shortcut where the shapes allow it."""
 
@@ -86,7 +91,7 @@ class MobileNetV2(nn.Module):
     Args:
         width: factor on every channel count, rounded to multiples of 8; 1 fits the published weights.
         output_stride: 32, 16 or 8; strides beyond it become 1.
-        dilated: replace those strides by dilation.
+        dilated: replace those strides by dilation, so that every position keeps its value and others come between.
         norm_layer: makes a normalization layer for a channel count.
         after_last: parameterless module after the last stage's activation, or None (suppression of peaks; the
             blocks before it end in linear projections, which have no peak to bound).
@@ -113,20 +118,21 @@ class MobileNetV2(nn.Module):
         total, dilation = 2, 1
         for expansion, row_channels, blocks, row_stride in _ROWS:
             out_channels = scaled_channels(row_channels, width)
-            stride = row_stride
+            stride, further_dilation = row_stride, dilation
             if total * stride > output_stride:
-                dilation *= stride if dilated else 1
+                further_dilation *= stride if dilated else 1
                 stride = 1
             total *= stride
             for block in range(blocks):
+                # The block that had the stride still reads neighbours of its input; those after it read further ones.
+                block_stride, block_dilation = (stride, dilation) if block == 0 else (1, further_dilation)
                 features.append(
-                    InvertedResidual(
-                        channels, out_channels, stride if block == 0 else 1, expansion, dilation, norm_layer
-                    )
+                    InvertedResidual(channels, out_channels, block_stride, expansion, block_dilation, norm_layer)
                 )
                 channels = out_channels
                 widths.append(channels)
                 reached.append(total)
+            dilation = further_dilation
         last = scaled_channels(1280, width)
         features.append(_conv_norm_relu(channels, last, 1, norm_layer))
         widths.append(last)

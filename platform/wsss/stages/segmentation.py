@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wsss.data.augment.scale_crop import IGNORE, InputFormat, draw_scale_crop, network_input, scale_crop
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups
+from wsss.nn.mobilenet import dilation_version
 from wsss.pipeline import Arrays, MapStage, Stage, StageContext, TrainStage
 from wsss.recipe import setting
 from wsss.schedules import polynomial_decay
@@ -300,7 +301,7 @@ def segmentation_stages(
     stages: list[Stage] = [
         TrainStage(
             name=f"{prefix}_train",
-            version=1,
+            version=dilation_version(settings.form),
             config=without_unused(settings),
             inputs={} if label_stage is None else {"label": label_stage},
             reads=frozenset({"images", "masks"} if supervised else {"images"}),
