@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "out of range": ({"keys": np.array([5]), "masks": full(1)}, r"\[5\] are no classes .* from 1 to 4"),
     "a quarter": ({"keys": KEYS, "high_res": full(2, size=(3, 4))}, r"\(2, 3, 4\), expected \(2, 10, 13\)"),
     "padded": ({"keys": KEYS, "high_res": full(2, size=(16, 16))}, r"\(2, 16, 16\), expected \(2, 10, 13\)"),
-    "transposed": ({"keys": KEYS, "high_res": full(2, size=SIZE[::-1])}, r"\(2, 13, 10\).*it is transposed"),
+    "transposed": ({"keys": KEYS, "high_res": full(2, size=(13, 10))}, r"\(2, 13, 10\).*it is transposed"),
     "transposed small": ({"keys": KEYS, "cam": full(2, size=(4, 3))}, r"\(2, 4, 3\), expected \(2, 3, 4\).*transposed"),
     "too few maps": ({"keys": KEYS, "walk": full(1, size=(3, 4))}, r"walk is \(1, 3, 4\)"),
     "no background": ({"keys": KEYS, "crf_low": full(2)}, r"crf_low is \(2, 10, 13\), expected \(3, 10, 13\)"),

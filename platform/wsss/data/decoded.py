@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from wsss.data.reading import opened, read_label_map, require_colors
 
@@ -54,7 +54,7 @@ def value_counts(contents: Mapping[str, Any]) -> dict[int, int]:
     return {int(value): pixels for value, pixels in contents.get("counts", {}).items()}
 
 
-def _oddities(image: Image.Image) -> list[str]:
+def _oddities(image: ImageFile.ImageFile) -> list[str]:
     deep = bool(image.tile) and ";16" in str(image.tile[0].args)  # reading the EXIF tags of a PNG decodes it
     profile = image.info.get("icc_profile", b"")
     # Their descriptions are in ASCII, or in UTF-16 since version 4.

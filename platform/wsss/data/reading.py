@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from wsss.data.errors import DataError
 from wsss.data.palette import palette_colors, palette_fault
@@ -129,7 +129,7 @@ def require_colors(mode: str, path: Path) -> None:
         )
 
 
-def require_class_ids(image: Image.Image, path: Path) -> None:
+def require_class_ids(image: ImageFile.ImageFile, path: Path) -> None:
     """Raise a DataError when a mask that was just opened does not hold class ids of 8 bits, or of a palette."""
     mode = image.mode
     expected = "expected a palette (P) or 8-bit grey (L) PNG of class ids"
@@ -164,7 +164,7 @@ def require_same_size(mask: tuple[int, int], image: tuple[int, int], mask_path: 
 
 
 @contextmanager
-def opened(path: Path, failure: str, kind: str) -> Iterator[Image.Image]:
+def opened(path: Path, failure: str, kind: str) -> Iterator[ImageFile.ImageFile]:
     """A picture or mask, opened; what Pillow raises inside becomes a DataError that begins with `failure`."""
     try:
         status = path.stat().st_mode
