@@ -43,7 +43,7 @@ class Classifier(nn.Module):
             channels = scaled_channels(512, width)
             _initialize(self.features)
         else:
-            body = build_backbone(backbone, width, normalization)
+            body = build_backbone(backbone, width, normalization, dilated=True)
             self.features = cast(nn.Module, body)
             channels = body.channels[-1]
         layers: list[nn.Module] = []
@@ -52,6 +52,9 @@ class Classifier(nn.Module):
             channels = head_width
         self.extra_convs = nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
         _initialize(self.extra_convs)
+        if backbone != "vgg16":
+            # The published start fits 512 channels in and out. Elsewhere its class maps begin so large that ReLUs die.
+            _start_small(self.extra_convs)
 
     def aliases(self) -> Aliases:
         """None: the published file has the names of the state dict."""
@@ -77,6 +80,13 @@ def _initialize(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
+
+
+def _start_small(head: nn.Sequential) -> None:
+    for layer in head:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    nn.init.normal_(cast(nn.Conv2d, head[-1]).weight, std=0.01)
 
 
 def parameter_groups(

@@ -100,7 +100,7 @@ def _cam_stages(recipe: I2crcRecipe, files: Mapping[str, Path], training_list: s
     settings = active_cam_settings(recipe.cam)
     train = TrainStage(
         name="cam_train",
-        version=1,
+        version=1 if settings.backbone == "vgg16" else 2,  # other heads start at smaller values
         config=settings,
         inputs={"saliency": "saliency"} if settings.relation_losses else {},
         reads=frozenset({"images", "image_labels"}),

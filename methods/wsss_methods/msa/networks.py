@@ -80,7 +80,7 @@ class ReconstructionNetwork(nn.Module):
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self.structure = structure
-        body = build_backbone(structure.backbone, structure.width, structure.normalization)
+        body = build_backbone(structure.backbone, structure.width, structure.normalization, dilated=True)
         fourth, fifth = body.channels[3:]
         width, inputs = structure.head_width, structure.dcr_inputs
         self.model: Any = body
@@ -143,7 +143,7 @@ class PlainNetwork(nn.Module):
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self.structure = structure
-        body = build_backbone(structure.backbone, structure.width, structure.normalization)
+        body = build_backbone(structure.backbone, structure.width, structure.normalization, dilated=True)
         self.model: Any = body
         fourth, fifth = body.channels[3:]
         self.classifier = nn.Conv2d(fifth, structure.num_classes, 1, bias=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsss.data.dataset import Dataset
 from wsss.metric_name import MetricName
+from wsss.nn.mobilenet import dilation_version
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages import score
 from wsss.stages.candidates import selection_stages, weight_inputs
@@ -113,7 +114,7 @@ def _cam_stages(recipe: MsaRecipe, files: Mapping[str, Path], training_list: str
     stages: list[Stage] = [
         TrainStage(
             name="cam_train",
-            version=1,
+            version=dilation_version(network.backbone),
             config=TrainConfig(network, recipe.train, active_contrast_settings(recipe.contrast), int(by_masks)),
             inputs={**superpixels, **({"saliency": "saliency"} if recipe.uses_saliency else {})},
             reads=IMAGE_LABELS,

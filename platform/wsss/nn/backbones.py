@@ -41,6 +41,7 @@ def build_backbone(
     normalization: Normalization = "frozen",
     suppression: float | None = None,
     depths: tuple[int, int, int, int] | None = None,
+    dilated: bool = False,
 ) -> Backbone:
     """A backbone at output stride 16: "resnet18", "resnet50" or "mobilenet_v2".
 
@@ -49,6 +50,7 @@ def build_backbone(
         normalization: "frozen" uses stored statistics, always; "batch" trains them over all workers' batches.
         suppression: delta of the discriminative region suppression in the last stage, None or 1 for none.
         depths: blocks of a ResNet's four layers, to change the standard ones.
+        dilated: of "mobilenet_v2", replace its last stride by dilation, so that ImageNet weights see what they learned.
     """
     norm_layer = FrozenStatisticsBatchNorm2d if normalization == "frozen" else SynchronizedBatchNorm2d
 
@@ -56,7 +58,7 @@ def build_backbone(
         return DiscriminativeRegionSuppression(suppression) if suppression is not None and suppression < 1 else None
 
     if name == "mobilenet_v2":
-        return MobileNetV2(width, output_stride=16, norm_layer=norm_layer, after_last=suppressor())
+        return MobileNetV2(width, 16, dilated, norm_layer=norm_layer, after_last=suppressor())
     if not name.startswith("resnet"):
         raise ValueError(f"no backbone {name}; there are resnet18, resnet50 and mobilenet_v2")
     structure = resnet_structure(int(name.removeprefix("resnet")), width=width, strides=(1, 2, 2, 1))
