@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import pickle
 import re
@@ -21,7 +22,7 @@ from wsss.errors import WsssError
 from wsss.method import ExecutionSettings, Method
 from wsss.metric_name import MetricName
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
-from wsss.recipe import RecipeError, SettingInfo, flat_dict, load_recipe, settings_of
+from wsss.recipe import RecipeError, SettingInfo, change_recipe, flat_dict, load_recipe, settings_of
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.search.space.pipelines import metrics_of
 from wsss.weights import file_digest
@@ -54,8 +55,16 @@ def shapes_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@functools.cache
+def small_demo(name: str) -> Any:
+    method = find_method(name)
+    return load_recipe(method.recipe_type, method.recipe_path("demo"), SMALL)
+
+
 def demo(method: Method, *overrides: str) -> Any:
-    return load_recipe(method.recipe_type, method.recipe_path("demo"), [*SMALL, *overrides])
+    """The demo on few pictures, changed; its file is read once, as some tests try thousands of changes."""
+    words = (override.partition("=") for override in overrides)
+    return change_recipe(small_demo(method.name), {key: yaml.safe_load(value) for key, _, value in words})
 
 
 def build(method: Method, recipe: Any, home: Path) -> tuple[Pipeline, Dataset]:
