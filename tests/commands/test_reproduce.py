@@ -11,6 +11,7 @@ from tests.contributing import EXAMPLE
 from wsss.commands import engine
 from wsss.commands.failures import exit_code_of
 from wsss.commands.reproduce import main
+from wsss.execution.nodes import present_cluster
 from wsss.run_record import find_runs
 
 
@@ -61,9 +62,9 @@ def test_dry_run_refuses_what_can_never_run(
 ) -> None:
     assert main(["--method", example, "--dry-run", "--until", "cam_evalution", *SMALL]) == 1
     assert "there is no stage 'cam_evalution'" in capsys.readouterr().err
-    monkeypatch.setattr(engine, "capacity_now", lambda: (0, 0, 0, False))
+    monkeypatch.setattr(engine, "cluster_now", lambda: present_cluster([]))
     assert main(["--method", example, "--dry-run", "cam.width=0.7", *SMALL]) == 1
-    assert "the cluster has 0 CPUs" in capsys.readouterr().err
+    assert "0 fit at a time on no node with CPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,13 @@ class FakeRay:
 
     def __init__(self, ends: Callable[[tuple[int, ...], int, int], Any]) -> None:
         self.ends, self.started, self.attempts = ends, [], {}
+        self.options: list[dict[str, Any]] = []
 
-    def start(self, items: Sequence[int], shard: int) -> Any:
+    def start(self, items: Sequence[int], shard: int, options: dict[str, Any]) -> Any:
         piece = (*items, shard)
         self.attempts[piece] = self.attempts.get(piece, 0) + 1
         self.started.append((tuple(items), shard))
+        self.options.append(options)
         return (tuple(items), shard, self.attempts[piece])
 
     def wait(self, references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
@@ -122,11 +124,18 @@ class FakeRay:
     def cancel(self, reference: Any) -> None: ...
 
 
+class AllThere:
+    """Stands for the watch of nodes that never end."""
+
+    grows = False
+
+
 def run_faked(
     monkeypatch: pytest.MonkeyPatch, pieces: Sequence[tasks.Piece], ends: Callable[..., Any], **options: Any
 ) -> tuple[list[Any], FakeRay]:
     fake = FakeRay(ends)
     monkeypatch.setattr(tasks, "ray", fake)
+    options = {"watch": AllThere(), "tell": lambda text: None, **options}
     return list(tasks.run_tasks(pieces, fake.start, 1, **options)), fake
 
 
@@ -134,15 +143,16 @@ def half_imported() -> Exception:
     return RaySystemError("ImportError: cannot import name 'x' from partially initialized module 'y'")
 
 
-def test_a_worker_that_could_not_import_gets_its_task_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_task_that_could_not_be_imported_starts_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
     def ends(items: tuple[int, ...], shard: int, attempt: int) -> Any:
         return half_imported() if (shard, attempt) == (1, 1) else [1.0] * len(items)
 
-    told, fake = run_faked(monkeypatch, [([0, 1], 0), ([0, 1], 1)], ends)
+    told, fake = run_faked(monkeypatch, [([0, 1], 0), ([0, 1], 1)], ends, tell=said.append)
     assert sorted(told) == [(([0, 1], 0), [1.0, 1.0]), (([0, 1], 1), [1.0, 1.0])]
-    assert len(fake.started) == 3 and "partially initialized" in caplog.text
+    assert len(fake.started) == 3 and len(said) == 1 and "partially initialized" in said[0]
+    assert fake.options[:2] == [{}, {}] and fake.options[2]["runtime_env"]["env_vars"], "another process"
 
 
 def test_a_worker_that_can_never_import_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +174,9 @@ def test_no_task_starts_after_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(lambda items, shard, attempt: [ValueError("x")])
     monkeypatch.setattr(tasks, "ray", fake)
     failed: list[Any] = []
-    for told in tasks.run_tasks([([0], shard) for shard in range(9)], fake.start, 1, lambda: not failed):
+    pieces: list[tasks.Piece] = [([0], shard) for shard in range(9)]
+    watch: Any = AllThere()
+    for told in tasks.run_tasks(pieces, fake.start, 1, watch, lambda text: None, lambda: not failed):
         failed.append(told)
     assert len(fake.started) == len(failed) == 2, "what was under way is finished"
 

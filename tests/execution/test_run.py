@@ -19,6 +19,7 @@ from tests.store.children import check_content
 
 from wsss.data.view import LabelFirewallError
 from wsss.errors import WsssError
+from wsss.execution.nodes import NodeType, growing_cluster, present_cluster
 from wsss.execution.prepare import prepare_run
 from wsss.execution.scheduling import SchedulingError, check_schedulable
 from wsss.execution.stage_job import HISTORY_FILE
@@ -158,10 +159,19 @@ def test_what_can_never_be_scheduled_is_refused_at_once(tmp_path: Path) -> None:
         return prepare_run(RunRequest(toy_method.METHOD, recipe, "toy", tmp_path, str(tmp_path / "store")))
 
     many = prepared("execution.train_workers=4", "execution.threads=2")
-    with pytest.raises(SchedulingError, match="4 workers with 2 CPUs each"):
-        check_schedulable(many.plan, many.execution, cpus=4, gpus=0, largest_node_cpus=4, grows=False)
-    check_schedulable(many.plan, many.execution, cpus=8, gpus=0, largest_node_cpus=8, grows=False)
-    check_schedulable(many.plan, many.execution, cpus=4, gpus=0, largest_node_cpus=4, grows=True)
+    with pytest.raises(SchedulingError, match="4 workers with 2 CPU each are asked for; 2 fit at a time"):
+        check_schedulable(many.plan, many.execution, present_cluster([{"CPU": 4}]))
+    check_schedulable(many.plan, many.execution, present_cluster([{"CPU": 8}]))
+    small = (NodeType(name="small", cpus=2, most=3),)
+    with pytest.raises(SchedulingError, match="3 fit at a time on small \\(2 CPU, 0 of at most 3 here\\)"):
+        check_schedulable(many.plan, many.execution, growing_cluster(small, None, [{"CPU": 0}]))
+    check_schedulable(many.plan, many.execution, growing_cluster(small, None, [{"CPU": 2}, {"CPU": 3}]))
+
+
+def test_what_is_refused_leaves_no_failed_run(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(SchedulingError):
+        toy_method.run(tmp_path, [*SMALL, "execution.train_workers=3"])
+    assert find_runs(tmp_path) == [] and not (tmp_path / "mlflow.db").exists()
 
 
 def start(home: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -231,7 +231,9 @@ class Silent:
             print(f"UPDATE {stage} {done}", flush=True)
 
     def finish(self, stage: str, seconds: float, summary: str) -> None: ...
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        if os.environ.get("TOY_VERBOSE"):
+            print(f"SAID {text}", flush=True)
 
 
 def run(home: Path, overrides: list[str], store: str | None = None, tracking: str | None = None) -> Any:

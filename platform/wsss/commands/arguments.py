@@ -12,6 +12,7 @@ from typing import Any
 from wsss.commands.methods import UsageError, find_method, recipe_file
 from wsss.method import Method
 from wsss.recipe import load_recipe
+from wsss.tracking.provenance import ray_job_config
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def make_parser(
     formatter = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
     parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=formatter)
     add_options(parser)
-    parser.add_argument("--home", metavar="FOLDER", help="runs, reports and caches (default: $WSSS_HOME, else ./.wsss)")
+    text = "runs, reports and caches (default: $WSSS_HOME, else ./.wsss, in a Ray job ~/.wsss)"
+    parser.add_argument("--home", metavar="FOLDER", help=text)
     text = "artifacts: a folder or s3://bucket/prefix (default: $WSSS_STORE, else HOME/store)"
     parser.add_argument("--store", metavar="URL", help=text)
     text = "MLflow server or database (default: $MLFLOW_TRACKING_URI, else a database in HOME)"
@@ -72,7 +74,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def locations(arguments: argparse.Namespace) -> Locations:
     """Options first, then the environment, then the defaults. Paths come back absolute."""
-    home = Path(arguments.home or os.environ.get("WSSS_HOME") or ".wsss").expanduser().resolve()
+    # The folder of a submitted job disappears with the job.
+    default = "~/.wsss" if ray_job_config() else ".wsss"
+    home = Path(arguments.home or os.environ.get("WSSS_HOME") or default).expanduser().resolve()
     store = arguments.store or os.environ.get("WSSS_STORE") or str(home / "store")
     if "://" not in store:
         store = str(Path(store).expanduser().resolve())

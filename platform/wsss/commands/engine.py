@@ -11,9 +11,10 @@ from wsss.commands.arguments import locations, select
 from wsss.commands.methods import UsageError
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
 from wsss.commands.screen import print_plan
+from wsss.execution.nodes import Cluster, present_cluster
 from wsss.execution.prepare import PreparedRun, RunRequest, prepare_run
 from wsss.execution.run import RunResult, execute_run
-from wsss.execution.scheduling import check_schedulable, stage_resources
+from wsss.execution.scheduling import check_schedulable, growth_in_words, stage_resources
 from wsss.plan import PlannedStage
 
 
@@ -57,11 +58,13 @@ def show_plan(request: RunRequest) -> None:
         WsssError: data, weights or store do not fit.
     """
     prepared = prepare_run(request)
-    cpus, gpus, largest, grows = capacity_now()
-    wanted = {planned.stage.name: _resources(prepared, planned, cpus, gpus) for planned in prepared.plan.needed}
+    cluster = cluster_now()
+    wanted = {planned.stage.name: _resources(prepared, planned, cluster) for planned in prepared.plan.needed}
     print_plan(prepared.plan, run_title(request), wanted)
     print(f"store: {prepared.store.url}")
-    check_schedulable(prepared.plan, prepared.execution, cpus, gpus, largest, grows)
+    for line in growth_in_words(prepared.plan, prepared.execution, cluster):
+        print(line)
+    check_schedulable(prepared.plan, prepared.execution, cluster)
 
 
 def run_all(requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
@@ -86,21 +89,21 @@ def _run(prepared: PreparedRun) -> RunResult:
     return execute_run(prepared, LineObserver(planned))
 
 
-def _resources(prepared: PreparedRun, planned: PlannedStage, cpus: int, gpus: int) -> str:
-    workers, each = stage_resources(planned.stage, prepared.execution, cpus, gpus)
-    asked = f"{each.cpus:g} CPU" + (f" + {each.gpus:g} GPU" if each.gpus else "")
-    return f"{workers} x {asked}"
+def _resources(prepared: PreparedRun, planned: PlannedStage, cluster: Cluster) -> str:
+    workers, each = stage_resources(planned.stage, prepared.execution, cluster)
+    return f"{workers} x {each.text}"
 
 
-def capacity_now() -> tuple[int, int, int, bool]:
-    """CPUs, GPUs, CPUs of the largest node, whether the cluster grows. Starts no Ray for a look at this machine."""
+def cluster_now() -> Cluster:
+    """The cluster of RAY_ADDRESS, else this machine, for a look at which no Ray is started."""
     if os.environ.get("RAY_ADDRESS"):
         from wsss.execution.cluster import connect, disconnect
 
-        have = connect()
-        disconnect()
-        return int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling
+        try:
+            return connect()
+        finally:
+            disconnect()
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cpus, torch.cuda.device_count(), cpus, False
+    return present_cluster([{"CPU": cpus, "GPU": torch.cuda.device_count()}])

@@ -110,7 +110,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, run the sweep, show what it found."""
-    from wsss.commands.engine import capacity_now
+    from wsss.commands.engine import cluster_now
     from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan, report_sweep
     from wsss.execution.cluster import disconnect
     from wsss.search.request import prepare_sweep
@@ -119,7 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
     prepared = prepare_sweep(build_request(arguments))
     print_sweep_plan(prepared)
     if arguments.dry_run:
-        check_capacity(prepared, *capacity_now())
+        for line in check_capacity(prepared, cluster_now()):
+            print(line)
         return 0
     try:
         record = run_sweep(prepared, LineSweepObserver(prepared))

@@ -1,4 +1,4 @@
-"""Starts or joins Ray, and counts the resources of the cluster."""
+"""Starts or joins Ray."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker
 
 from wsss.errors import WsssError
+from wsss.execution.growth import current_cluster
+from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
+from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
 from wsss.tracking.provenance import ray_job_config
 
+log = logging.getLogger(__name__)
 # Train polls its workers; its own 2 s would add two seconds to every checkpoint.
 _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -27,6 +32,9 @@ _DRIVER_ENVIRONMENT = {
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# How often Train tries to start the workers of a training before it gives up.
+START_ATTEMPTS = 4
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # Credentials are not among them: Ray logs runtime environments. Workers of a local Ray inherit them; those of a
 # cluster have them from their image, instance role or job.
 _WORKER_VARIABLES = (
@@ -41,18 +49,7 @@ class ClusterError(WsssError):
     """Ray cannot be started or joined, or its workers died."""
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster holds in total and in its largest node."""
-
-    cpus: float
-    gpus: float
-    nodes: int
-    largest_node_cpus: float
-    autoscaling: bool
-
-
-def connect(cpus: int | None = None) -> Capacity:
+def connect(cpus: int | None = None) -> Cluster:
     """Join the cluster of RAY_ADDRESS (set inside a submitted job; "auto" finds one here), or start an own Ray.
 
     The code of the platform and of the methods travels with the connection, so workers need no installation.
@@ -61,10 +58,15 @@ def connect(cpus: int | None = None) -> Capacity:
 
     Raises:
         ClusterError: the address does not answer.
+        NodeTypesError: WSSS_NODE_TYPES can not be read.
+        NodesMissingError: WSSS_WAIT_MINUTES is no number.
     """
+    patience = wait_seconds()
     if not ray.is_initialized():
         for name, value in _DRIVER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # Where lost nodes are replaced, Train tries four times and waits so long each time (see `TrainPlan`).
+        os.environ.setdefault(_START_TIMEOUT, f"{max(15.0, patience / START_ATTEMPTS):g}")
         address = os.environ.get("RAY_ADDRESS")
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -89,23 +91,17 @@ def connect(cpus: int | None = None) -> Capacity:
                 if address
                 else "run the same command again when the machine is less busy; `WSSS_DEBUG=1` shows more",
             ) from error
+        if not os.environ.get("WSSS_DEBUG"):
+            # Ray prints a lost node as twenty lines of its log; `NodeWatch` says it in one.
+            worker.print_to_stdstream = _to_log
         if threading.current_thread() is threading.main_thread():
             # Ray would end the process at once on SIGTERM, which `ray job stop` sends; like Ctrl-C it ends in order.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return capacity()
+    return current_cluster()
 
 
-def capacity() -> Capacity:
-    """Resources of the connected cluster as it stands; an autoscaling one may grow beyond it."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    total = ray.cluster_resources()
-    return Capacity(
-        cpus=float(total.get("CPU", 0.0)),
-        gpus=float(total.get("GPU", 0.0)),
-        nodes=len(nodes),
-        largest_node_cpus=max((float(node["Resources"].get("CPU", 0.0)) for node in nodes), default=0.0),
-        autoscaling=os.environ.get("WSSS_AUTOSCALING", "") == "1",
-    )
+def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    log.info("%s: %s", message.get("pid"), " ".join(message.get("lines", ())))
 
 
 def disconnect() -> None:
@@ -120,7 +116,7 @@ def _code_folders() -> list[str]:
 
 
 def _worker_environment(dashboard_port: int | None = None) -> dict[str, str]:
-    names = [*_WORKER_VARIABLES, "WSSS_DEBUG", *_DRIVER_ENVIRONMENT]
+    names = [*_WORKER_VARIABLES, "WSSS_DEBUG", WAIT_VARIABLE, NODE_TYPES_VARIABLE, _START_TIMEOUT, *_DRIVER_ENVIRONMENT]
     by_job = _variables_of_job()
     found = {name: os.environ[name] for name in names if name in os.environ and name not in by_job}
     if dashboard_port is not None:

@@ -6,15 +6,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from wsss.execution.cluster import capacity
+from wsss.execution.growth import current_cluster
 from wsss.execution.import_stage import run_import_stage
 from wsss.execution.map_stage import run_map_stage, run_reduce_stage
+from wsss.execution.nodes import Resources
 from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
-from wsss.execution.scheduling import Resources, stage_resources
+from wsss.execution.scheduling import stage_resources, tasks_of
 from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage
 from wsss.execution.train_loop import LoopSettings
 from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
+from wsss.execution.waiting import wait_for_first_node
 from wsss.formatting import percent
 from wsss.metric_name import MetricName
 from wsss.pipeline import ImportStage, MapStage, ReduceStage, Stage, TrainStage
@@ -51,19 +53,24 @@ def compute_stage(
         tracked.finish("FINISHED")
         observer.finish(stage.name, time.monotonic() - started, "released model taken in")
         return artifact
-    have = capacity()
-    workers, resources = stage_resources(stage, execution, int(have.cpus), int(have.gpus))
+    workers, resources = stage_resources(stage, execution, current_cluster())
     gpu = resources.gpus > 0
+    if not isinstance(stage, TrainStage):
+        tasks = tasks_of(stage, workers, planned.images)
+        wait_for_first_node(stage.name, tasks, resources, observer.message)
+    started = time.monotonic()  # what nodes take to come is no cost of the stage
     facts: dict[str, Any] = {}
     if isinstance(stage, TrainStage):
         facts = _train(prepared, job, workers, resources, observer, tracked)
     elif isinstance(stage, MapStage):
         observer.start(stage.name, len(job.view.names), "images")
-        facts = run_map_stage(job, workers, gpu, lambda done, total: observer.update(stage.name, done))
+        facts = run_map_stage(
+            job, workers, gpu, lambda done, total: observer.update(stage.name, done), observer.message
+        )
     else:
         observer.start(stage.name, 1, "pass")
-        run_reduce_stage(job)
-    seconds = time.monotonic() - started
+        run_reduce_stage(job, observer.message)
+    seconds = time.monotonic() - started - facts.get("waited_seconds", 0.0)
     artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
     metrics = load_metrics(artifact) if isinstance(stage, ReduceStage) else {}
     tracked.metrics(metrics)
@@ -84,7 +91,7 @@ def _train(
     plan = TrainPlan(
         workers=workers,
         gpu=gpu,
-        threads=int(resources.cpus),
+        threads=resources.cpus,
         settings=LoopSettings(
             micro_batch=execution.micro_batch,
             loader_workers=execution.loader_workers,
@@ -104,7 +111,7 @@ def _train(
         names = {name for _, values in steps for name in values}
         tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
 
-    facts = run_train_stage(job, plan, show)
+    facts = run_train_stage(job, plan, show, observer.message)
     if isinstance(job.stage, TrainStage) and job.stage.preview is None:
         remove_checkpoints(plan, job)
     return facts

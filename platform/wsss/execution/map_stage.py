@@ -19,9 +19,11 @@ import numpy as np
 import ray
 import torch
 
+from wsss.execution.nodes import Resources
 from wsss.execution.numeric_mode import numeric_mode
-from wsss.execution.stage_job import ARRAYS_FILE, METRICS_FILE, TABLES_FILE, StageJob
+from wsss.execution.stage_job import ARRAYS_FILE, METRICS_FILE, TABLES_FILE, StageJob, shard_size
 from wsss.execution.tasks import TASK_OPTIONS, Piece, describe, parts, portable, run_tasks
+from wsss.execution.waiting import NodeWatch, Tell
 from wsss.pipeline import Arrays, MapStage, ReduceStage
 
 log = logging.getLogger(__name__)
@@ -47,32 +49,32 @@ class JobOutcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def shard_size(images: int) -> int:
-    """Images in one shard: from the number of images alone, so that any run cuts them alike."""
-    return int(np.clip(-(-images // 32), 8, 256))
-
-
-def run_map_stage(job: StageJob, workers: int, use_gpu: bool, on_progress: OnProgress) -> dict[str, Any]:
+def run_map_stage(job: StageJob, workers: int, use_gpu: bool, on_progress: OnProgress, tell: Tell) -> dict[str, Any]:
     """Compute every shard of a job that is not finished yet, and return its facts. Progress counts images.
 
     Raises:
         Exception: the first that a worker raised, as it was. No shard starts after it; those under way are kept.
         ClusterError: the worker of a shard died more often than Ray retries it.
     """
-    (outcome,) = run_map_jobs([job], workers, use_gpu, on_progress)
+    (outcome,) = run_map_jobs([job], workers, use_gpu, tell, on_progress)
     if outcome.error is not None:
         raise outcome.error
     return outcome.facts
 
 
 def run_map_jobs(
-    jobs: Sequence[StageJob], workers: int, use_gpu: bool, on_progress: OnProgress = lambda done, total: None
+    jobs: Sequence[StageJob],
+    workers: int,
+    use_gpu: bool,
+    tell: Tell,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> list[JobOutcome]:
     """Compute every unfinished shard of every job; the jobs are of one stage and one image list.
 
     Args:
         workers: tasks at a time, about; the work is cut into enough of them.
         use_gpu: each task takes a GPU.
+        tell: told of lost nodes, of waiting for others and of tasks that start again.
         on_progress: called with (images done, images in total), both over all jobs.
     """
     names = jobs[0].view.names
@@ -92,15 +94,16 @@ def run_map_jobs(
         for part in parts(numbers, len(numbers) * len(unfinished), workers)
     ]
     references = [ray.put(job) for job in jobs]
-    task = _run_shard.options(num_gpus=1 if use_gpu else 0)
 
-    def start(numbers: Sequence[int], index: int) -> Any:
+    def start(numbers: Sequence[int], index: int, options: dict[str, Any]) -> Any:
+        task = _run_shard.options(num_gpus=int(use_gpu), **options)
         return task.remote([references[number] for number in numbers], index, shards[index], use_gpu)
 
     started, done = time.monotonic(), sum(resumed)
     on_progress(done, len(jobs) * len(names))
+    watch = NodeWatch(jobs[0].stage.name, 1, Resources(gpus=int(use_gpu)), tell)
     for (numbers, index), answer in run_tasks(
-        pieces, start, workers, lambda: any(not outcome.error for outcome in outcomes)
+        pieces, start, workers, watch, tell, lambda: any(not outcome.error for outcome in outcomes)
     ):
         _note(outcomes, numbers, answer)
         done += len(shards[index]) * sum(not isinstance(told, Exception) for told in answer)
@@ -118,23 +121,24 @@ def run_map_jobs(
     return outcomes
 
 
-def run_reduce_stage(job: StageJob) -> None:
+def run_reduce_stage(job: StageJob, tell: Tell) -> None:
     """Compute one reduce job and store its metrics, tables and arrays. Raises what the worker raised, as it was."""
-    (outcome,) = run_reduce_jobs([job], 1)
+    (outcome,) = run_reduce_jobs([job], 1, tell)
     if outcome.error is not None:
         raise outcome.error
 
 
-def run_reduce_jobs(jobs: Sequence[StageJob], workers: int) -> list[JobOutcome]:
+def run_reduce_jobs(jobs: Sequence[StageJob], workers: int, tell: Tell) -> list[JobOutcome]:
     """Compute reduce jobs and store their metrics, tables and arrays."""
     references = [ray.put(job) for job in jobs]
     outcomes = [JobOutcome() for _ in jobs]
     pieces: list[Piece] = [(part, 0) for part in parts(list(range(len(jobs))), len(jobs), max(1, workers))]
 
-    def start(numbers: Sequence[int], index: int) -> Any:
-        return _run_reductions.remote([references[number] for number in numbers])
+    def start(numbers: Sequence[int], index: int, options: dict[str, Any]) -> Any:
+        return _run_reductions.options(**options).remote([references[number] for number in numbers])
 
-    for (numbers, _), answer in run_tasks(pieces, start, max(1, workers)):
+    watch = NodeWatch(jobs[0].stage.name, 1, Resources(), tell)
+    for (numbers, _), answer in run_tasks(pieces, start, max(1, workers), watch, tell):
         _note(outcomes, numbers, answer)
     return outcomes
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from wsss.execution.bookkeeping import open_record, run_tags, stage_result, stage_tags
 from wsss.execution.observer import RunObserver
 from wsss.execution.prepare import PreparedRun
-from wsss.execution.scheduling import check_schedulable
+from wsss.execution.scheduling import check_schedulable, growth_in_words
 from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict
 from wsss.run_record import RunRecord, StageResult
@@ -36,10 +36,19 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     """Compute what is missing, record everything, and return the record.
 
     Raises:
-        WsssError: a stage failed; all stages before it are in the store and in the record.
+        WsssError: the cluster can not hold a stage, or a stage failed; those before it are in the store and the record.
     """
     request = prepared.request
     home = request.home.absolute()
+    if prepared.plan.needed:
+        from wsss.execution.cluster import connect
+
+        # Before anything is written down: what is refused here leaves no failed run.
+        fetch_missing(prepared.plan.downloads, observer.message)
+        cluster = connect()
+        check_schedulable(prepared.plan, prepared.execution, cluster)
+        for line in growth_in_words(prepared.plan, prepared.execution, cluster):
+            observer.message(line)
     record, folder = open_record(prepared)
     experiment = f"{prepared.dataset.name}/{request.method.name}"
     tracker = open_tracker(request.tracking_uri, home, experiment)
@@ -52,13 +61,6 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     )
     artifacts: dict[str, Artifact] = {}
     try:
-        if prepared.plan.needed:
-            from wsss.execution.cluster import connect
-
-            fetch_missing(prepared.plan.downloads, observer.message)
-            have = connect()
-            cpus, gpus, largest = int(have.cpus), int(have.gpus), int(have.largest_node_cpus)
-            check_schedulable(prepared.plan, prepared.execution, cpus, gpus, largest, have.autoscaling)
         for planned in prepared.plan.stages:
             result = _settle_stage(prepared, planned, artifacts, observer, record, tracker, parent)
             record.stages = [stage for stage in record.stages if stage.name != result.name] + [result]

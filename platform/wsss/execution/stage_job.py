@@ -104,6 +104,11 @@ def publish_stage(
     )
 
 
+def shard_size(images: int) -> int:
+    """Images in one shard: from the number of images alone, so that any run cuts them alike."""
+    return min(max(-(-images // 32), 8), 256)
+
+
 def training_name(stage: Stage, key: str) -> str:
     """Folder name of a training's checkpoints. A preview uses that of the training that it is the start of."""
     preview = stage.preview if isinstance(stage, TrainStage) else None

@@ -6,7 +6,6 @@ process stays warm for the next one.
 
 from __future__ import annotations
 
-import logging
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,16 @@ from ray.exceptions import OutOfMemoryError, RayError, RaySystemError, WorkerCra
 
 from wsss.errors import WsssError
 from wsss.execution.cluster import ClusterError
+from wsss.execution.nodes import Resources
+from wsss.execution.waiting import NodeWatch, Tell
 
-log = logging.getLogger(__name__)
 RETRIES = 3
 # DEFAULT: inside a Tune trial Ray would else look for a CPU among what the trial itself reserved, which is none.
 TASK_OPTIONS: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "scheduling_strategy": "DEFAULT"}
 
 Piece = tuple[list[int], int]
+# Starts the task of a piece with these options of Ray, and returns Ray's reference.
+Start = Callable[[Sequence[int], int, dict[str, Any]], Any]
 
 
 def parts(items: Sequence[int], work: int, workers: int) -> list[list[int]]:
@@ -34,29 +36,40 @@ def parts(items: Sequence[int], work: int, workers: int) -> list[list[int]]:
 
 def run_tasks(
     pieces: Sequence[Piece],
-    start: Callable[[Sequence[int], int], Any],
+    start: Start,
     workers: int,
+    watch: NodeWatch,
+    tell: Tell,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[Piece, list[Any]]]:
-    """Run tasks, a few more than fit at a time, and yield (piece, what the task told of each of its items).
+    """Run tasks and yield (piece, what the task told of each of its items).
 
-    A task whose worker died is cut into its items: one of them is to blame, the others must not fail with it. A
-    worker process that could not import or unpickle gets the task again.
+    A task whose worker died is cut into its items: one of them is to blame, the others must not fail with it. A task
+    that a worker process could not import or unpickle starts again in a fresh one.
 
     Args:
         pieces: (items, number of the shard).
-        start: called with a piece, starts its task and returns Ray's reference.
+        workers: tasks at a time. Where the nodes of the stage are all there, one more: no worker waits then.
+        watch: asked while no task ends.
+        tell: told of a task that starts again.
         go_on: asked before a task is started; after a no, the tasks under way are finished and no others start.
+
+    Raises:
+        NodesMissingError: no node that fits a task came in time.
     """
     waiting = list(pieces)
     running: dict[Any, Piece] = {}
     attempts: dict[tuple[int, ...], int] = {}
+    spare = 0 if watch.grows else 1
     try:
         while running or (waiting and go_on()):
-            while waiting and len(running) <= workers and go_on():  # one more than fits: no worker waits
-                piece = waiting.pop(0)
-                running[start(*piece)] = piece
+            while waiting and len(running) < workers + spare and go_on():
+                items, shard = waiting.pop(0)
+                attempt = attempts.get((*items, shard), 0)
+                running[start(items, shard, _fresh_process(attempt))] = (items, shard)
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            if not ready:
+                watch.look(lost="its tasks start again, finished shards are kept")
             for reference in ready:
                 piece = items, shard = running.pop(reference)
                 try:
@@ -64,9 +77,7 @@ def run_tasks(
                 except RayError as error:
                     attempt = attempts[(*items, shard)] = attempts.get((*items, shard), 0) + 1
                     if is_import_failure(error) and attempt <= RETRIES:
-                        log.warning(
-                            "a worker process could not load its task, which starts again: %s", last_line(error)
-                        )
+                        tell(f"a worker process could not load its task, which starts again: {last_line(error)}")
                         waiting.insert(0, piece)
                         continue
                     if len(items) > 1:
@@ -79,18 +90,24 @@ def run_tasks(
             ray.cancel(reference)
 
 
+def _fresh_process(attempt: int) -> dict[str, Any]:
+    """Options that make Ray start a worker process for a repeated task: in the old one the import stays broken."""
+    return {"runtime_env": {"env_vars": {"WSSS_ATTEMPT": str(attempt)}}} if attempt else {}
+
+
 def call_many(
-    function: Callable[[Any], Any], arguments: Sequence[Any], workers: int, use_gpu: bool = False
+    function: Callable[[Any], Any], arguments: Sequence[Any], workers: int, tell: Tell, use_gpu: bool = False
 ) -> list[Any]:
     """`function` of each argument, in tasks of one CPU; an exception comes back as its text in a RuntimeError."""
     pieces = [(part, 0) for part in parts(list(range(len(arguments))), len(arguments), max(1, workers))]
-    task = _call.options(num_gpus=1 if use_gpu else 0)
     found: list[Any] = [None] * len(arguments)
 
-    def start(items: Sequence[int], shard: int) -> Any:
+    def start(items: Sequence[int], shard: int, options: dict[str, Any]) -> Any:
+        task = _call.options(num_gpus=int(use_gpu), **options)
         return task.remote(function, [arguments[item] for item in items])
 
-    for (items, _), answer in run_tasks(pieces, start, max(1, workers)):
+    watch = NodeWatch("scores", 1, Resources(gpus=int(use_gpu)), tell)
+    for (items, _), answer in run_tasks(pieces, start, max(1, workers), watch, tell):
         for item, told in zip(items, answer, strict=True):
             found[item] = RuntimeError(describe(told)) if isinstance(told, Exception) else told[0]
     return found

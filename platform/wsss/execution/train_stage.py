@@ -17,16 +17,21 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray._raylet import RAY_NODE_ID_KEY  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from wsss.data.firewall import forbid_mask_reading
 from wsss.errors import WsssError
+from wsss.execution.cluster import START_ATTEMPTS
+from wsss.execution.nodes import Resources
 from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import HISTORY_FILE, StageJob, training_name
 from wsss.execution.tasks import last_line
 from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, is_candidate, run_training, steps_until
+from wsss.execution.waiting import NodesMissingError, NodeWatch, Tell, waits_for_group
+from wsss.formatting import count
 from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 
@@ -35,6 +40,8 @@ _TELL_EVERY_SECONDS = 0.5
 
 # [(steps done, losses and learning rates)], every step once
 Steps = list[tuple[int, dict[str, float]]]
+# What the board has heard since it was last asked: steps of the whole stage, steps, where workers started.
+News = tuple[int, Steps, list[int]]
 # (steps of the whole stage, those done since the last call)
 OnSteps = Callable[[int, Steps], None]
 
@@ -51,6 +58,11 @@ class TrainPlan:
     checkpoints: str
     forbidden_folders: tuple[Path, ...] = ()
 
+    @property
+    def each(self) -> Resources:
+        """What one worker asks of a node."""
+        return Resources(cpus=self.threads, gpus=int(self.gpu))
+
 
 class _Board:
     """An actor beside the driver: the workers of a training write their progress there, the driver reads it."""
@@ -58,17 +70,23 @@ class _Board:
     def __init__(self) -> None:
         self._total = 0
         self._steps: Steps = []
+        self._starts: list[int] = []
         self._failure: WsssError | None = None
+
+    def start(self, step: int) -> None:
+        """The workers start, or start again, after this step."""
+        self._starts.append(step)
 
     def tell(self, total: int, steps: Steps) -> None:
         """Add the steps that rank 0 took since its last report."""
         self._total = total
         self._steps.extend(steps)
 
-    def news(self) -> tuple[int, Steps]:
-        """Steps of the whole stage, and those that were reported since the last call."""
+    def news(self) -> News:
+        """Steps of the whole stage, and what was reported since the last call."""
         steps, self._steps = self._steps, []
-        return self._total, steps
+        starts, self._starts = self._starts, []
+        return self._total, steps, starts
 
     def fail(self, error: WsssError) -> None:
         """Keep an error with a remedy for the driver: another attempt would only raise it again."""
@@ -100,14 +118,70 @@ class _Teller:
                 ray.get(delivery)
 
 
-def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> dict[str, Any]:
+class _Watch:
+    """A thread beside the driver that shows progress, lost nodes and waits until it is stopped."""
+
+    def __init__(self, stage: str, plan: TrainPlan, board: Any, on_progress: OnSteps, tell: Tell) -> None:
+        self._stage, self._plan, self._board = stage, plan, board
+        self._on_progress, self._tell = on_progress, tell
+        self._nodes = NodeWatch(stage, plan.workers, plan.each, tell)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._step, self._started = 0, False
+        self.missing: NodesMissingError | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Show what is left to show, and end."""
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that went by until nodes came."""
+        return self._nodes.waited
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(0.5)  # one more look after the end
+            try:
+                self._show(*ray.get(self._board.news.remote(), timeout=5))
+                if not last and self.missing is None:
+                    waiting = waits_for_group(self._plan.workers, self._plan.each)
+                    self._nodes.look(waiting, f"was at step {self._step}, goes on from its last checkpoint")
+            except NodesMissingError as error:
+                self.missing = error  # Train gives up at about the same time
+            except (GetTimeoutError, RayError):
+                continue
+
+    def _show(self, total: int, steps: Steps, starts: list[int]) -> None:
+        for step in starts:
+            if self._started:
+                self._tell(f"{self._stage}: goes on from step {step} with {count(self._plan.workers, 'worker')}")
+            self._started = True
+        if steps:
+            self._step = steps[-1][0]
+            self._on_progress(total, steps)
+
+
+def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: Tell) -> dict[str, Any]:
     """Train, store weights and history, and return facts. Continues an attempt that was killed.
+
+    Args:
+        tell: told which nodes were lost, what is waited for and from which step the training goes on.
 
     Raises:
         WsssError: whatever a worker raised with a remedy.
         TrainingError: the workers could not be started, or died more often than allowed.
+        NodesMissingError: nodes that were lost were not replaced in time.
     """
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # On the driver's node, which outlives the training: any other may be lost.
+    here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "plan": plan, "board": board},
@@ -120,32 +194,32 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps) -> dic
         run_config=RunConfig(
             name=training_name(job.stage, job.key),
             storage_path=plan.checkpoints,
-            failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=plan.max_failures, controller_failure_limit=START_ATTEMPTS - 1),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, stop, on_progress), daemon=True)
-    watcher.start()
+    watch = _Watch(job.stage.name, plan, board, on_progress, tell)
+    watch.start()
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         failure: WsssError | None = ray.get(board.failure.remote())
         if failure is not None:
             raise failure from None
+        if watch.missing is not None:
+            raise watch.missing from None
         raise TrainingError(
             f"training failed: {last_line(error)}",
             f"stage {job.stage.name}",
             "run the same command to continue from the last checkpoint; WSSS_DEBUG=1 shows the workers' output",
         ) from error
     finally:
-        stop.set()
-        watcher.join(timeout=10)
+        watch.stop()
         ray.kill(board)
     facts = result.return_value
     if not isinstance(facts, dict):
         raise TrainingError("the training workers returned nothing", f"stage {job.stage.name}", "run it again")
-    return facts
+    return {**facts, "waited_seconds": watch.waited} if watch.waited else facts
 
 
 def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
@@ -201,6 +275,8 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
         state = None  # a preview that was lost after the training had gone on
     if state is not None:
         first_step = int(state["step"])
+    if rank == 0:
+        ray.get(board.start.remote(first_step))
 
     def candidate(epoch: int, weights: dict[str, dict[str, torch.Tensor]]) -> None:
         for place in writers if is_candidate(task, epoch) else writers[:1]:
@@ -246,15 +322,3 @@ def _encoded(values: dict[str, torch.Tensor]) -> bytes:
     buffer = io.BytesIO()
     torch.save({name: value.detach().cpu().contiguous() for name, value in values.items()}, buffer)
     return buffer.getvalue()
-
-
-def _watch(board: Any, stop: threading.Event, on_progress: OnSteps) -> None:
-    ended = False
-    while not ended:
-        ended = stop.wait(0.5)  # one more look after the end
-        try:
-            total, steps = ray.get(board.news.remote(), timeout=5)
-        except (GetTimeoutError, RayError):
-            continue
-        if steps:
-            on_progress(total, steps)

@@ -15,7 +15,8 @@ from typing import Any
 from wsss.evaluation.racing import RaceRules
 from wsss.execution.bookkeeping import data_digest
 from wsss.execution.cluster import connect
-from wsss.execution.scheduling import check_schedulable
+from wsss.execution.nodes import Cluster
+from wsss.execution.scheduling import check_schedulable, growth_in_words
 from wsss.files import LockHeld, locked
 from wsss.plan import Plan
 from wsss.recipe import RecipeError, change_recipe, flat_dict, to_dict
@@ -107,7 +108,7 @@ def _search(prepared: PreparedSweep, trials: Mapping[int, TrialRecord]) -> Neste
 
 def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, observer: SweepObserver) -> None:
     fetch_missing(prepared.run.plan.downloads, observer.message)
-    _connect(prepared)
+    _connect(prepared, observer)
     run_tune(
         search,
         ledger,
@@ -147,19 +148,20 @@ def _varied(prepared: PreparedSweep) -> tuple[str, ...]:
     return tuple({key.stage: None for key in prepared.keys if key.level in innermost})
 
 
-def check_capacity(prepared: PreparedSweep, cpus: int, gpus: int, largest_node_cpus: int, grows: bool) -> None:
-    """Refuse what such a cluster can never hold. Raises SchedulingError."""
+def check_capacity(prepared: PreparedSweep, cluster: Cluster) -> list[str]:
+    """Refuse what such a cluster can never hold. Raises SchedulingError; returns by what it will grow, in words."""
     # Trials recompute stages that the store holds for the recipe itself.
     changed = {stage.stage.name for stage in prepared.expected() if stage.executions > 0}
     stages = tuple(
         replace(planned, needed=planned.needed or planned.stage.name in changed) for planned in prepared.run.plan.stages
     )
-    check_schedulable(Plan(stages), prepared.run.execution, cpus, gpus, largest_node_cpus, grows)
+    check_schedulable(Plan(stages), prepared.run.execution, cluster)
+    return growth_in_words(Plan(stages), prepared.run.execution, cluster)
 
 
-def _connect(prepared: PreparedSweep) -> None:
-    have = connect()
-    check_capacity(prepared, int(have.cpus), int(have.gpus), int(have.largest_node_cpus), have.autoscaling)
+def _connect(prepared: PreparedSweep, observer: SweepObserver) -> None:
+    for line in check_capacity(prepared, connect()):
+        observer.message(line)
 
 
 def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -> None:
@@ -219,7 +221,7 @@ def _confirm(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
     request = prepared.request
     top = [trial for trial in ranked(list(ledger.trials.values()), request.metric) if trial.number != 0]
     chosen = [ledger.trials[0], *top[: request.confirm_top]]
-    _connect(prepared)
+    _connect(prepared, observer)
     evaluator = BatchEvaluator(sweep_context(prepared, prepared.sweep_id, ledger.record.provenance), observer.message)
     # A number tells trials of a batch apart: each seed of a trial has its own.
     runs = [(trial.number, seed) for trial in chosen for seed in request.confirm_seeds]

@@ -19,7 +19,7 @@ from tests.search.planted_method import METRIC, QUALITY
 
 from wsss.errors import WsssError
 from wsss.execution import map_stage, tasks
-from wsss.execution.cluster import Capacity
+from wsss.execution.nodes import present_cluster
 from wsss.recipe import flat_dict
 from wsss.search import sweep as sweep_module
 from wsss.search.evaluate import batch as batch_module
@@ -49,10 +49,13 @@ class Inline:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def run_tasks(pieces: Any, start: Any, workers: int, go_on: Any = None) -> Any:
+    def run_tasks(pieces: Any, start: Any, *_: Any) -> Any:
         for piece in pieces:
-            yield piece, start(*piece)
+            yield piece, start(*piece, {})
 
+    for module in (map_stage, tasks):
+        monkeypatch.setattr(module, "NodeWatch", lambda *arguments: None)
+    monkeypatch.setattr(batch_module, "wait_for_first_node", lambda *arguments: None)
     for module, names in ((map_stage, ("_run_shard", "_run_reductions")), (tasks, ("_call",))):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
         for name in names:
@@ -60,7 +63,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(map_stage.ray, "put", lambda value: value)
     monkeypatch.setattr(map_stage.ray, "get", lambda value, timeout=None: value)
     for module in (batch_module, shortcuts):
-        monkeypatch.setattr(module, "capacity", lambda: Capacity(2, 0, 1, 2, False))
+        monkeypatch.setattr(module, "current_cluster", lambda: present_cluster([{"CPU": 2}]))
     map_stage._built.clear()
     yield
 
@@ -293,7 +296,7 @@ def test_a_sweep_without_masks_chooses_by_its_criterion(tmp_path: Path, criterio
 
 
 def test_confirmation_evaluates_every_seed_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "connect", lambda: Capacity(2, 0, 1, 2, False))
+    monkeypatch.setattr(sweep_module, "connect", lambda: present_cluster([{"CPU": 2}]))
     options: dict[str, Any] = {"trials": 6, "batch": 6, "sampler": "random"}
     prepared = prepare_sweep(
         planted_method.request(

@@ -16,13 +16,15 @@ from typing import Any
 
 from wsss.data.dataset import load_dataset
 from wsss.errors import WsssError
-from wsss.execution.cluster import capacity
 from wsss.execution.compute import compute_stage
+from wsss.execution.growth import current_cluster
 from wsss.execution.map_stage import JobOutcome, run_map_jobs, run_reduce_jobs
+from wsss.execution.nodes import Resources
 from wsss.execution.prepare import PreparedRun, RunRequest
-from wsss.execution.scheduling import stage_resources
+from wsss.execution.scheduling import stage_resources, tasks_of
 from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training_name
 from wsss.execution.tasks import call_many, describe
+from wsss.execution.waiting import NodesMissingError, wait_for_first_node
 from wsss.formatting import duration, percent
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, Plan, PlannedStage
@@ -188,7 +190,7 @@ class BatchEvaluator:
             partial(_score, sweep.metric, sweep.select, self._scored(trial), sweep.limits, self._criterion(trial))
             for trial in alive
         ]
-        scores = call_many(operator.call, calls, int(capacity().cpus))
+        scores = call_many(operator.call, calls, _cpus(), self.tell)
         by_number = dict(zip((trial.number for trial in alive), scores, strict=True))
         return [
             self._outcome(trial, by_number.get(trial.number))
@@ -339,7 +341,7 @@ class BatchEvaluator:
         return errors
 
     def _map_or_reduce(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, str]:
-        sweep, have = self.sweep, capacity()
+        sweep = self.sweep
         trials = list(needed.values())
         prepared = trials[0].prepared
         assert prepared is not None
@@ -356,14 +358,19 @@ class BatchEvaluator:
             for key, each in needed.items()
         ]
         stage = jobs[0].stage
-        cpus = int(have.cpus)
-        workers, resources = stage_resources(stage, prepared.execution, cpus, int(have.gpus))
+        workers, resources = stage_resources(stage, prepared.execution, current_cluster())
         use_gpu = resources.gpus > 0
-        if isinstance(stage, MapStage):
-            outcomes = run_map_jobs(jobs, workers, use_gpu)
-        else:
-            outcomes = run_reduce_jobs(jobs, cpus)
         errors: dict[str, str] = {}
+        try:
+            tasks = len(jobs) * tasks_of(stage, workers, self._images(stage))
+            at_a_time = workers if isinstance(stage, MapStage) else _cpus()
+            wait_for_first_node(name, min(tasks, at_a_time), resources, self.tell)
+            if isinstance(stage, MapStage):
+                outcomes = run_map_jobs(jobs, workers, use_gpu, self.tell)
+            else:
+                outcomes = run_reduce_jobs(jobs, at_a_time, self.tell)
+        except NodesMissingError as error:
+            return dict.fromkeys(needed, describe(error))
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
             error = self._publish(job, outcome, workers, use_gpu, sweep)
             if error:  # of stages that are computed on the way, it names the one
@@ -388,6 +395,11 @@ class BatchEvaluator:
 
     def _images(self, stage: Stage) -> int:
         return len(self.dataset.lists[stage.image_list]) if stage.image_list else 0
+
+
+def _cpus() -> int:
+    """CPUs that tasks without a GPU can have at a time."""
+    return current_cluster().without_idle_gpus().slots(Resources())
 
 
 def _fused(trial: RunningTrial, name: str) -> StageJob | None:

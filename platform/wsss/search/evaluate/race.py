@@ -112,7 +112,7 @@ def run_race(
         names = [rule.images[place] for place in positions]
         pieces = [list(piece) for piece in np.array_split(names, min(2 * max(1, workers), len(names)))]
         alive = [trials[number] for number in numbers]
-        answers = call_many(score_images, [(alive, piece, gpu) for piece in pieces], workers, gpu)
+        answers = call_many(score_images, [(alive, piece, gpu) for piece in pieces], workers, tell, gpu)
         if lost := next((answer for answer in answers if isinstance(answer, RuntimeError)), None):
             raise _WorkerDiedError(str(lost))
         scored: dict[int, dict[str, Arrays]] = {}
@@ -127,7 +127,7 @@ def run_race(
             known[number].update(scored[number])
         arguments = [(trials[number], records, rule.metric) for number, records in scored.items()]
         here: dict[int, ImageCounts] = {}
-        for number, counts in zip(scored, call_many(count_images, arguments, workers), strict=True):
+        for number, counts in zip(scored, call_many(count_images, arguments, workers, tell), strict=True):
             if isinstance(counts, RuntimeError):
                 errors[number] = str(counts)
             else:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsss.evaluation.racing import race_rounds
-from wsss.execution.cluster import capacity
+from wsss.execution.growth import current_cluster
 from wsss.execution.scheduling import stage_resources
 from wsss.pipeline import MapStage
 from wsss.search.choose.score import is_choosing, read_counts
@@ -61,9 +61,9 @@ def race_batch(evaluator: BatchEvaluator, trials: Sequence[RunningTrial], best: 
         for trial in raced.values()
         if trial.fused is not None
     ]
-    have = capacity()
+    cluster = current_cluster()
     execution = next(iter(raced.values())).pipeline.recipe.execution
-    placed = [stage_resources(each.scorer.stage, execution, int(have.cpus), int(have.gpus)) for each in racing]
+    placed = [stage_resources(each.scorer.stage, execution, cluster) for each in racing]
     workers = min(workers for workers, _ in placed)
     gpu = any(resources.gpus > 0 for _, resources in placed)
     rule = Comparison(evaluator.metric, sweep.select, sweep.limits, images, sweep.trials, rules)
