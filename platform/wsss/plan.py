@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from wsss.data.dataset import Dataset
 from wsss.errors import WsssError
 from wsss.files import write_json
 from wsss.pipeline import Pipeline, ReduceStage, Stage, stage_keys
-from wsss.store import Artifact, Store
+from wsss.store import Artifact, DamagedArtifact, Store
 from wsss.weights import WeightFile, file_digest, missing_downloads
 
 
@@ -26,6 +27,7 @@ class PlannedStage:
 
     Attributes:
         artifact: the published result, if the store holds it.
+        damage: what is wrong with a published result that is not what was stored; "" without one.
         needed: must be computed now; a stage that is neither cached nor needed only fed stages that are cached.
         images: images that it runs over; 0 for a reduce stage without a list.
         expected_seconds: from earlier runs on this machine; None when there was none.
@@ -37,6 +39,7 @@ class PlannedStage:
     needed: bool
     images: int
     expected_seconds: float | None
+    damage: str = ""
 
     @property
     def cached(self) -> bool:
@@ -82,7 +85,8 @@ class CostHistory:
         """Remember a whole execution (not a resumed one)."""
         entries = self._read()
         entries[_cost_name(stage)] = seconds / max(images, 1)
-        write_json(self.path, entries, sort_keys=True)
+        with suppress(OSError):  # costs are a note: a full disk must not stop the run for them
+            write_json(self.path, entries, sort_keys=True)
 
     def _read(self) -> dict[str, float]:
         try:
@@ -96,18 +100,24 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
     """Keys of all stages, what the store holds of them, and what must be computed.
 
     Only what somebody needs is computed: numbers (reduce stages) and final stages are always wanted, the
-    others when a stage that is to be computed reads them.
+    others when a stage that is to be computed reads them. A damaged artifact counts as absent; nothing is changed here.
 
     Raises:
         PlanError: `until` names no stage.
-        StoreError: an artifact of the plan is damaged, or the store does not answer.
+        StoreError: the store does not answer.
     """
     if until is not None and until not in {stage.name for stage in pipeline}:
         names = ", ".join(stage.name for stage in pipeline)
         raise PlanError(f"there is no stage {until!r}", "--until", f"stages: {names}")
     keys = stage_keys(pipeline, dataset, lambda path: file_digest(path, dataset.cache))
     stages = pipeline.stages if until is None else pipeline.upstream(until)
-    artifacts = {stage.name: store.find(stage.name, keys[stage.name]) for stage in stages}
+    artifacts: dict[str, Artifact | None] = {}
+    damages: dict[str, str] = {}
+    for stage in stages:
+        try:
+            artifacts[stage.name] = store.find(stage.name, keys[stage.name])
+        except DamagedArtifact as error:
+            artifacts[stage.name], damages[stage.name] = None, error.what
     consumed = {name for stage in stages for name in stage.inputs.values()}
     results = [stage.name for stage in stages if isinstance(stage, ReduceStage) or stage.name not in consumed]
     wanted = {stage.name for stage in pipeline.upstream(*results, stop=lambda name: artifacts[name] is not None)}
@@ -115,7 +125,8 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
     for stage in stages:
         images = len(dataset.lists[stage.image_list]) if stage.image_list else 0
         artifact, needed = artifacts[stage.name], stage.name in wanted
-        plan.append(PlannedStage(stage, keys[stage.name], artifact, needed, images, costs.seconds(stage, images)))
+        seconds, damage = costs.seconds(stage, images), damages.get(stage.name, "")
+        plan.append(PlannedStage(stage, keys[stage.name], artifact, needed, images, seconds, damage))
     return Plan(tuple(plan))
 
 

@@ -16,7 +16,7 @@ RUN_FILE = "run.json"
 
 
 class RunRecordError(WsssError):
-    """There is no such run, or its record cannot be read."""
+    """There is no such run, or its record cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,19 @@ class RunRecord:
         return sum(stage.status == "executed" for stage in self.stages)
 
     def save(self, folder: Path) -> None:
-        """Write the record in one step."""
-        write_json(folder / RUN_FILE, {**asdict(self), "metrics": self.metrics}, sort_keys=True)
+        """Write the record in one step.
+
+        Raises:
+            RunRecordError: it cannot be written.
+        """
+        try:
+            write_json(folder / RUN_FILE, {**asdict(self), "metrics": self.metrics}, sort_keys=True)
+        except OSError as error:
+            raise RunRecordError(
+                f"the record of the run cannot be written: {error.strerror}",
+                str(folder),
+                "free some space, or make the home writable, and run again; finished work is kept",
+            ) from error
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:

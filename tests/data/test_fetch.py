@@ -104,7 +104,9 @@ def test_fetch_unpacks_once(server, tmp_path):
     ("archive", "expected"),
     [
         (_tar({"VOC2012/JPEGImages/a.jpg": b"x", "../outside.txt": b"x"}), "unsafe member"),
+        (_tar({"VOC2012/JPEGImages/a.jpg": b"x", "/absolute.txt": b"x"}), "unsafe member: '/absolute.txt'"),
         (_tar({"VOC2012/JPEGImages/a.jpg": b"x"}, link=("VOC2012/link", "/etc")), "unsafe member"),
+        (_tar({"VOC2012/JPEGImages/a.jpg": b"x"}, link=("VOC2012/JPEGImages/b.jpg", "a.jpg")), "unsafe member"),
         (_tar({"something/else.txt": b"x"}), "no folder JPEGImages"),
         (b"not a tar file", "cannot be unpacked"),
     ],

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -118,6 +119,24 @@ def test_report_is_complete_and_self_contained(tmp_path, seeds):
     assert sorted(images) == sorted(links.sources)
     assert markdown.index("## Verdict") < markdown.index("## Results") < markdown.index("## Stages")
     assert files.csv.read_text().count("\n") == 1 + 10 * len(seeds)
+
+
+def test_names_and_values_are_no_html(tmp_path: Path) -> None:
+    script = "<script>alert(1)</script>{body}$x_$"
+    hostile = replace(
+        full_report(0),
+        recipe=script,
+        title=script,
+        grids=(rows_of("val", sample(script, 24, 32)),),
+        settings={"cam.learning_rate": script, script: 1},
+        changed_settings=(script,),
+        provenance={"store": script},
+        protocol={"masks": script},
+    )
+    files = write_report(tmp_path, hostile)
+    for text in (files.html.read_text(), files.markdown.read_text()):
+        assert "<script" not in text and "&lt;script" in text
+    assert files.html.read_text().count("</html>") == 1
 
 
 def test_an_earlier_report_is_replaced(tmp_path):

@@ -37,7 +37,7 @@ def records(index: int) -> dict[str, dict[str, np.ndarray]]:
 
 def check_content(artifact: Artifact) -> None:
     """Every file has the size and the sha256 that the manifest says."""
-    artifact.check_sizes()
+    artifact.check()
     for file, entry in artifact.files.items():
         stored = artifact.backend.read(f"{artifact.folder}/{file}")
         assert stored is not None and sha256_of(stored)[0] == entry["sha256"], f"{file} has another content"

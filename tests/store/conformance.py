@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tests.store.children import KEY, SHARDS, STAGE, check_content, compute, records
 
-from wsss.store import Artifact, Store, StoreError, open_store
+from wsss.store import Artifact, DamagedArtifact, Store, StoreError, open_store
 
 CHILDREN = Path(__file__).with_name("children.py")
 
@@ -67,6 +67,40 @@ class Place:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def damage(store: Store, file: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Change what is stored in a file of the artifact of `children.compute`; None removes it."""
+    path = f"{STAGE}/{KEY}/{file}"
+    content = change(store.backend.read(path) or b"")
+    if content is None:
+        store.backend.remove(path)
+    else:
+        store.backend.write(path, content)
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit in the middle is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = [
+    pytest.param("shard-00001.zip", flipped, "(other content)", id="a flipped bit"),
+    pytest.param("shard-00001.zip", lambda content: content[:100], "(100 bytes instead of", id="a truncated shard"),
+    pytest.param("shard-00001.zip", lambda content: None, "(missing)", id="a missing shard"),
+    pytest.param("shard-00001.zip", lambda content: b"", "(0 bytes instead of", id="an empty shard"),
+    pytest.param("counts.json", flipped, "(other content)", id="a flipped bit of a file"),
+    pytest.param("manifest.json", lambda content: b"", "cannot be read", id="an empty manifest"),
+    pytest.param("manifest.json", lambda content: content[:-90], "cannot be read", id="half a manifest"),
+    pytest.param("manifest.json", lambda content: b"[]", "cannot be read", id="no manifest"),
+    pytest.param(
+        "manifest.json",
+        lambda content: content.replace(b'"test"', b'"text"'),
+        "cannot be read",
+        id="a changed manifest",
+    ),
+]
 
 
 def contents(store: Store) -> dict[str, bytes | None]:
@@ -196,7 +230,7 @@ class StoreConformance:
         assert "counts.json (missing)" in caught.value.what
         assert "shard-00001.zip (5 bytes instead of" in caught.value.what
         assert "shard-00000" not in caught.value.what
-        assert f"wsss rm {STAGE}/{KEY}" in caught.value.remedy
+        assert isinstance(caught.value, DamagedArtifact) and "run the recipe again" in caught.value.remedy
         assert caught.value.where.startswith(f"{store.url}/{STAGE}/{KEY}")
         assert store.delete(STAGE, KEY)
         compute(store)
@@ -205,22 +239,75 @@ class StoreConformance:
     def test_reading_finds_a_flipped_bit(self, store: Store) -> None:
         artifact = published(store)
         check_content(artifact)
-        path = f"{STAGE}/{KEY}/shard-00001.zip"
-        content = bytearray(store.backend.read(path) or b"")
-        content[len(content) // 2] ^= 1
-        store.backend.write(path, bytes(content))
-        assert store.find(STAGE, KEY) is not None
-        with pytest.raises(StoreError, match="damaged"):
+        damage(store, "shard-00001.zip", flipped)
+        damage(store, "counts.json", flipped)
+        with pytest.raises(DamagedArtifact, match=r"shard-00001\.zip \(other content\)"):
             for image in artifact.images():
                 artifact.arrays(image)
+        with pytest.raises(DamagedArtifact, match=r"counts\.json \(other content\)"):
+            artifact.json("counts.json")
 
-    @pytest.mark.parametrize(
-        "manifest", [b"", b"{", b"[]", b'{"format": 99}', b'{"format": 1, "stage": "x", "key": "y"}']
-    )
-    def test_a_foreign_manifest_is_refused(self, store: Store, manifest: bytes) -> None:
-        store.backend.write(f"{STAGE}/{KEY}/manifest.json", manifest)
-        with pytest.raises(StoreError, match=r"manifest\.json is not one of format 1"):
-            store.find(STAGE, KEY)
+    @pytest.mark.parametrize(("file", "change", "said"), DAMAGES)
+    def test_what_is_damaged_is_set_aside_and_computed_again(
+        self, place: Place, store: Store, file: str, change: Callable[[bytes], bytes | None], said: str
+    ) -> None:
+        undisturbed = place.open()
+        compute(undisturbed)
+        compute(store)
+        damage(store, file, change)
+        told: list[str] = []
+        store.set_aside(STAGE, KEY, told.append)
+        (line,) = told
+        assert line.startswith(f"{STAGE}: {file} ") and said in line and "\n" not in line
+        assert store.find(STAGE, KEY) is None
+        kept = set(store.writer(STAGE, KEY).finished_images())
+        assert kept == ({0, 2} if file == "shard-00001.zip" else {0, 1, 2})
+        compute(store)
+        assert contents(store) == contents(undisturbed)
+        store.set_aside(STAGE, KEY, told.append)
+        assert len(told) == 1 and store.find_or_set_aside(STAGE, KEY, told.append) is not None
+
+    def test_nothing_of_another_artifact_is_kept(self, place: Place, store: Store) -> None:
+        undisturbed = place.open()
+        compute(undisturbed)
+        writer = store.writer(STAGE, "other")
+        writer.add_shard(0, records(7))
+        writer.publish({})
+        for path, content in contents(store).items():
+            store.backend.write(path.replace("/other/", f"/{KEY}/"), content or b"")
+        store.delete(STAGE, "other")
+        told: list[str] = []
+        assert store.find_or_set_aside(STAGE, KEY, told.append) is None
+        assert told == [f"{STAGE}: manifest.json belongs to {STAGE}/other; set aside, to be computed again"]
+        compute(store)
+        assert contents(store) == contents(undisturbed)
+
+    @pytest.mark.parametrize("note", [b"", b"[]", b"{}", b'{"size": 3', b'{"size": "a", "images": 3}'])
+    def test_a_damaged_note_is_none(self, store: Store, note: bytes) -> None:
+        writer = store.writer(STAGE, KEY)
+        writer.add_shard(0, records(0))
+        store.backend.write(f"{STAGE}/{KEY}/finished/shard-00000.zip.json", note)
+        assert writer.finished_images() == {}
+        compute(store)
+        assert store.find(STAGE, KEY) is not None
+
+    def test_a_newer_format_is_left_alone(self, store: Store) -> None:
+        store.backend.write(f"{STAGE}/{KEY}/manifest.json", b'{"format": 99}')
+        for attempt in (
+            lambda: store.find(STAGE, KEY),
+            lambda: store.find_or_set_aside(STAGE, KEY, print),
+            lambda: store.set_aside(STAGE, KEY, print),
+        ):
+            with pytest.raises(StoreError, match=r"format 99(.|\n)*update wsss"):
+                attempt()
+
+    def test_what_was_imported_is_not_computed_in_its_place(self, store: Store) -> None:
+        writer = store.writer(STAGE, KEY)
+        writer.add_file("weights.pt", b"imported weights")
+        writer.publish({"imported": True, "imported_from": "/a/file.pth"})
+        damage(store, "weights.pt", lambda content: content[:-1])
+        with pytest.raises(StoreError, match=r"imported artifact(.|\n)*import it again(.|\n)*/a/file\.pth"):
+            store.find_or_set_aside(STAGE, KEY, print)
 
     def test_names_that_can_not_be_stored(self, store: Store) -> None:
         writer = store.writer("cam", "k")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.store.children import KEY, STAGE, compute, records
-from tests.store.conformance import Place, StoreConformance, contents, published
+from tests.store.conformance import Place, StoreConformance, contents, flipped, published
 
-from wsss.store import Store, StoreError, open_store
+from wsss.store import Artifact, DamagedArtifact, Store, StoreError, open_store
+from wsss.store.backend import sha256_of
 
 
 @pytest.fixture
@@ -130,16 +135,36 @@ def test_a_file_size_limit_leaves_no_half_file(store: Store) -> None:
     assert not list(Path(store.url).rglob(".writing-*"))
 
 
+def _drop_rights() -> None:
+    """In a child: root may read and write everywhere, nobody may not."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+@contextmanager
+def _reachable(folder: Path) -> Iterator[None]:
+    """Those folders above one that belong to the test may be entered by all."""
+    opened = [parent for parent in folder.parents if parent.stat().st_uid == os.getuid()]
+    opened = [parent for parent in opened if parent.is_relative_to(folder.parents[2])]
+    modes = {path: path.stat().st_mode & 0o7777 for path in opened}
+    try:
+        for path, mode in modes.items():
+            path.chmod(mode | 0o055)
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
 @pytest.mark.parametrize("action", ["check_writable", "add_file", "single_flight", "delete"])
 def test_a_read_only_folder_is_named(store: Store, action: str) -> None:
     published(store)
     folders = [path for path in (Path(store.url), *Path(store.url).rglob("*")) if path.is_dir()]
 
     def attempt() -> None:
-        if os.getuid() == 0:  # root may write everywhere
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
+        _drop_rights()
         if action == "check_writable":
             store.check_writable()
         elif action == "add_file":
@@ -150,15 +175,12 @@ def test_a_read_only_folder_is_named(store: Store, action: str) -> None:
             with store.single_flight("crf", "k"):
                 pass
 
-    opened = [parent for parent in Path(store.url).parents if parent.stat().st_uid == os.getuid()]
-    modes = {path: path.stat().st_mode & 0o7777 for path in (*folders, *opened)}
+    modes = {path: path.stat().st_mode & 0o7777 for path in folders}
     try:
         for path in folders:
             path.chmod(0o555)
-        for path in opened:
-            if path.is_relative_to(Path(store.url).parents[2]):  # the test's own folders
-                path.chmod(modes[path] | 0o055)
-        said = _in_child(attempt)
+        with _reachable(Path(store.url)):
+            said = _in_child(attempt)
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
@@ -166,6 +188,109 @@ def test_a_read_only_folder_is_named(store: Store, action: str) -> None:
     assert "Permission denied" in said
     assert "do:" in said
     assert store.find(STAGE, KEY) is not None
+
+
+def count_comparisons(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    compared: list[str] = []
+
+    def counted(content: Path) -> tuple[str, int]:
+        compared.append(content.name)
+        return sha256_of(content)
+
+    monkeypatch.setattr("wsss.store.local.sha256_of", counted)
+    return compared
+
+
+def test_checksums_are_compared_once_and_again_after_a_change(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = published(store)
+    folder = Path(store.url, STAGE, KEY)
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    monkeypatch.setattr("wsss.store.local._SETTLED_NS", 0)
+    compared = count_comparisons(monkeypatch)
+    assert store.find(STAGE, KEY) is not None
+    assert sorted(compared) == sorted(artifact.files)
+    compared.clear()
+    assert store.find(STAGE, KEY) is not None
+    assert compared == []
+    weights = folder / "counts.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(flipped(whole))
+    os.utime(weights, (1e9, 1e9))  # neither size nor time of modification tell
+    with pytest.raises(DamagedArtifact, match="counts"):
+        store.find(STAGE, KEY)
+    assert compared == ["counts.json"]
+    with pytest.raises(DamagedArtifact, match="counts"):
+        artifact.path("counts.json")
+
+
+def test_a_file_that_has_just_changed_is_compared_each_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = published(store)
+    compared = count_comparisons(monkeypatch)
+    for _ in range(2):
+        assert store.find(STAGE, KEY) is not None
+    assert len(compared) == 2 * len(artifact.files)
+
+
+def test_every_flipped_byte_of_a_shard_is_found_or_harmless(store: Store) -> None:
+    small = {f"2007_00000{image}": {"cam": np.full(2, image, np.float16), "keys": np.arange(1)} for image in range(2)}
+    writer = store.writer(STAGE, KEY)
+    writer.add_shard(0, small)
+    artifact = writer.publish({})
+    path = Path(store.url, STAGE, KEY, "shard-00000.zip")
+    whole = path.read_bytes()
+    for place, bit in itertools.product(range(len(whole)), (1, 64)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        read: Artifact = pickle.loads(pickle.dumps(artifact))
+        for image, expected in small.items():
+            try:
+                found = read.arrays(image)
+            except DamagedArtifact:
+                continue
+            assert found.keys() == expected.keys()
+            assert all(found[name].tobytes() == array.tobytes() for name, array in expected.items()), place
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "superfluous"])
+def test_odd_things_among_the_files(store: Store, place: Place, kind: str) -> None:
+    published(store)
+    folder = Path(store.url, STAGE, KEY)
+    told: list[str] = []
+    if kind == "superfluous":
+        (folder / "stray.bin").write_bytes(b"x")
+        assert store.find_or_set_aside(STAGE, KEY, told.append) is not None and told == []
+        return
+    for name in ("counts.json", "manifest.json"):
+        (folder / name).unlink()
+        if kind == "folder":
+            (folder / name / "inner").mkdir(parents=True)
+        else:
+            (folder / name).symlink_to(folder / "nowhere")
+        assert store.find_or_set_aside(STAGE, KEY, told.append) is None
+        compute(store)
+        assert store.find(STAGE, KEY) is not None
+    # A manifest that is a link to nowhere is no manifest.
+    assert len(told) == (2 if kind == "folder" else 1)
+
+
+@pytest.mark.parametrize("file", ["counts.json", "shard-00001.zip", "manifest.json"])
+def test_a_file_that_may_not_be_read_is_set_aside(file: str) -> None:
+    def attempt() -> None:
+        _drop_rights()
+        told: list[str] = []
+        assert store.find_or_set_aside(STAGE, KEY, told.append) is None
+        compute(store)
+        assert store.find(STAGE, KEY) is not None
+        raise StoreError(told[0])
+
+    with tempfile.TemporaryDirectory() as folder:  # nobody may enter the folders of pytest
+        store = open_store(folder)
+        published(store)
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o777)
+        Path(folder, STAGE, KEY, file).chmod(0)
+        said = _in_child(attempt)
+    assert file in said and "cannot be read: Permission denied" in said
 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from tests.store.children import KEY, STAGE, check_content, compute, records
-from tests.store.conformance import Place, StoreConformance, published
+from tests.store.conformance import Place, StoreConformance, flipped, published
 from tests.store.conftest import free_port
 
 from wsss.store import Store, StoreError, open_store
@@ -68,12 +68,18 @@ def test_files_are_downloaded_once(store: Store, monkeypatch: pytest.MonkeyPatch
     assert artifact.json("counts.json") == {"images": 9}
 
 
-def test_a_damaged_cached_copy_is_fetched_again(store: Store) -> None:
+@pytest.mark.parametrize("change", [lambda content: content[:3], flipped, lambda content: b""])
+def test_a_damaged_cached_copy_is_fetched_again(store: Store, change: Callable[[bytes], bytes]) -> None:
     artifact = published(store)
     path = artifact.path("counts.json")
     whole = path.read_bytes()
-    path.write_bytes(whole[:3])
+    path.write_bytes(change(whole))
     assert artifact.path("counts.json").read_bytes() == whole
+    shard = artifact.path("shard-00001.zip")
+    shard.write_bytes(change(shard.read_bytes()))
+    for image, arrays in records(1).items():
+        for name, array in arrays.items():
+            assert artifact.arrays(image)[name].tobytes() == array.tobytes()
 
 
 def test_other_content_under_the_same_key_is_not_served_from_the_cache(store: Store) -> None:

@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from wsss.commands.artifacts import exporter_of, place_of, store_at
     from wsss.execution.import_stage import imported_provenance
     from wsss.official import superfluous_files
+    from wsss.store import DamagedArtifact
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
@@ -45,7 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     store = store_at(places.store_url, places.home)
     store.check_writable()
     with store.single_flight(stage.name, key):
-        if (present := store.find(stage.name, key)) is not None:
+        try:
+            present = store.find(stage.name, key)
+        except DamagedArtifact as error:
+            print(f"what is there is damaged and is replaced: {error.what}")
+            present = None
+        if present is not None:
             kind = "imported" if present.provenance.get("imported") else "computed"
             raise UsageError(
                 f"stage {stage.name!r} of this recipe is in the store already ({kind})",
@@ -53,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"remove it first with `wsss rm {stage.name}/{key}`, or import into another store with --store",
             )
         if store.delete(stage.name, key):
-            print("what an unfinished run had left of this artifact was removed")
+            print("what was left of this artifact was removed")
         writer = store.writer(stage.name, key)
         names = place.dataset.lists[stage.image_list] if stage.image_list else ()
         exporter.read(arguments.path, place.dataset, tuple(names), writer)

@@ -24,6 +24,7 @@ VERBS = {
     "weights": ("weights", "list weight files, or download them"),
     "export": ("export_artifact", "write an artifact in the layout of the official code"),
     "import": ("import_artifact", "take a checkpoint, CAM folder or label folder in as an artifact"),
+    "store": ("store", "list the store, compare it with its checksums, or clean it"),
     "rm": ("rm", "remove an artifact from the store"),
     "track": ("track", "send to the tracking server what it has not received yet"),
 }

@@ -59,4 +59,5 @@ def _state(planned: PlannedStage) -> str:
     if planned.cached:
         imported = planned.artifact is not None and planned.artifact.provenance.get("imported")
         return "cached (imported)" if imported else "cached"
-    return "to compute" if planned.needed else "not needed"
+    state = "to compute" if planned.needed else "not needed"
+    return f"{state} (damaged: {planned.damage})" if planned.damage else state

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import re
 import shutil
+import stat
 import tarfile
 import time
 import urllib.error
@@ -215,14 +216,21 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
 def extract_voc(archive: Path, target: Path) -> None:
     """Unpack the folder VOC2012 of the archive to `target`, which appears complete.
 
-    Links, devices and paths that lead out of the folder are refused by tarfile's "data" filter.
+    Links and absolute names are refused here, devices and paths that lead out of the folder by tarfile's "data" filter.
 
     Raises:
         DataError: not a tar file, unsafe members, no room, or no VOC2012 in it.
     """
+
+    def plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+        if member.issym() or member.islnk() or member.name.startswith("/"):
+            kind = "an absolute name" if member.name.startswith("/") else "a link"
+            raise _unfit(archive, f"has an unsafe member: {member.name!r} is {kind}")
+        return tarfile.data_filter(member, folder)
+
     with _unpacking(archive, target) as unpacked:
         with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
+            tar.extractall(unpacked, filter=plain)
         root = next((found.parent for found in sorted(unpacked.rglob(IMAGES)) if found.is_dir()), None)
         if root is None:
             raise _unfit(archive, f"holds no folder {IMAGES}")
@@ -245,6 +253,8 @@ def extract_members(archive: Path, member: str, target: Path) -> None:
                 raise _unfit(archive, f"holds nothing like {member}")
             unpacked.mkdir()
             for info, name in found:
+                if Path(name).name != name or stat.S_ISLNK(info.external_attr >> 16):
+                    raise _unfit(archive, f"has an unsafe member: {info.filename!r}")
                 with content.open(info) as source, (unpacked / name).open("wb") as stream:
                     shutil.copyfileobj(source, stream)
         unpacked.rename(target)

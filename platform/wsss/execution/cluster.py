@@ -20,6 +20,7 @@ from wsss.execution.growth import current_cluster
 from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
 from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
 from wsss.tracking.provenance import ray_job_config
+from wsss.tracking.redact import redact_text
 
 log = logging.getLogger(__name__)
 # Train polls its workers; its own 2 s would add two seconds to every checkpoint.
@@ -119,6 +120,8 @@ def _worker_environment(dashboard_port: int | None = None) -> dict[str, str]:
     names = [*_WORKER_VARIABLES, "WSSS_DEBUG", WAIT_VARIABLE, NODE_TYPES_VARIABLE, _START_TIMEOUT, *_DRIVER_ENVIRONMENT]
     by_job = _variables_of_job()
     found = {name: os.environ[name] for name in names if name in os.environ and name not in by_job}
+    # An address may hold a password, and Ray logs what it is given.
+    found = {name: value for name, value in found.items() if redact_text(value) == value}
     if dashboard_port is not None:
         # Train asks the dashboard whether its controller lives. Left to itself it looks for a Ray that `ray start`
         # has begun on this machine, and when that one has ended, every training waits 12 s at its end.

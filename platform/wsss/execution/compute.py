@@ -13,9 +13,9 @@ from wsss.execution.nodes import Resources
 from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
 from wsss.execution.scheduling import stage_resources, tasks_of
-from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage
+from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage, remove_checkpoints
 from wsss.execution.train_loop import LoopSettings
-from wsss.execution.train_stage import TrainPlan, remove_checkpoints, run_train_stage
+from wsss.execution.train_stage import TrainPlan, run_train_stage
 from wsss.execution.waiting import wait_for_first_node
 from wsss.formatting import percent
 from wsss.metric_name import MetricName
@@ -75,6 +75,8 @@ def compute_stage(
     metrics = load_metrics(artifact) if isinstance(stage, ReduceStage) else {}
     tracked.metrics(metrics)
     preview = stage.preview if isinstance(stage, TrainStage) else None
+    if isinstance(stage, TrainStage) and preview is None:
+        remove_checkpoints(prepared.checkpoints, prepared.store, stage, planned.key)
     if not facts.get("resumed_images") and not facts.get("resumed_steps") and preview is None:
         CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
     tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
@@ -111,10 +113,7 @@ def _train(
         names = {name for _, values in steps for name in values}
         tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
 
-    facts = run_train_stage(job, plan, show, observer.message)
-    if isinstance(job.stage, TrainStage) and job.stage.preview is None:
-        remove_checkpoints(plan, job)
-    return facts
+    return run_train_stage(job, plan, show, observer.message)
 
 
 def _summary(stage: Stage, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ Needs no Ray, so that `wsss plan` starts fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import Pipeline
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
 from wsss.released import check_checkpoint, pipeline_of
-from wsss.store import Store, open_store
+from wsss.store import CHECKPOINTS, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class PreparedRun:
     def checkpoints(self) -> str:
         """Folder or address below which running trainings keep their checkpoints."""
         if "://" in self.store.url:
-            return f"{self.store.url.rstrip('/')}/checkpoints"
-        return str(self.request.home.absolute() / "checkpoints")
+            return f"{self.store.url.rstrip('/')}/{CHECKPOINTS}"
+        return str(self.request.home.absolute() / CHECKPOINTS)
 
 
 def prepare_run(request: RunRequest) -> PreparedRun:
@@ -78,13 +78,20 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     pipeline = pipeline_of(request.method, request.recipe, dataset, request.checkpoint)
     store = open_store(request.store_url, home / "cache" / "store")
     plan = make_plan(pipeline, dataset, store, CostHistory(home / "costs.json"), request.until)
-    if plan.needed:
+    if plan.needed or any(planned.damage for planned in plan.stages):
         store.check_writable()
         told = Told("pictures and masks are read once", "execution.check_data=headers leaves it out")
         for image_list, reads in used_data(plan.needed).items():
             decode = request.recipe.execution.check_data == "all"
             preflight(dataset, image_list, frozenset(reads), decode, told)
     return PreparedRun(request=request, dataset=dataset, pipeline=pipeline, store=store, plan=plan)
+
+
+def plan_again(prepared: PreparedRun) -> PreparedRun:
+    """The same run with a plan of what the store holds now."""
+    costs = CostHistory(prepared.request.home.absolute() / "costs.json")
+    plan = make_plan(prepared.pipeline, prepared.dataset, prepared.store, costs, prepared.request.until)
+    return replace(prepared, plan=plan)
 
 
 def used_data(stages: tuple[PlannedStage, ...]) -> dict[str, set[Any]]:

@@ -1,26 +1,30 @@
 """Runs a pipeline: plan, preflight, one stage after the other, everything recorded.
 
 Whatever a stage finished is in the store; whatever a run learned is in its `run.json`. The same command
-after a crash continues the same run.
+after a crash continues the same run. What is found damaged in the store is set aside and computed again.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from wsss.execution.bookkeeping import open_record, run_tags, stage_result, stage_tags
 from wsss.execution.observer import RunObserver
-from wsss.execution.prepare import PreparedRun
+from wsss.execution.prepare import PreparedRun, plan_again
 from wsss.execution.scheduling import check_schedulable, growth_in_words
 from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict
-from wsss.run_record import RunRecord, StageResult
-from wsss.store import Artifact
-from wsss.tracking.tracker import TrackedRun, open_tracker
+from wsss.run_record import RunRecord, RunRecordError, StageResult
+from wsss.store import Artifact, DamagedArtifact
+from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
 from wsss.weights import fetch_missing
+
+# Times that a run computes damaged inputs again: a disk that damages all that is written would never end.
+_DAMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,29 @@ class RunResult:
     untracked: str = ""
 
 
+@dataclass(frozen=True)
+class _RunLog:
+    """Where the outcome of each stage goes."""
+
+    record: RunRecord
+    folder: Path
+    tracker: Tracker
+    parent: TrackedRun
+    observer: RunObserver
+    executed: set[str] = field(default_factory=set)
+
+    def add(self, result: StageResult) -> None:
+        """Write down the outcome of a stage; one that this run executed stays executed when it is found again."""
+        if result.status == "executed":
+            self.executed.add(result.name)
+        elif result.name in self.executed:
+            result = replace(result, status="executed")
+        record = self.record
+        record.stages = [stage for stage in record.stages if stage.name != result.name] + [result]
+        record.save(self.folder)
+        self.parent.metrics(result.metrics)
+
+
 def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     """Compute what is missing, record everything, and return the record.
 
@@ -40,15 +67,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     """
     request = prepared.request
     home = request.home.absolute()
-    if prepared.plan.needed:
-        from wsss.execution.cluster import connect
-
-        # Before anything is written down: what is refused here leaves no failed run.
-        fetch_missing(prepared.plan.downloads, observer.message)
-        cluster = connect()
-        check_schedulable(prepared.plan, prepared.execution, cluster)
-        for line in growth_in_words(prepared.plan, prepared.execution, cluster):
-            observer.message(line)
+    _get_ready(prepared, observer)  # before anything is written down: what is refused here leaves no failed run
     record, folder = open_record(prepared)
     experiment = f"{prepared.dataset.name}/{request.method.name}"
     tracker = open_tracker(request.tracking_uri, home, experiment)
@@ -59,58 +78,89 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         params=flat_dict(request.recipe),
         dataset=(prepared.dataset.name, str(prepared.dataset.root), record.data_digest),
     )
-    artifacts: dict[str, Artifact] = {}
+    log = _RunLog(record, folder, tracker, parent, observer)
     try:
-        for planned in prepared.plan.stages:
-            result = _settle_stage(prepared, planned, artifacts, observer, record, tracker, parent)
-            record.stages = [stage for stage in record.stages if stage.name != result.name] + [result]
-            record.save(folder)
-            parent.metrics(result.metrics)
+        damages = 0
+        while (damaged := _settle_stages(prepared, log)) is not None:
+            damages += 1
+            if damages > _DAMAGES:
+                raise damaged
+            prepared = plan_again(prepared)
+            _get_ready(prepared, observer)
         record.status, record.ended = "finished", time.time()
         record.save(folder)
         parent.finish("FINISHED")
     except BaseException as error:
         record.status, record.ended = "failed", time.time()
         record.error = str(error) or type(error).__name__
-        record.save(folder)
+        with suppress(RunRecordError):  # of a full disk, the first error tells
+            record.save(folder)
         parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         tracker.close(wait_seconds=5)
         raise
     return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=20).message)
 
 
+def _get_ready(prepared: PreparedRun, observer: RunObserver) -> None:
+    """Download what the stages to compute need, and join a cluster that can hold them."""
+    if not prepared.plan.needed:
+        return
+    from wsss.execution.cluster import connect
+
+    fetch_missing(prepared.plan.downloads, observer.message)
+    cluster = connect()
+    check_schedulable(prepared.plan, prepared.execution, cluster)
+    for line in growth_in_words(prepared.plan, prepared.execution, cluster):
+        observer.message(line)
+
+
+def _settle_stages(prepared: PreparedRun, log: _RunLog) -> DamagedArtifact | None:
+    """Settle one stage after the other. When a stage finds an input damaged, that one is set aside.
+
+    Returns:
+        What the stage said of its input; another plan computes the input again. None at the end of all stages.
+    """
+    artifacts: dict[str, Artifact] = {}
+    for planned in prepared.plan.stages:
+        try:
+            result = _settle_stage(prepared, planned, artifacts, log)
+        except DamagedArtifact as error:
+            keys = {each.stage.name: each.key for each in prepared.plan.stages}
+            for name in (*planned.stage.inputs.values(), planned.stage.name):
+                with _flight(prepared, name, keys[name], log):
+                    prepared.store.set_aside(name, keys[name], log.observer.message)
+            return error
+        log.add(result)
+    return None
+
+
 def _settle_stage(
-    prepared: PreparedRun,
-    planned: PlannedStage,
-    artifacts: dict[str, Artifact],
-    observer: RunObserver,
-    record: RunRecord,
-    tracker: Any,
-    parent: TrackedRun,
+    prepared: PreparedRun, planned: PlannedStage, artifacts: dict[str, Artifact], log: _RunLog
 ) -> StageResult:
     stage, artifact = planned.stage, planned.artifact
     status: Literal["executed", "cached"] = "cached"
     if artifact is None and not planned.needed:
+        if planned.damage:
+            with _flight(prepared, stage.name, planned.key, log):
+                prepared.store.find_or_set_aside(stage.name, planned.key, log.observer.message)
         return stage_result(prepared.pipeline, planned, None, status)
     if artifact is None:
         from wsss.execution.compute import compute_stage
 
-        with prepared.store.single_flight(
-            stage.name,
-            planned.key,
-            on_wait=lambda holder: observer.message(f"{stage.name}: another run computes it ({holder}); waiting"),
-        ):
-            artifact = prepared.store.find(stage.name, planned.key)  # it may have been computed while we waited
+        with _flight(prepared, stage.name, planned.key, log):
+            # It may have been computed while we waited.
+            artifact = prepared.store.find_or_set_aside(stage.name, planned.key, log.observer.message)
             if artifact is None:
-                tracked = tracker.run(
+                record = log.record
+                tracked = log.tracker.run(
                     key=f"{record.run_id}/{stage.name}",
                     name=stage.name,
                     tags={**stage_tags(planned), "run_id": record.run_id},
-                    parent=parent,
+                    parent=log.parent,
                 )
                 try:
                     artifact = compute_stage(
-                        prepared, planned, artifacts, observer, tracked, record.run_id, record.provenance
+                        prepared, planned, artifacts, log.observer, tracked, record.run_id, record.provenance
                     )
                 except BaseException:
                     tracked.finish("FAILED")
@@ -118,3 +168,10 @@ def _settle_stage(
                 status = "executed"
     artifacts[stage.name] = artifact
     return stage_result(prepared.pipeline, planned, artifact, status)
+
+
+def _flight(prepared: PreparedRun, stage: str, key: str, log: _RunLog) -> AbstractContextManager[None]:
+    def wait(holder: str) -> None:
+        log.observer.message(f"{stage}: another run computes it ({holder}); waiting")
+
+    return prepared.store.single_flight(stage, key, on_wait=wait)

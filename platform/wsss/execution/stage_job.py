@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import Dataset
 from wsss.data.image_facts import ImageFacts
 from wsss.data.view import DataView
 from wsss.pipeline import MapStage, Stage, StageContext, TrainStage
-from wsss.store import Artifact, ArtifactWriter, Store
+from wsss.store import CHECKPOINTS, Artifact, ArtifactWriter, Store, StoreError
+
+log = logging.getLogger(__name__)
 
 # Files of an artifact: of a reduce stage, and the losses of a training stage.
 METRICS_FILE = "metrics.json"
@@ -113,6 +118,22 @@ def training_name(stage: Stage, key: str) -> str:
     """Folder name of a training's checkpoints. A preview uses that of the training that it is the start of."""
     preview = stage.preview if isinstance(stage, TrainStage) else None
     return f"{stage.name}-{key if preview is None else preview.whole_key}"
+
+
+def remove_checkpoints(checkpoints: str, store: Store, stage: Stage, key: str) -> None:
+    """Delete the checkpoints of a training that is over, in a folder or below the store; a failure is no error.
+
+    Args:
+        checkpoints: folder, or address below the store, of all trainings' checkpoints.
+    """
+    name = training_name(stage, key)
+    if "://" not in checkpoints:
+        shutil.rmtree(Path(checkpoints) / name, ignore_errors=True)
+        return
+    try:
+        store.backend.remove_folder(f"{CHECKPOINTS}/{name}")
+    except StoreError as error:  # what was computed counts; `wsss store gc` removes them later
+        log.warning("the checkpoints of %s could not be removed: %s", name, error.what)
 
 
 def load_metrics(artifact: Artifact) -> dict[str, float]:

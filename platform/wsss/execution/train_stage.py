@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import tempfile
 import threading
 import time
@@ -220,12 +219,6 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
     if not isinstance(facts, dict):
         raise TrainingError("the training workers returned nothing", f"stage {job.stage.name}", "run it again")
     return {**facts, "waited_seconds": watch.waited} if watch.waited else facts
-
-
-def remove_checkpoints(plan: TrainPlan, job: StageJob) -> None:
-    """Delete the checkpoints of a finished stage (folders only; an object store expires its own)."""
-    if "://" not in plan.checkpoints:
-        shutil.rmtree(Path(plan.checkpoints) / training_name(job.stage, job.key), ignore_errors=True)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def write_grid(rows: SampleRows, classes: Sequence[str], path: Path) -> Path:
             if row == 0:
                 cell.set_title(title, fontsize=11)
         place, caption = axes[row, 0].transAxes, _caption(rows, sample, classes)
-        axes[row, 0].text(0, -0.03, caption, transform=place, fontsize=8, va="top", color="#444444")
+        # A name may hold dollar signs, which are no formula.
+        axes[row, 0].text(0, -0.03, caption, transform=place, fontsize=8, va="top", color="#444444", parse_math=False)
     if present:
         colors = voc_palette() / 255
         handles = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from wsss.reporting.plots import DOTS_PER_INCH
-from wsss.reporting.tables import Table, to_html, to_markdown
+from wsss.reporting.tables import Table, markdown_text, to_html, to_markdown
 
 REPORT_FOLDER = "report"
 _PIXELS_PER_INCH = 88
@@ -54,11 +54,11 @@ def new_report_folder(folder: Path) -> tuple[Path, Path]:
 def write_page(page: Page, target: Path) -> tuple[Path, Path]:
     """Write index.html and report.md; returns their paths. All figures lie below `target`."""
     web = [f"<h1>{html.escape(page.title)}</h1>", _paragraph(page.subtitle, "subtitle")]
-    text = [f"# {page.title}\n", f"{page.subtitle}\n"]
+    text = [f"# {markdown_text(page.title)}\n", f"{markdown_text(page.subtitle)}\n"]
     for words, style in ((page.lead, ""), *((note, "note") for note in page.notes)):
         if words:
             web.append(_paragraph(words, style))
-            text.append(f"{words}\n")
+            text.append(f"{markdown_text(words)}\n")
     for block in page.blocks:
         if isinstance(block, Table) and block.rows:
             web.append(f"<h2>{html.escape(block.title)}</h2>\n{to_html(block)}")
@@ -66,14 +66,16 @@ def write_page(page: Page, target: Path) -> tuple[Path, Path]:
         elif isinstance(block, Section) and block.figures:
             web.append(f"<h2>{html.escape(block.title)}</h2>")
             web += [_figure(title, path, target) for title, path in block.figures]
-            text.append(f"## {block.title}\n")
-            text += [f"![{title}]({path.relative_to(target).as_posix()})\n" for title, path in block.figures]
+            text.append(f"## {markdown_text(block.title)}\n")
+            figures = ((markdown_text(title), path.relative_to(target).as_posix()) for title, path in block.figures)
+            text += [f"![{title}]({source})\n" for title, source in figures]
     for table in page.details:
         if table.rows:
             opening = "<details open>" if table.title == "Protocol" else "<details>"
             web.append(f"{opening}<summary>{html.escape(table.title)}</summary>{to_html(table)}</details>")
             text.append(to_markdown(table))
-    whole = _PAGE.replace("{title}", html.escape(f"{page.title}: {page.subtitle}")).replace("{body}", "\n".join(web))
+    head, tail = _PAGE.replace("{title}", html.escape(f"{page.title}: {page.subtitle}")).rsplit("{body}", 1)
+    whole = head + "\n".join(web) + tail
     (target / "index.html").write_text(whole, encoding="utf-8")
     (target / "report.md").write_text("\n".join(text), encoding="utf-8")
     return target / "index.html", target / "report.md"

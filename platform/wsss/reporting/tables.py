@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,10 +200,15 @@ def miou_metrics(report: RunReport) -> list[str]:
 def to_markdown(table: Table) -> str:
     """GitHub Markdown with a heading."""
     marks = ["---:" if column in table.right else "---" for column in table.columns]
-    lines = [f"## {table.title}", ""]
+    lines = [f"## {markdown_text(table.title)}", ""]
     lines += [_markdown_row(table.columns), _markdown_row(marks)]
     lines += [_markdown_row(row) for row in table.rows]
-    return "\n".join(lines + (["", table.note] if table.note else [])) + "\n"
+    return "\n".join(lines + (["", markdown_text(table.note)] if table.note else [])) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text in which Markdown finds no HTML: `<script>` is shown and not run. `a < b` stays as it is."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def to_html(table: Table) -> str:
@@ -278,11 +284,11 @@ def _spread(values: Sequence[float | None]) -> float | None:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_text(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _html_cell(column: str, cell: str) -> str:
     text = html.escape(cell)
     if column == "verdict":
-        return f'<span class="outcome {cell.replace(" ", "-")}">{text}</span>'
+        return f'<span class="outcome {text.replace(" ", "-")}">{text}</span>'
     return f"<code>{text}</code>" if column == "key" else text

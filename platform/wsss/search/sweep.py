@@ -40,6 +40,7 @@ from wsss.search.records import (
 from wsss.search.request import PreparedSweep, SweepError, racing
 from wsss.search.space.pipelines import metric_stage
 from wsss.search.study.ledger import Ledger
+from wsss.store import Artifact, DamagedArtifact
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker
@@ -194,11 +195,20 @@ def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRe
     request = prepared.request
     scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
 
-    def counts(trial: TrialRecord) -> ImageCounts | None:
-        found = [
+    def find(trial: TrialRecord) -> list[Artifact | None]:
+        return [
             prepared.run.store.find(name, trial.artifacts[name]) if name in trial.artifacts else None
             for name in (ledger.record.metric_stage, scorer or "")
         ]
+
+    def counts(trial: TrialRecord) -> ImageCounts | None:
+        try:
+            found = find(trial)
+        except DamagedArtifact:
+            _connect(prepared)
+            evaluator = BatchEvaluator(sweep_context(prepared, prepared.sweep_id, ledger.record.provenance))
+            evaluator.advance([evaluator.open(trial.number, trial.settings)], request.metric)
+            found = find(trial)
         if found[0] is None:
             return None
         return read_counts(request.metric, found[0], found[1])

@@ -7,15 +7,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from wsss.store.artifact import Artifact, ArtifactWriter
-from wsss.store.backend import StoreError
+from wsss.store.backend import DamagedArtifact, StoreError
 from wsss.store.local import LocalFiles
 from wsss.store.shards import ShardIndex, encode_shard
-from wsss.store.store import ArtifactRef, Store
+from wsss.store.store import CHECKPOINTS, ArtifactRef, Store
 
 __all__ = [
+    "CHECKPOINTS",
     "Artifact",
     "ArtifactRef",
     "ArtifactWriter",
+    "DamagedArtifact",
     "ShardIndex",
     "Store",
     "StoreError",

@@ -5,6 +5,7 @@ Layout below the store, the same in every back end:
     <stage>/<key>/<file>...              weights, tables, `shard-00000.zip`...
     <stage>/<key>/finished/<file>.json   note (size, sha256, images of a shard), written after its file
     <stage>/<key>/manifest.json          written last; without it readers see nothing
+    .damaged/<stage>/<key>/...           what was set aside because it is not what was stored
 
 The notes are what a restarted run trusts: a file without its note was being written when the process died.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.store.backend import Backend, StoreError, sha256_of
+from wsss.store.backend import Backend, DamagedArtifact, StoreError, sha256_of
 from wsss.store.shards import ShardIndex, encode_shard
 
 MANIFEST = "manifest.json"
@@ -32,6 +33,10 @@ _SHARD = re.compile(r"shard-(\d{5,})\.zip")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@-]*")
 
 log = logging.getLogger(__name__)
+
+
+class ForeignManifest(DamagedArtifact):
+    """The folder holds another artifact than its name says: none of its files can be trusted."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,22 @@ class Artifact:
             )
         try:
             manifest = json.loads(content)
-            known = (manifest["format"], manifest["stage"], manifest["key"]) == (FORMAT, self.stage, self.key)
-            if known and all(isinstance(manifest[name], dict) for name in ("files", "shards", "provenance")):
-                return manifest
+            if isinstance(manifest["format"], int) and manifest["format"] > FORMAT:
+                raise StoreError(
+                    f"{MANIFEST} has format {manifest['format']}, this version reads format {FORMAT}",
+                    self.location,
+                    "update wsss, or use another store (--store)",
+                )
+            checksum = manifest.pop("sha256", None)  # manifests of earlier versions have none
+            whole = checksum in (None, _digest(manifest)) and manifest["format"] == FORMAT
+            if whole and all(isinstance(manifest[name], dict) for name in ("files", "shards", "provenance")):
+                if (manifest["stage"], manifest["key"]) == (self.stage, self.key):
+                    return manifest
+                foreign = f"{manifest['stage']}/{manifest['key']}"
+                raise ForeignManifest(f"{MANIFEST} belongs to {foreign}", self.location)
         except (ValueError, KeyError, TypeError):
             pass
-        raise StoreError(
-            f"{MANIFEST} is not one of format {FORMAT} for stage {self.stage!r} and this key",
-            self.location,
-            f"update wsss, or remove it (`wsss rm {self.folder}`, or delete that folder)",
-        )
+        raise DamagedArtifact(f"{MANIFEST} cannot be read", self.location)
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -107,7 +118,8 @@ class Artifact:
         """The named arrays of one image; only its own bytes are read.
 
         Raises:
-            StoreError: the artifact has no such image, or its shard is missing or damaged.
+            StoreError: the artifact has no such image.
+            DamagedArtifact: its shard is not what was stored.
         """
         shard = self._shard_of.get(image)
         if shard is None:
@@ -116,39 +128,58 @@ class Artifact:
                 self.location,
                 "check that both stages run over the same image list",
             )
-        if shard not in self._indexes:
-            self._indexes[shard] = ShardIndex.open(self.path(shard))
-        return self._indexes[shard].arrays(image)
+        try:
+            if shard not in self._indexes:
+                self._indexes[shard] = self._index(shard, self.path(shard))
+            return self._indexes[shard].arrays(image)
+        except DamagedArtifact:
+            path = self._local(shard, anew=True)  # a damaged copy of an object store is fetched again
+        try:
+            self._indexes[shard] = self._index(shard, path)
+            return self._indexes[shard].arrays(image)
+        except DamagedArtifact as error:
+            raise StoreError(
+                f"{shard} was stored damaged: {error}",
+                self.location,
+                f"remove the artifact (`wsss rm {self.folder}`), run again",
+            ) from error
 
     def path(self, file: str) -> Path:
-        """A local path with the content of a file, size verified; downloaded once if the store is remote."""
+        """A local path with the content of a file; downloaded once if the store is remote.
+
+        The checksum is compared each time, but for shards: each array has its own, which its reading compares.
+
+        Raises:
+            StoreError: the artifact has no such file.
+            DamagedArtifact: its content is not what was stored.
+        """
         if file not in self.files:
             has = f"it has: {', '.join(self.files) or 'none'}"
             raise StoreError(f"artifact of stage {self.stage!r} has no file {file!r}", self.location, has)
-        return self.backend.local_path(self.place(file), self.files[file]["size"], self.files[file]["sha256"])
+        return self._local(file, anew=_SHARD.fullmatch(file) is None)
+
+    def _index(self, shard: str, path: Path) -> ShardIndex:
+        index = ShardIndex.open(path)
+        if set(index.entries) != set(self.manifest["shards"][shard]):
+            raise DamagedArtifact(f"{shard} holds other images than the manifest says", self.location)
+        return index
+
+    def _local(self, file: str, anew: bool) -> Path:
+        entry = self.files[file]
+        return self.backend.local_path(self.place(file), entry["size"], entry["sha256"], anew=anew)
 
     def json(self, file: str) -> Any:
         """Content of a JSON file of the artifact."""
         return json.loads(self.path(file).read_text(encoding="utf-8"))
 
-    def check_sizes(self) -> None:
-        """Raises StoreError naming the files that are missing or have another size than the manifest says."""
-        listed = self.backend.sizes(self.folder)
-        bad = []
-        for file, entry in self.files.items():
-            # The listing of an object store may lag behind: what looks wrong in it is asked for directly.
-            size = listed.get(file)
-            if size != entry["size"]:
-                size = self.backend.size(self.place(file))
-            if size != entry["size"]:
-                found = "missing" if size is None else f"{size} bytes instead of {entry['size']}"
-                bad.append(f"{file} ({found})")
-        if bad:
-            raise StoreError(
-                f"artifact of stage {self.stage!r} is damaged: {', '.join(bad)}",
-                self.location,
-                f"remove it (`wsss rm {self.folder}`, or delete that folder), run the stage again",
-            )
+    def check(self, *, anew: bool = False) -> None:
+        """Compare all files with the manifest; how far is said at `Backend.faults`.
+
+        Raises:
+            DamagedArtifact: names the files that are not what was stored.
+        """
+        if faults := self.backend.faults(self.folder, self.files, anew=anew):
+            raise DamagedArtifact(in_words(faults), self.location)
 
     @cached_property
     def _shard_of(self) -> dict[str, str]:
@@ -191,8 +222,13 @@ class ArtifactWriter:
         self._add(name, content, None)
 
     def finished_images(self) -> dict[int, tuple[str, ...]]:
-        """Shard index -> its images, for the shards finished so far, by this or by a dead process."""
-        shards = {int(match[1]): note for file, note in self._notes().items() if (match := _SHARD.fullmatch(file))}
+        """Shard index -> its images, for the shards finished so far, by this or by a dead process.
+
+        A shard that is damaged is not finished.
+        """
+        notes = {file: note for file, note in self._notes().items() if _SHARD.fullmatch(file)}
+        damaged = self._backend.faults(self.artifact.folder, notes)
+        shards = {int(file[6:-4]): note for file, note in notes.items() if file not in damaged}
         return {index: tuple(note["images"]) for index, note in sorted(shards.items())}
 
     def discard_shard(self, index: int) -> None:
@@ -247,7 +283,7 @@ class ArtifactWriter:
             "provenance": dict(provenance),
         }
         self._backend.remove_leftovers(artifact.folder)
-        self._backend.write(self.artifact.place(MANIFEST), _json(manifest))
+        self._backend.write(self.artifact.place(MANIFEST), _json({**manifest, "sha256": _digest(manifest)}))
         return artifact
 
     def _add(self, file: str, content: bytes | Path, images: list[str] | None) -> None:
@@ -258,7 +294,7 @@ class ArtifactWriter:
             raise StoreError(f"the file to store as {file!r} does not exist", str(content))
         digest, size = sha256_of(content)
         note = {"file": file, "size": size, "sha256": digest} | ({} if images is None else {"images": images})
-        before = self._backend.read(self._note_path(file))
+        before = self._content_of_note(file)
         if before == _json(note) and self._backend.size(self.artifact.place(file)) == size:
             return
         if before is not None:  # never leave an old note beside new content
@@ -279,11 +315,19 @@ class ArtifactWriter:
     def _note(self, file: str) -> dict[str, Any] | None:
         """The note of a file whose content has the size that the note says."""
         try:
-            note = json.loads(self._backend.read(self._note_path(file)) or b"")
-        except ValueError:
+            note = json.loads(self._content_of_note(file) or b"")
+            size, images = note["size"], note.get("images", [])
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        size = self._backend.size(self.artifact.place(file))
-        return note if size is not None and size == note.get("size") else None
+        if "sha256" not in note or not isinstance(images, list) or (_SHARD.fullmatch(file) and "images" not in note):
+            return None
+        return note if size == self._backend.size(self.artifact.place(file)) is not None else None
+
+    def _content_of_note(self, file: str) -> bytes | None:
+        try:
+            return self._backend.read(self._note_path(file))
+        except DamagedArtifact:
+            return b""  # it is there, and says nothing
 
     def _notes(self) -> dict[str, dict[str, Any]]:
         listed = sorted(self._backend.sizes(self.artifact.place(_FINISHED)))
@@ -303,6 +347,16 @@ def check_name(name: str, kind: str) -> None:
     if not _NAME.fullmatch(name):
         remedy = "use letters, digits and _ . = + @ - and begin with a letter, a digit or _"
         raise StoreError(f"{name!r} cannot be the name of a {kind}", remedy=remedy)
+
+
+def in_words(faults: Mapping[str, str]) -> str:
+    """`weights.pt (other content), shard-00003.zip (missing)`; the first few of many."""
+    named = [f"{file} ({fault})" for file, fault in sorted(faults.items())]
+    return ", ".join(named[:5]) + (f" and {len(named) - 5} more files" if len(named) > 5 else "")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return sha256_of(_json(manifest))[0]
 
 
 def _json(value: Any) -> bytes:

@@ -7,10 +7,11 @@ end's own (locks, leases, temporary files) and never appear in a listing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wsss.errors import WsssError
 
@@ -20,6 +21,22 @@ OnWait = Callable[[str], None]
 
 class StoreError(WsssError):
     """The store cannot be read or written, or an artifact in it is damaged."""
+
+
+class DamagedArtifact(StoreError):
+    """What is there of an artifact is not what was stored. A run sets it aside and computes it again."""
+
+    def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
+        # A loader process of torch raises an error again from its text alone.
+        super().__init__(what, where, remedy or "run the recipe again: what is damaged is set aside and computed anew")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file: `size` in bytes, `modified` in seconds since 1970 on the clock of the place."""
+
+    size: int
+    modified: float
 
 
 class Backend(Protocol):
@@ -35,13 +52,21 @@ class Backend(Protocol):
         ...
 
     def read(self, path: str) -> bytes | None:
-        """Content, or None when there is no such path."""
+        """Content, or None when there is no such path.
+
+        Raises:
+            DamagedArtifact: it is there and cannot be read, while its folder can.
+        """
 
     def size(self, path: str) -> int | None:
         """Bytes, or None when there is no such path. Never answers from a listing that may lag behind."""
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Path relative to `folder` -> bytes, for everything below it; empty when there is nothing."""
+        ...
+
+    def entries(self) -> dict[str, Entry]:
+        """Everything that lies here, with what `sizes` hides."""
         ...
 
     def write(self, path: str, content: bytes | Path) -> None:
@@ -51,13 +76,31 @@ class Backend(Protocol):
         """Remove one file; no error when it is absent."""
 
     def remove_folder(self, folder: str) -> None:
-        """Remove everything below a folder; no error when it is absent."""
+        """Remove everything below a folder, with what `sizes` hides; no error when it is absent."""
 
     def remove_leftovers(self, folder: str) -> None:
         """Remove temporary files that dead writers left in a folder."""
 
-    def local_path(self, path: str, size: int, sha256: str) -> Path:
-        """A local file with the content of `path`, whose size is checked; StoreError when it differs."""
+    def move(self, path: str, target: str) -> None:
+        """Give a file, or everything below a folder, another path; no error when it is absent."""
+
+    def faults(self, folder: str, files: Mapping[str, Mapping[str, Any]], *, anew: bool = False) -> dict[str, str]:
+        """What is wrong with files that `folder` should hold: file -> in words, for those that are not as they should.
+
+        A folder compares checksums, of a file that has not changed since its last comparison only if `anew`. An
+        object store compares sizes, and checksums if `anew`; else those of a file follow when it is downloaded.
+
+        Args:
+            files: name -> `size` and `sha256`.
+        """
+        ...
+
+    def local_path(self, path: str, size: int, sha256: str, *, anew: bool) -> Path:
+        """A local file with the content of `path`. Its size is compared, and if `anew` its checksum.
+
+        Raises:
+            DamagedArtifact: they differ, or the file is missing.
+        """
         ...
 
     def check_writable(self) -> None:

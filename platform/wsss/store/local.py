@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import platform
 import shutil
+import stat
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsss.files import locked, remove_unfinished, write_file
-from wsss.store.backend import OnWait, StoreError
+from wsss.store.backend import DamagedArtifact, Entry, OnWait, StoreError, sha256_of
 
-_REMOVED = ".removed-"
+REMOVED = ".removed-"
+PROBE = ".probe-"
+VERIFIED = ".verified"
+OTHER_CONTENT = "other content"
+# A file that changed this recently may change again within one tick of its clock.
+_SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,15 @@ class LocalFiles:
         return str(self.root / path)
 
     def read(self, path: str) -> bytes | None:
-        with explained(self.root / path), suppress(FileNotFoundError, NotADirectoryError):
-            return (self.root / path).read_bytes()
+        target = self.root / path
+        with explained(target), suppress(FileNotFoundError, NotADirectoryError):
+            try:
+                return target.read_bytes()
+            except (PermissionError, IsADirectoryError) as error:
+                if os.access(target.parent, os.R_OK | os.X_OK):  # this file alone is not as it was written
+                    what = f"{target.name} cannot be read: {error.strerror}"
+                    raise DamagedArtifact(what, str(target.parent)) from error
+                raise
 
     def size(self, path: str) -> int | None:
         with explained(self.root / path), suppress(FileNotFoundError, NotADirectoryError):
@@ -51,6 +69,17 @@ class LocalFiles:
                             found[path.relative_to(base).as_posix()] = path.stat().st_size
         return found
 
+    def entries(self) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        with explained(self.root):
+            for at, _, files in os.walk(self.root, onerror=_raise_unless_gone):
+                for name in files:
+                    path = Path(at, name)
+                    with suppress(FileNotFoundError):
+                        status = path.lstat()
+                        found[path.relative_to(self.root).as_posix()] = Entry(status.st_size, status.st_mtime)
+        return found
+
     def write(self, path: str, content: bytes | Path) -> None:
         target = self.root / path
         with explained(target):
@@ -66,9 +95,9 @@ class LocalFiles:
             if not base.is_dir():
                 return
             # One rename hides all of it at once; a crash afterwards leaves rubbish, never half an artifact.
-            away = base.with_name(f"{_REMOVED}{base.name}-{uuid.uuid4().hex[:8]}")
+            away = base.with_name(f"{REMOVED}{base.name}-{uuid.uuid4().hex[:8]}")
             base.rename(away)
-            for removed in base.parent.glob(f"{_REMOVED}*"):  # also those of a delete that was killed
+            for removed in base.parent.glob(f"{REMOVED}*"):  # also those of a delete that was killed
                 shutil.rmtree(removed, ignore_errors=True)
             with suppress(OSError):  # the folder of the stage, when this was its last artifact
                 base.parent.rmdir()
@@ -76,20 +105,81 @@ class LocalFiles:
     def remove_leftovers(self, folder: str) -> None:
         remove_unfinished(self.root / folder)
 
-    def local_path(self, path: str, size: int, sha256: str) -> Path:
-        found = self.size(path)
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            artifact = "/".join(path.split("/")[:2])
-            raise StoreError(
-                f"a file of the artifact {state}",
-                self.describe(path),
-                f"remove the artifact (`wsss rm {artifact}`, or delete its folder), run the stage again",
-            )
+    def move(self, path: str, target: str) -> None:
+        base, away = self.root / path, self.root / target
+        with explained(base), suppress(FileNotFoundError):
+            away.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                base.rename(away)
+            except PermissionError:  # an owner may change the mode that forbids it
+                for each in (base.parent, base):
+                    if each.is_dir():
+                        each.chmod(each.stat().st_mode | stat.S_IRWXU)
+                base.rename(away)
+
+    def faults(self, folder: str, files: Mapping[str, Mapping[str, Any]], *, anew: bool = False) -> dict[str, str]:
+        known = {} if anew else self._verified(folder)
+        found: dict[str, str] = {}
+        unknown: dict[str, list[int]] = {}
+        for file, entry in files.items():
+            try:
+                status = (self.root / folder / file).stat()
+            except OSError as error:
+                found[file] = "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+                continue
+            facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            if not stat.S_ISREG(status.st_mode):
+                found[file] = "not a file"
+            elif status.st_size != entry["size"]:
+                found[file] = f"{status.st_size} bytes instead of {entry['size']}"
+            elif known.get(file) != [entry["sha256"], *facts]:
+                unknown[file] = facts
+
+        def compare(file: str) -> None:
+            try:
+                if sha256_of(self.root / folder / file)[0] != files[file]["sha256"]:
+                    found[file] = OTHER_CONTENT
+            except OSError as error:  # a bad block, or a mode that forbids reading
+                found[file] = f"cannot be read: {error.strerror}"
+
+        if unknown:
+            with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+                list(pool.map(compare, unknown))
+            before = time.time_ns() - _SETTLED_NS
+            fresh = {
+                file: [files[file]["sha256"], *facts]
+                for file, facts in unknown.items()
+                if file not in found and max(facts[1:3]) < before
+            }
+            if fresh and not anew:
+                with suppress(OSError):  # of a store that may only be read, checksums are compared each time
+                    write_file(self._verified_path(folder), json.dumps({**self._verified(folder), **fresh}))
+        return found
+
+    def _verified_path(self, folder: str) -> Path:
+        return self.root / VERIFIED / (platform.node() or "here") / f"{folder}.json"
+
+    def _verified(self, folder: str) -> dict[str, list[Any]]:
+        """File -> checksum, size, times and inode at its last comparison on this machine."""
+        try:
+            known = json.loads(self._verified_path(folder).read_text())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def local_path(self, path: str, size: int, sha256: str, *, anew: bool) -> Path:
+        folder, _, file = path.rpartition("/")
+        if anew:
+            fault = self.faults(folder, {file: {"size": size, "sha256": sha256}}, anew=True).get(file)
+        else:
+            found = self.size(path)
+            fault = None if found == size else "missing" if found is None else f"{found} bytes instead of {size}"
+        if fault is not None:
+            raise DamagedArtifact(f"{file} ({fault})", self.describe(folder))
         return self.root / path
 
     def check_writable(self) -> None:
-        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        probe = f"{PROBE}{uuid.uuid4().hex[:8]}"
         self.write(probe, b"wsss")
         self.remove(probe)
 
@@ -128,5 +218,6 @@ def explained(path: Path) -> Iterator[None]:
             what = "no space to write"
             remedy = "free some space (`wsss ls` lists, `wsss rm` removes), run again; finished work is kept"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            what, remedy = "no access to the store", "choose a store folder that you may read and write"
+            what = "no access to the store"
+            remedy = "choose a store folder that you may read and write, or make this one so (`chmod -R u+rwX`)"
         raise StoreError(f"{what}: {error.strerror}", str(path), remedy) from error

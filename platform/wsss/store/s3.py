@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -37,9 +37,9 @@ from botocore.exceptions import (
 )
 
 from wsss.files import finish, remove_unfinished, unfinished
-from wsss.store.backend import OnWait, StoreError
+from wsss.store.backend import DamagedArtifact, Entry, OnWait, StoreError, sha256_of
 from wsss.store.lease import lease_single_flight
-from wsss.store.local import LocalFiles, explained, held
+from wsss.store.local import OTHER_CONTENT, PROBE, LocalFiles, explained, held
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +112,22 @@ class S3Files:
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
+        return {
+            path: entry.size
+            for path, entry in self._listed(folder).items()
+            if not any(part.startswith(".") for part in path.split("/"))
+        }
+
+    def entries(self) -> dict[str, Entry]:
+        return self._listed("")
+
+    def _listed(self, folder: str) -> dict[str, Entry]:
         base = self._key(f"{folder}/" if folder else "")
-        found = {}
+        found: dict[str, Entry] = {}
         with self._explained(folder):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base):
                 for item in page.get("Contents", ()):
-                    path = item["Key"].removeprefix(base)
-                    if not any(part.startswith(".") for part in path.split("/")):
-                        found[path] = item["Size"]
+                    found[item["Key"].removeprefix(base)] = Entry(item["Size"], item["LastModified"].timestamp())
         return dict(sorted(found.items()))
 
     def write(self, path: str, content: bytes | Path) -> None:
@@ -151,7 +159,7 @@ class S3Files:
             self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
 
     def remove_folder(self, folder: str) -> None:
-        names = [{"Key": self._key(f"{folder}/{name}")} for name in self.sizes(folder)]
+        names = [{"Key": self._key(f"{folder}/{name}")} for name in self._listed(folder)]
         with self._explained(folder):
             for start in range(0, len(names), 1000):
                 answer = self._client.delete_objects(
@@ -167,18 +175,50 @@ class S3Files:
     def remove_leftovers(self, folder: str) -> None:
         """Nothing to do: an object appears whole or not at all."""
 
-    def local_path(self, path: str, size: int, sha256: str) -> Path:
-        local = LocalFiles(self.cache)
-        kept = f"files/{sha256[:2]}/{sha256}/{path.rpartition('/')[2]}"
-        if local.size(kept) == size:
-            return self.cache / kept
-        with held(self.cache / ".locks" / f"{sha256}.lock", None):
-            if local.size(kept) != size:
-                self._download(path, size, sha256, self.cache / kept)
-        return self.cache / kept
+    def move(self, path: str, target: str) -> None:
+        listed = [path, *(f"{path}/{name}" for name in self.sizes(path))]
+        for each in listed:
+            with self._explained(each):
+                try:
+                    source = {"Bucket": self.bucket, "Key": self._key(each)}
+                    self._client.copy(source, self.bucket, self._key(target + each.removeprefix(path)))
+                except ClientError as error:
+                    if _code(error) not in _ABSENT:
+                        raise
+                    continue
+            self.remove(each)
+
+    def faults(self, folder: str, files: Mapping[str, Mapping[str, Any]], *, anew: bool = False) -> dict[str, str]:
+        listed = self.sizes(folder)
+        found: dict[str, str] = {}
+        for file, entry in files.items():
+            # The listing of an object store may lag behind: what looks wrong in it is asked for directly.
+            size = listed.get(file)
+            if size != entry["size"]:
+                size = self.size(f"{folder}/{file}")
+            if size != entry["size"]:
+                found[file] = "missing" if size is None else f"{size} bytes instead of {entry['size']}"
+            elif anew and self._digest(f"{folder}/{file}") != entry["sha256"]:
+                found[file] = OTHER_CONTENT
+        return found
+
+    def _digest(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self._explained(path):
+            for block in self._blocks(path):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def local_path(self, path: str, size: int, sha256: str, *, anew: bool) -> Path:
+        kept = self.cache / "files" / sha256[:2] / sha256 / path.rpartition("/")[2]
+        if not _holds(kept, size, sha256, anew):
+            with held(self.cache / ".locks" / f"{sha256}.lock", None):
+                if not _holds(kept, size, sha256, anew):
+                    self._download(path, size, sha256, kept)
+        return kept
 
     def check_writable(self) -> None:
-        probe = self._key(f".probe-{uuid.uuid4().hex[:8]}")
+        probe = self._key(f"{PROBE}{uuid.uuid4().hex[:8]}")
         client = _client(_PREFLIGHT)
         with self._explained(""):
             client.put_object(Bucket=self.bucket, Key=probe, Body=b"wsss")
@@ -215,12 +255,9 @@ class S3Files:
                     file.write(block)
             found = temporary.stat().st_size
             if found != size or digest.hexdigest() != sha256:
-                difference = f"{found} bytes instead of {size}" if found != size else "its checksum differs"
-                raise StoreError(
-                    f"a file of the artifact is damaged: {difference}",
-                    self.describe(path),
-                    f"remove the artifact (`wsss rm {'/'.join(path.split('/')[:2])}`), run the stage again",
-                )
+                fault = f"{found} bytes instead of {size}" if found != size else OTHER_CONTENT
+                folder, _, file = path.rpartition("/")
+                raise DamagedArtifact(f"{file} ({fault})", self.describe(folder))
             finish(temporary, target, durable=True)
 
     def _key(self, path: str) -> str:
@@ -257,9 +294,17 @@ class S3Files:
         if code in _DENIED:
             return StoreError(f"the object store refused the credentials ({code})", where, _CREDENTIALS)
         if code in _ABSENT:
-            return StoreError("an object is missing", where, "remove the artifact, then run the stage again")
+            return DamagedArtifact("an object is missing", where)
         message = error.response.get("Error", {}).get("Message", "")
         return StoreError(f"the object store answered {code}: {message}", where, "run again; finished work is kept")
+
+
+def _holds(path: Path, size: int, sha256: str, anew: bool) -> bool:
+    """Whether a downloaded copy is whole; `anew` also compares its checksum."""
+    try:
+        return path.stat().st_size == size and (not anew or sha256_of(path)[0] == sha256)
+    except OSError:
+        return False
 
 
 def endpoint() -> str:

@@ -19,8 +19,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from wsss.store.backend import StoreError
+from wsss.store.backend import DamagedArtifact, StoreError
 
+# What damaged bytes make the readers of zip and npy raise.
+_UNREADABLE = (ValueError, NotImplementedError, OverflowError, MemoryError, struct.error, zlib.error)
 _LOCAL_HEADER = struct.Struct("<4s22sHH")  # signature, fields that the central directory repeats, two lengths
 
 
@@ -78,43 +80,46 @@ class ShardIndex:
 
     @classmethod
     def open(cls, path: Path) -> ShardIndex:
-        """Read the directory of a shard. Raises StoreError when it is not a whole shard."""
+        """Read the directory of a shard. Raises DamagedArtifact when it is not a whole shard."""
         entries: dict[str, dict[str, zipfile.ZipInfo]] = {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
+                    if info.comment or info.extra:  # a length that is too large hides the entries that follow
+                        raise _damaged(path, f"entry {info.filename!r} has a comment")
                     image, _, file = info.filename.partition("/")
                     arrays = entries.setdefault(image, {})
-                    if file:
-                        arrays[file.removesuffix(".npy")] = info
-        except (OSError, zipfile.BadZipFile) as error:
+                    if file and arrays.setdefault(file.removesuffix(".npy"), info) is not info:
+                        raise _damaged(path, f"two entries {info.filename!r}")
+        except (OSError, zipfile.BadZipFile, *_UNREADABLE) as error:
             raise _damaged(path, str(error)) from error
         return cls(path, entries)
 
     def arrays(self, image: str) -> dict[str, np.ndarray]:
-        """The arrays of one image. KeyError when the shard lacks it, StoreError when it is damaged."""
+        """The arrays of one image. KeyError when the shard lacks it, DamagedArtifact when it is damaged."""
         arrays = self.entries[image]
         # Opened for each image: nothing to inherit over a fork, nothing shared between threads.
         try:
             with self.path.open("rb") as file:
                 return {name: _read_entry(file, info, self.path) for name, info in arrays.items()}
-        except (OSError, ValueError, struct.error, zlib.error) as error:
+        except (OSError, *_UNREADABLE) as error:
             raise _damaged(self.path, f"image {image!r}: {error}") from error
 
 
 def _read_entry(file: BinaryIO, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
     file.seek(info.header_offset)
     signature, _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    file.seek(name_length + extra_length, io.SEEK_CUR)
+    name = file.read(name_length)
+    file.seek(extra_length, io.SEEK_CUR)
     content = file.read(info.compress_size)
     if info.compress_type == zipfile.ZIP_DEFLATED:
         content = zlib.decompress(content, -zlib.MAX_WBITS)
+    if name != info.orig_filename.encode(errors="replace"):
+        raise _damaged(path, f"entry {info.filename!r} has another name")
     if signature != b"PK\x03\x04" or len(content) != info.file_size or zlib.crc32(content) != info.CRC:
         raise _damaged(path, f"checksum of entry {info.filename!r} differs")
     return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
 
-def _damaged(path: Path, detail: str) -> StoreError:
-    return StoreError(
-        f"shard is damaged: {detail}", str(path), "delete the artifact that holds it and run the stage again"
-    )
+def _damaged(path: Path, detail: str) -> DamagedArtifact:
+    return DamagedArtifact(f"{path.name} is damaged: {detail}", str(path))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from wsss.store.artifact import MANIFEST, Artifact, ArtifactWriter
-from wsss.store.backend import Backend, OnWait
+from wsss.store.artifact import MANIFEST, Artifact, ArtifactWriter, ForeignManifest, in_words
+from wsss.store.backend import Backend, DamagedArtifact, OnWait, StoreError
+
+DAMAGED = ".damaged"
+# Folder below an object store, or below a home, of the checkpoints of trainings that are under way.
+CHECKPOINTS = "checkpoints"
+_SET_ASIDE = "set aside, to be computed again"
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,75 @@ class Store:
         """Folder, or `s3://bucket/prefix`."""
         return self.backend.url
 
+    def artifact(self, stage: str, key: str) -> Artifact:
+        """The artifact of that name, whether there is one or not."""
+        return Artifact(self.backend, stage, key)
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """The published artifact, or None.
 
         Raises:
-            StoreError: it is there but a file is missing or short, or the store cannot be read.
+            DamagedArtifact: what is there is not what was stored.
+            StoreError: the store cannot be read.
         """
         artifact = Artifact(self.backend, stage, key)
         if self.backend.size(artifact.place(MANIFEST)) is None:
             return None
-        artifact.check_sizes()
+        artifact.check()
         return artifact
+
+    def find_or_set_aside(self, stage: str, key: str, tell: Callable[[str], None]) -> Artifact | None:
+        """As `find`; what is damaged is set aside and told in one line. The caller holds the single flight.
+
+        Raises:
+            StoreError: the artifact was imported, or the store cannot be read or written.
+        """
+        try:
+            return self.find(stage, key)
+        except DamagedArtifact:
+            self.set_aside(stage, key, tell)
+            return None
+
+    def set_aside(self, stage: str, key: str, tell: Callable[[str], None]) -> None:
+        """Move what is damaged of an artifact below `.damaged`, which makes it one that is not finished.
+
+        Every file is compared anew. What is whole stays: a map stage computes the shards that are gone. Nothing
+        happens to an artifact that is whole or not there. The caller holds the single flight.
+
+        Args:
+            tell: gets one line of what was wrong.
+
+        Raises:
+            StoreError: the artifact was imported, so that a run would put something else in its place.
+        """
+        artifact = Artifact(self.backend, stage, key)
+        if self.backend.size(artifact.place(MANIFEST)) is None:
+            return
+        away = f"{DAMAGED}/{artifact.folder}/{time.time_ns()}"
+        try:
+            files = artifact.files
+        except ForeignManifest as error:
+            self.backend.move(artifact.folder, away)
+            tell(f"{stage}: {error.what}; {_SET_ASIDE}")
+            return
+        except DamagedArtifact as error:
+            self.backend.move(artifact.place(MANIFEST), f"{away}/{MANIFEST}")
+            tell(f"{stage}: {error.what}; {_SET_ASIDE}")
+            return
+        faults = self.backend.faults(artifact.folder, files, anew=True)
+        if not faults:
+            return
+        if artifact.provenance.get("imported"):
+            raise StoreError(
+                f"imported artifact of stage {stage!r} is damaged: {in_words(faults)}",
+                artifact.location,
+                f"import it again (`wsss import`) from {artifact.provenance.get('imported_from', 'its source')}, "
+                f"or remove it (`wsss rm {artifact.folder}`), and the stage is computed",
+            )
+        self.backend.move(artifact.place(MANIFEST), f"{away}/{MANIFEST}")  # readers first
+        for file in faults:
+            self.backend.move(artifact.place(file), f"{away}/{file}")
+        tell(f"{stage}: {in_words(faults)}; {_SET_ASIDE}")
 
     def writer(self, stage: str, key: str) -> ArtifactWriter:
         """Begin, or continue, to fill an artifact."""
@@ -62,7 +126,7 @@ class Store:
         """Published artifacts, sorted by stage and key; on demand also those that are not published."""
         found: dict[tuple[str, str], dict[str, int]] = {}
         for path, size in self.backend.sizes("").items():
-            if path.count("/") >= 2:
+            if path.count("/") >= 2 and not path.startswith(f"{CHECKPOINTS}/"):
                 stage, key, file = path.split("/", 2)
                 found.setdefault((stage, key), {})[file] = size
         for (stage, key), sizes in sorted(found.items()):

@@ -29,6 +29,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from wsss.files import finish, locked, unfinished
 from wsss.tracking.location import artifact_root, sqlite_path, sqlite_uri
+from wsss.tracking.redact import redact_text
 from wsss.tracking.spool import ROOT, Cursor, Event, RecordLost, kept_file, tracking_folder
 
 RUN_ID_TAG = "wsss.run_id"
@@ -234,7 +235,7 @@ class RunDelivery:
                 raise
             if len(values) == 1:
                 self._check_alive(mlflow_id)
-                self._rejected.append({"run": run, "kind": kind, **dict(values[0]), "reason": str(error)})
+                self._rejected.append({"run": run, "kind": kind, **dict(values[0]), "reason": redact_text(str(error))})
                 return
             middle = len(values) // 2
             self._log(run, mlflow_id, kind, values[:middle])
@@ -248,11 +249,11 @@ class RunDelivery:
             if error.error_code != _INVALID:
                 raise
             self._check_alive(self._mlflow_id(event["run"]))
-            self._rejected.append({**event, "reason": str(error)})
+            self._rejected.append({**event, "reason": redact_text(str(error))})
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code not in _REFUSED_UPLOADS:
                 raise
-            self._rejected.append({**event, "reason": str(error)})
+            self._rejected.append({**event, "reason": redact_text(str(error))})
 
 
 @dataclass

@@ -6,12 +6,10 @@ Runs where the trial runs, on a worker that takes no CPU; the stages take the cl
 from __future__ import annotations
 
 import operator
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import load_dataset
@@ -22,7 +20,7 @@ from wsss.execution.map_stage import JobOutcome, run_map_jobs, run_reduce_jobs
 from wsss.execution.nodes import Resources
 from wsss.execution.prepare import PreparedRun, RunRequest
 from wsss.execution.scheduling import stage_resources, tasks_of
-from wsss.execution.stage_job import StageJob, bind_job, publish_stage, training_name
+from wsss.execution.stage_job import StageJob, bind_job, publish_stage, remove_checkpoints
 from wsss.execution.tasks import call_many, describe
 from wsss.execution.waiting import NodesMissingError, wait_for_first_node
 from wsss.formatting import duration, percent
@@ -36,12 +34,24 @@ from wsss.search.evaluate.trial import CONFUSIONS, RunningTrial, SweepContext, T
 from wsss.search.records import CriterionPoint, PreviewValue, Rung, Select, StageUse
 from wsss.search.space.pipelines import KeyedPipelines, metric_stage
 from wsss.stages.score import LabelScoreConfig
-from wsss.store import Artifact, open_store
+from wsss.store import Artifact, DamagedArtifact, open_store
 
 Tell = Callable[[str], None]
 Artifacts = tuple[Artifact, Artifact | None]
 Limits = tuple[float, float] | None
 CriterionOf = Callable[[], tuple[CriterionPoint, ...]]
+
+
+# Times that damaged inputs of a stage are computed again.
+_DAMAGES = 2
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a stage of a trial failed, and whether damage of one of its inputs was to blame."""
+
+    text: str
+    by_damage: bool
 
 
 class _Quiet:
@@ -141,13 +151,11 @@ class BatchEvaluator:
     def discard(self, trials: Sequence[RunningTrial]) -> None:
         """Remove the checkpoints of trainings that were stopped."""
         for trial in trials:
-            place = None if trial.prepared is None else trial.prepared.checkpoints
-            if place is None or "://" in place:
+            if trial.prepared is None:
                 continue
             for seen in trial.previews:
-                stage = trial.pipeline.pipeline.stage(seen.stage)
-                name = training_name(stage, trial.pipeline.keys[seen.stage])
-                shutil.rmtree(Path(place) / name, ignore_errors=True)
+                stage, key = trial.pipeline.pipeline.stage(seen.stage), trial.pipeline.keys[seen.stage]
+                remove_checkpoints(trial.prepared.checkpoints, self._store, stage, key)
 
     def job(self, trial: RunningTrial, stage: Stage) -> StageJob:
         """The stage with those of its inputs that are there."""
@@ -277,6 +285,11 @@ class BatchEvaluator:
         wanted = [metric_stage(keyed.pipeline, metric)]
         if self.sweep.criterion is not None and metric == self.metric and trial.fused is None:
             wanted.append(criterion_input(self._scorer(trial)))  # an earlier attempt may have had it in memory
+        return self._absent(trial, wanted)
+
+    def _absent(self, trial: RunningTrial, wanted: Sequence[str]) -> set[str]:
+        """Of stages and of those upstream of them, what must be computed and stored."""
+        keyed = trial.pipeline
         in_memory = {job.stage.name for job in fused_jobs(trial.fused)[:-1]}
 
         def there(name: str) -> bool:
@@ -290,9 +303,12 @@ class BatchEvaluator:
         return {stage.name for stage in keyed.pipeline.upstream(*wanted, stop=there)}
 
     def find(self, name: str, key: str) -> Artifact | None:
-        """An artifact by stage and key; None when it is not in the store."""
+        """An artifact by stage and key; None when it is not in the store, or damaged there."""
         if (name, key) not in self._found:
-            artifact = self._store.find(name, key)
+            try:
+                artifact = self._store.find(name, key)
+            except DamagedArtifact:
+                return None
             if artifact is None:
                 return None
             self._found[name, key] = artifact
@@ -309,26 +325,54 @@ class BatchEvaluator:
                     )
                 )
             needed = {key: trials[0] for key, trials in wanting.items() if self.find(name, key) is None}
-            errors: dict[str, str] = {}
-            if needed:
-                stage = next(iter(needed.values())).pipeline.pipeline.stage(name)
-                together = isinstance(stage, (MapStage, ReduceStage))
-                compute = self._map_or_reduce if together else self._one_by_one
-                for fused in (False, True):
-                    part = {key: each for key, each in needed.items() if (_fused(each, name) is not None) == fused}
-                    errors.update(compute(name, part) if part else {})
+            for key in needed:  # what is damaged makes way
+                self._store.set_aside(name, key, self.tell)
+            errors = self._compute(name, needed)
+            for _ in range(_DAMAGES):
+                damaged = {key: needed[key] for key, error in errors.items() if error.by_damage}
+                again = {key: trial for key, trial in damaged.items() if self._mend(trial, name)}
+                if not again:
+                    break
+                errors = {key: error for key, error in errors.items() if key not in again} | self._compute(name, again)
         for key, trials in wanting.items():
             artifact = self.find(name, key)
             for trial in trials:
                 if artifact is None:
-                    trial.error = errors.get(key) or f"stage {name} left no artifact"
+                    trial.error = errors[key].text if key in errors else f"stage {name} left no artifact"
                 else:
                     trial.artifacts[name] = artifact
             if key in needed and artifact is not None:
                 needed[key].executed.update({name, *(job.stage.name for job in fused_jobs(_fused(needed[key], name)))})
 
-    def _one_by_one(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, str]:
-        errors: dict[str, str] = {}
+    def _compute(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, _Failure]:
+        """Compute a stage for keys, each for its trial; returns what failed."""
+        errors: dict[str, _Failure] = {}
+        if needed:
+            stage = next(iter(needed.values())).pipeline.pipeline.stage(name)
+            together = isinstance(stage, (MapStage, ReduceStage))
+            compute = self._map_or_reduce if together else self._one_by_one
+            for fused in (False, True):
+                part = {key: each for key, each in needed.items() if (_fused(each, name) is not None) == fused}
+                errors.update(compute(name, part) if part else {})
+        return errors
+
+    def _mend(self, trial: RunningTrial, name: str) -> bool:
+        """Set aside what is damaged of the inputs of a stage and compute it again; whether all inputs are there."""
+        keyed = trial.pipeline
+        jobs = fused_jobs(_fused(trial, name))
+        stages = [job.stage for job in jobs] or [keyed.pipeline.stage(name)]
+        inputs = {upstream for stage in stages for upstream in stage.inputs.values() if upstream in trial.artifacts}
+        for upstream in sorted(inputs):
+            key = keyed.keys[upstream]
+            with self._store.single_flight(upstream, key):
+                self._store.set_aside(upstream, key, self.tell)
+            self._found.pop((upstream, key), None)
+            del trial.artifacts[upstream]
+        self.compute([trial], {trial.number: self._absent(trial, sorted(inputs))})
+        return not trial.error
+
+    def _one_by_one(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, _Failure]:
+        errors: dict[str, _Failure] = {}
         for key, trial in needed.items():
             assert trial.prepared is not None
             planned = self._planned(trial, name)
@@ -337,10 +381,10 @@ class BatchEvaluator:
             try:
                 compute_stage(trial.prepared, planned, trial.artifacts, observer, log, sweep.run_id, sweep.code)
             except Exception as error:  # the other trials must not fail with this one
-                errors[key] = f"stage {name}: {describe(error)}"
+                errors[key] = _failure(name, error)
         return errors
 
-    def _map_or_reduce(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, str]:
+    def _map_or_reduce(self, name: str, needed: Mapping[str, RunningTrial]) -> dict[str, _Failure]:
         sweep = self.sweep
         trials = list(needed.values())
         prepared = trials[0].prepared
@@ -360,7 +404,7 @@ class BatchEvaluator:
         stage = jobs[0].stage
         workers, resources = stage_resources(stage, prepared.execution, current_cluster())
         use_gpu = resources.gpus > 0
-        errors: dict[str, str] = {}
+        errors: dict[str, _Failure] = {}
         try:
             tasks = len(jobs) * tasks_of(stage, workers, self._images(stage))
             at_a_time = workers if isinstance(stage, MapStage) else _cpus()
@@ -370,23 +414,25 @@ class BatchEvaluator:
             else:
                 outcomes = run_reduce_jobs(jobs, at_a_time, self.tell)
         except NodesMissingError as error:
-            return dict.fromkeys(needed, describe(error))
+            return dict.fromkeys(needed, _Failure(describe(error), by_damage=False))
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
             error = self._publish(job, outcome, workers, use_gpu, sweep)
-            if error:  # of stages that are computed on the way, it names the one
-                errors[key] = error if error.startswith("stage ") else f"stage {name}: {error}"
+            if error is not None:
+                errors[key] = _failure(name, error)
             elif not outcome.facts.get("resumed_images") and not fused_jobs(job):
                 self._costs.record(stage, self._images(stage), outcome.seconds)
         return errors
 
-    def _publish(self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, sweep: SweepContext) -> str:
+    def _publish(
+        self, job: StageJob, outcome: JobOutcome, workers: int, gpu: bool, sweep: SweepContext
+    ) -> Exception | None:
         if outcome.error is not None:
-            return describe(outcome.error)
+            return outcome.error
         try:
             publish_stage(job, outcome.seconds, workers, gpu, outcome.facts, sweep.run_id, sweep.code)
         except WsssError as error:
-            return describe(error)
-        return ""
+            return error
+        return None
 
     def _planned(self, trial: RunningTrial, name: str) -> PlannedStage:
         stage = trial.pipeline.pipeline.stage(name)
@@ -395,6 +441,13 @@ class BatchEvaluator:
 
     def _images(self, stage: Stage) -> int:
         return len(self.dataset.lists[stage.image_list]) if stage.image_list else 0
+
+
+def _failure(name: str, error: Exception) -> _Failure:
+    text = describe(error)
+    # Of stages that are computed on the way, the error names the one.
+    text = text if text.startswith("stage ") else f"stage {name}: {text}"
+    return _Failure(text, isinstance(error, DamagedArtifact))
 
 
 def _cpus() -> int:

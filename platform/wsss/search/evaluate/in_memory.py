@@ -17,6 +17,7 @@ from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import StageJob
 from wsss.execution.tasks import describe
 from wsss.pipeline import Arrays, MapStage, StageContext
+from wsss.store import DamagedArtifact
 
 Level = tuple[list[tuple[int, str]], Callable[[str], Sequence[Arrays]]]
 
@@ -161,6 +162,7 @@ def _naming(stage: str, compute: Callable[[str], Sequence[Arrays]]) -> Callable[
         try:
             return compute(image)
         except Exception as error:
-            raise WsssError(f"stage {stage}: {describe(error)}") from error
+            kind = DamagedArtifact if isinstance(error, DamagedArtifact) else WsssError
+            raise kind(f"stage {stage}: {describe(error)}") from error
 
     return named
