@@ -6,8 +6,10 @@ replaced by noise, and no ImageNet files are read.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +23,9 @@ from wsss.stages.segmentation import SegmentationSettings, build_segmentation_tr
 from wsss.train_task import Batch, TrainTask
 from wsss_methods.i2crc import recipe as i2crc_recipe
 from wsss_methods.i2crc import training as i2crc_training
+from wsss_methods.msa import recipe as msa_recipe
+from wsss_methods.msa import training as msa
+from wsss_methods.msa.superpixel_network import SuperpixelNetwork, build_superpixel_training
 from wsss_methods.sbnet import deeplabv1
 from wsss_methods.sbnet import training as sbnet
 from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
@@ -41,7 +46,7 @@ class PublishedStage:
         config: its settings.
         inputs: roles of the artifacts that it reads.
         smallest_batch: fewest images that a step can have.
-        side: the setting of the side of a training image.
+        side: the setting of the side of a training image, dotted where it is of a section.
         classes_of_an_image: how many classes an image must have.
     """
 
@@ -52,6 +57,11 @@ class PublishedStage:
     smallest_batch: int = 1
     side: str = "crop_size"
     classes_of_an_image: int = 2
+
+
+def _msa_training(target: str) -> msa.TrainConfig:
+    contrast = replace(msa_recipe.ContrastSettings(), target=target)
+    return msa.TrainConfig(msa_recipe.NetworkSettings(), msa_recipe.TrainSettings(), contrast)
 
 
 _SSC = SscRecipe()
@@ -84,6 +94,23 @@ STAGES = {
     ),
     "affinitynet": PublishedStage(
         "AffinityNet: Wide-ResNet-38", affinity_psa.build_affinity_training, FeatureAffinitySettings(), ("crf",)
+    ),
+    "msa_superpixels": PublishedStage(
+        "MSA's superpixel network", build_superpixel_training, msa_recipe.SuperpixelSettings(), ()
+    ),
+    "msa_cam": PublishedStage(
+        "MSA CAM: ResNet-50, DCR, AP, IPC with patches of the image",
+        msa.build_training,
+        _msa_training("image"),
+        ("superpixel_network",),
+        side="train.crop_size",
+    ),
+    "msa_cam_saliency": PublishedStage(
+        "MSA CAM: ResNet-50, DCR, IPC with saliency",
+        msa.build_training,
+        _msa_training("saliency"),
+        ("superpixel_network", "saliency"),
+        side="train.crop_size",
     ),
     "deeplabv2": PublishedStage(
         "segmentation: DeepLabV2 ResNet-101, three sizes",
@@ -162,6 +189,18 @@ class NoiseArtifact:
         }
 
 
+@dataclass(frozen=True)
+class RandomWeights:
+    """The artifact of a trained superpixel network that has learned nothing."""
+
+    folder: Path
+
+    def path(self, file: str) -> Path:
+        """A file of its weights, written now."""
+        torch.save(SuperpixelNetwork().state_dict(), self.folder / file)
+        return self.folder / file
+
+
 @dataclass
 class StageStep:
     """A stage and one batch of it on a device."""
@@ -203,16 +242,19 @@ def build_stage(
     count = batch or published.smallest_batch
     data = NoiseData(count=count, classes_of_an_image=published.classes_of_an_image)
     artifact = NoiseArtifact(data)
-    context = StageContext(
-        stage=stage,
-        config=replace(published.config, **{published.side: size}) if size else published.config,
-        data=cast(Any, data),
-        inputs=cast(Any, dict.fromkeys(published.inputs, artifact)),
-        files={},
-        device=device,
-    )
     torch.manual_seed(0)
-    task = published.build(context)
+    with tempfile.TemporaryDirectory() as folder:
+        network = RandomWeights(Path(folder))
+        inputs = {role: network if role.endswith("_network") else artifact for role in published.inputs}
+        context = StageContext(
+            stage=stage,
+            config=_with(published.config, published.side, size) if size else published.config,
+            data=cast(Any, data),
+            inputs=cast(Any, inputs),
+            files={},
+            device=device,
+        )
+        task = published.build(context)
     target = torch.device(device)
     task.module.to(target).train()
     samples = default_collate([task.samples.sample(i, np.random.default_rng(i)) for i in range(count)])
@@ -225,6 +267,11 @@ def build_stage(
         }
     scaler = torch.amp.GradScaler(target.type, enabled=amp)
     return StageStep(task, moved, count, target, scaler, amp)
+
+
+def _with(config: Any, setting: str, value: Any) -> Any:
+    section, _, rest = setting.partition(".")
+    return replace(config, **{section: _with(getattr(config, section), rest, value) if rest else value})
 
 
 def _generator(name: str) -> np.random.Generator:
