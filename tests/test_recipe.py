@@ -100,3 +100,59 @@ def test_round_trip_and_key_values(tmp_path: Path) -> None:
     assert set(flat_dict(recipe)) == set(settings_of(Recipe))
     assert "train.crop_size" in settings_of(Recipe)
     assert settings_of(Recipe)["train.crop_size"].describe() == "integer in [16, inf), a multiple of 16"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "key 'seed' stands in line 1 and again in line 2"),
+        ("train: {low: 0.2}\ntrain.low: 0.2\n", "'train.low' stands twice in r.yaml"),
+        ("train: 5\n", "unknown key 'train' in r.yaml: it is a section; write the keys below it, such as train.learn"),
+        ("train: {learning_rate: [1, 2]}\n", "must be number"),
+        ("train: {learning_rate: 1e400}\n", "must be number in"),
+        ("train: {low: " + "9" * 350 + "}\n", "is beyond all numbers"),
+        ("seed: 9223372036854775808\n", "must be integer"),
+        ("train: {weights: ''}\n", "must be a path"),
+        ("train: {weights: '~nobody-is-called-so/w.pth'}\n", "home directory"),
+        ('train: {weights: "a\\0b"}\n', "cannot hold NUL"),
+        ("train: {weights: " + "x" * 5000 + "}\n", "the path is too long"),
+        ("yes: 1\n", "key 'True' is read as bool"),
+    ],
+)
+def test_what_a_file_cannot_say(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, path)
+    assert message in str(caught.value) and caught.value.where == str(path)
+    assert max(map(len, str(caught.value).splitlines())) < 400
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("train:\n#  learning_rate: 1\ncrf:\n  iterations: 3\n")
+    assert load_recipe(Recipe, path) == load_recipe(Recipe, None, ["crf.iterations=3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=1", "seed=2"], "an override above gives 'seed' another value"),
+        (["train.weights=/data/run #1"], "takes all after # for a comment"),
+        (["train.crop_size=032"], "could be another number"),
+        (["x" * 5000 + "=1"], "(5000 characters)"),
+        (["train=1"], "it is a section"),
+        (["train.weights=["], "is not valid YAML"),
+    ],
+)
+def test_what_the_command_line_cannot_say(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, None, overrides)
+    assert message in str(caught.value) and caught.value.where == "command line"
+    assert load_recipe(Recipe, None, ["seed=1", "seed=1"]).seed == 1
+
+
+def test_many_problems_are_counted() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Recipe, None, [f"nothing{number}=1" for number in range(500)])
+    assert "500 problems" in str(caught.value) and "... and 480 more" in str(caught.value)

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from wsss.data.config import DATASETS
 from wsss.errors import WsssError
 from wsss.metric_name import MetricName
+from wsss.yaml_text import YamlProblem, read_yaml
 
 Source = Literal["paper", "readme", "released_weights", "unverified"]
 Outcome = Literal["reproduced", "above", "below", "not comparable", "context"]
@@ -141,11 +140,11 @@ def load_claims(path: Path, recipes: Sequence[str]) -> tuple[Claim, ...]:
             types, values out of range, unknown data sets, metrics and recipes, ids used twice.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise ClaimError("there is no claims file", path.name, "add claims.yaml to the method's folder") from error
-    except yaml.YAMLError as error:
-        raise ClaimError(f"not valid YAML: {error}", path.name, "correct the file") from error
+    except YamlProblem as error:
+        raise ClaimError(str(error), path.name, "correct the file") from error
     if not isinstance(content, Mapping) or set(content) != {"claims"} or not isinstance(content["claims"], list):
         raise ClaimError(
             "the file is not a mapping with the one key 'claims', a list", path.name, "write `claims:` and a list below"

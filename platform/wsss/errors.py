@@ -32,5 +32,7 @@ class WsssError(Exception):
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean 'cam'?` with the known name most like `name`, or nothing below the likeness `cutoff` (0 to 1)."""
+    if len(name) > 200:  # no typo; and the comparison would take long
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsss.data.dataset import Dataset
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.files import write_json
 from wsss.pipeline import Pipeline, ReduceStage, Stage, stage_keys
 from wsss.store import Artifact, DamagedArtifact, Store
@@ -107,8 +107,8 @@ def make_plan(pipeline: Pipeline, dataset: Dataset, store: Store, costs: CostHis
         StoreError: the store does not answer.
     """
     if until is not None and until not in {stage.name for stage in pipeline}:
-        names = ", ".join(stage.name for stage in pipeline)
-        raise PlanError(f"there is no stage {until!r}", "--until", f"stages: {names}")
+        names = [stage.name for stage in pipeline]
+        raise PlanError(f"there is no stage {until!r}{nearest(until, names)}", "--until", f"stages: {', '.join(names)}")
     keys = stage_keys(pipeline, dataset, lambda path: file_digest(path, dataset.cache))
     stages = pipeline.stages if until is None else pipeline.upstream(until)
     artifacts: dict[str, Artifact | None] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict, TypeVar, Unpack
 
-import yaml
-
 from wsss.errors import WsssError, nearest
 from wsss.formatting import count
+from wsss.text_file import path_problem, shortened
+from wsss.yaml_text import YamlProblem, parse_yaml, read_yaml
 
 RecipeType = TypeVar("RecipeType")
+_SHOWN = 20
 
 
 class RecipeError(WsssError):
@@ -32,8 +34,9 @@ class RecipeError(WsssError):
     def __init__(self, problems: Sequence[str], where: str = "") -> None:
         self.problems = tuple(problems)
         head = f"{count(len(problems), 'problem')} in the recipe:"
+        more = [f"  ... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         super().__init__(
-            "\n".join([head, *(f"  - {problem}" for problem in problems)]),
+            "\n".join([head, *(f"  - {problem}" for problem in problems[:_SHOWN]), *more]),
             where,
             "correct the keys above; `wsss ls METHOD` lists every key with its range",
         )
@@ -64,10 +67,8 @@ class SettingInfo:
         if self.choices is not None:
             return "one of " + ", ".join(repr(choice) for choice in self.choices)
         text = _type_name(self.type)
-        low = f"[{self.minimum:g}" if self.minimum is not None else f"({self.above:g}" if self.above is not None else ""
-        high = (
-            f"{self.maximum:g}]" if self.maximum is not None else f"{self.below:g})" if self.below is not None else ""
-        )
+        low = _bound("[", self.minimum) or _bound("(", self.above)
+        high = _bound("", self.maximum, "]") or _bound("", self.below, ")")
         if low or high:
             text += f" in {low or '(-inf'}, {high or 'inf)'}"
         if self.multiple_of is not None:
@@ -75,6 +76,10 @@ class SettingInfo:
         if self.length is not None:
             text += f", {self.length} values"
         return text
+
+
+def _bound(before: str, value: float | None, after: str = "") -> str:
+    return "" if value is None else f"{before}{value:.10g}{after}"
 
 
 class SettingRange(TypedDict, total=False):
@@ -131,24 +136,33 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
     problems: list[str] = []
     values: dict[str, tuple[Any, str]] = {}
     if path is not None:
-        for key, value in _flatten(_read_yaml(path), known):
+        for key, value in _flatten(_read_file(path), known, problems):
+            if key in values:
+                problems.append(f"{shortened(key)!r} stands twice in {path.name}, dotted and in its section; keep one")
             values[key] = (value, f" in {path.name}")
+    given: dict[str, str] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
+        key, shown = key.strip(), f"override {shortened(override)!r}"
         if not separator:
-            problems.append(f"override {override!r} is not of the form key=value")
+            problems.append(f"{shown} is not of the form key=value")
             continue
+        if re.search(r"\s#", text) and not text.lstrip().startswith(("'", '"')):
+            problems.append(f"{shown}: YAML takes all after # for a comment; put the value into quotes, key='\"...\"'")
+        if given.setdefault(key, text) != text:
+            problems.append(f"{shown}: an override above gives {shortened(key)!r} another value; keep one")
         try:
-            values[key.strip()] = (yaml.safe_load(text) if text.strip() else None, f" in override {override!r}")
-        except yaml.YAMLError:
-            problems.append(f"override {override!r}: {text!r} is not a YAML value")
+            values[key] = (parse_yaml(text), f" in {shown}")
+        except YamlProblem as error:
+            problems.append(f"{shown}: {shortened(text)!r} is {error}")
     accepted = _accepted(values, known, problems)
     if not problems:
         try:
             return _build(recipe_type, accepted)
         except RecipeError as error:
             problems.extend(error.problems)
-    raise RecipeError(problems, str(path) if path is not None else "")
+    in_overrides = all(problem.startswith("override ") or " in override " in problem for problem in problems)
+    raise RecipeError(problems, "command line" if in_overrides or path is None else str(path))
 
 
 def change_recipe(recipe: RecipeType, values: Mapping[str, Any]) -> RecipeType:
@@ -172,12 +186,14 @@ def _accepted(
     accepted: dict[str, Any] = {}
     for key, (value, origin) in values.items():
         if key not in known:
-            problems.append(f"unknown key {key!r}{origin}{nearest_key(key, known)}")
+            first = next((name for name in known if name.startswith(f"{key}.")), "")
+            hint = f": it is a section; write the keys below it, such as {first}" if first else nearest_key(key, known)
+            problems.append(f"unknown key {shortened(key)!r}{origin}{hint}")
             continue
         try:
             accepted[key] = checked_value(value, known[key])
         except ValueError as error:
-            problems.append(f"{key} = {value!r}{origin}: {error}")
+            problems.append(f"{key} = {shortened(repr(value))}{origin}: {error}")
     return accepted
 
 
@@ -203,15 +219,13 @@ def key_values(config: Any) -> dict[str, Any]:
     return result
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _read_file(path: Path) -> Mapping[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError([f"the recipe file cannot be read: {error.strerror}"], str(path)) from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError([f"not valid YAML: {error}"], str(path)) from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise RecipeError(["the recipe file does not exist"], str(path)) from error
+    except YamlProblem as error:
+        raise RecipeError([str(error)], str(path)) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -220,18 +234,23 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _flatten(
-    content: Mapping[str, Any], known: Mapping[str, SettingInfo], prefix: str = ""
+    content: Mapping[Any, Any], known: Mapping[str, SettingInfo], problems: list[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and key not in known:
-            yield from _flatten(value, known, f"{key}.")
-        else:
+        if not isinstance(name, str):
+            problems.append(f"key {shortened(key)!r} is read as {type(name).__name__}; a key is a text: quote it")
+        elif isinstance(value, dict) and key not in known:
+            yield from _flatten(value, known, problems, f"{key}.")
+        # A section without keys is what remains when all of them are commented out.
+        elif value is not None or not any(known_key.startswith(f"{key}.") for known_key in known):
             yield key, value
 
 
 def nearest_key(key: str, known: Mapping[str, SettingInfo]) -> str:
     """`; did you mean 'cam.learning_rate'?`, or nothing when no key resembles it."""
+    if len(key) > 200:  # no typo; and the comparison would take long
+        return ""
     candidates = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not candidates:
         leaf = key.rsplit(".", 1)[-1]
@@ -256,7 +275,8 @@ def checked_value(value: Any, info: SettingInfo) -> Any:
         if isinstance(element, bool) or not isinstance(element, (int, float)):
             continue
         out_of_range = (
-            not math.isfinite(element)
+            (isinstance(element, float) and not math.isfinite(element))
+            or abs(element) >= 2**63
             or (info.minimum is not None and element < info.minimum)
             or (info.maximum is not None and element > info.maximum)
             or (info.above is not None and element <= info.above)
@@ -293,16 +313,26 @@ def _coerce_type(value: Any, wanted: Any) -> Any:
     if wanted is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("is beyond all numbers") from None
     if wanted is float and isinstance(value, str):
         try:  # YAML 1.1 reads 1e-4 as text
             return float(value)
         except ValueError:
             pass
     if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if "\0" in str(value):
+            raise ValueError("cannot hold NUL")
         return str(value)
     if wanted is Path and isinstance(value, str):
-        return Path(value).expanduser()
+        if not value or (problem := path_problem(value)):
+            raise ValueError(problem if value else "must be a path, or none")
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{error}; write ./~... for a name that begins so") from None
     raise ValueError(f"must be {_type_name(wanted)}")
 
 

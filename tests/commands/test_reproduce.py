@@ -61,7 +61,7 @@ def test_dry_run_refuses_what_can_never_run(
     example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--method", example, "--dry-run", "--until", "cam_evalution", *SMALL]) == 1
-    assert "there is no stage 'cam_evalution'" in capsys.readouterr().err
+    assert "there is no stage 'cam_evalution'; did you mean 'cam_evaluation'?" in capsys.readouterr().err
     monkeypatch.setattr(engine, "cluster_now", lambda: present_cluster([]))
     assert main(["--method", example, "--dry-run", "cam.width=0.7", *SMALL]) == 1
     assert "0 fit at a time on no node with CPUs" in capsys.readouterr().err
@@ -78,6 +78,13 @@ def test_dry_run_refuses_what_can_never_run(
             ("3 problems", "did you mean 'cam.width'?", "seed = -1", "'demo' is not of the form key=value"),
         ),
         (("--method", EXAMPLE, "--seeds", "0,0"), ("seeds are distinct",)),
+        (("--method", EXAMPLE, "--seeds", "99999999999"), ("seed = 99999999999: must be integer in [0, 2147483647]",)),
+        (("--method", EXAMPLE, "seed=99999999999"), ("must be integer in [0, 2147483647]",)),
+        (("--method", EXAMPLE, "--seeds=-1"), ("seed = -1: must be integer in [0, 2147483647]",)),
+        (("--method", EXAMPLE, "--seeds", "9" * 5000), ("(5000 characters)' is not a list of integers",)),
+        (("--method", EXAMPLE, "--sedes", "1"), ("--sedes", "did you mean '--seeds'?")),
+        (("--method", EXAMPLE, "--home", "/dev/null/x"), ("/dev/null is a file, not a folder", "--home")),
+        (("--method", EXAMPLE, "--store", "x" * 5000), ("the path is too long", "--store")),
     ],
 )
 def test_wrong_usage_is_told_at_once(

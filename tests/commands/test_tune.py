@@ -67,8 +67,12 @@ def test_a_continued_sweep_knows_its_best(tmp_path: Path, capsys: pytest.Capture
     ("words", "code", "message"),
     [
         (["--space", "nowhere"], 2, "there is no search space 'nowhere'"),
+        (["--space", "scc"], 2, "there is no search space 'scc'; did you mean 'ssc'?"),
+        (["--metric", "cam/miou_trian"], 1, "did you mean 'cam/miou_train'?"),
+        (["--confirm-seeds", "1,99999999999"], 2, "seed = 99999999999: must be integer in [0, 2147483647]"),
         (["--metric", "cam/miou_val"], 1, "metrics of this pipeline: cam/miou_train"),
         (["--sampler", "grid"], 1, "one of tpe, random"),
+        (["--sampler", "cmeas"], 1, "did you mean 'cmaes'?"),
         (["cam.widht=1"], 2, "did you mean 'cam.width'?"),
     ],
 )
@@ -78,6 +82,26 @@ def test_what_can_not_work_is_refused(
     known = ["--method", example, "--space", str(space), "--metric", "cam/miou_train", *SMALL]
     assert main(["tune", *known, *words, "--dry-run"]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trials", "0"], "'0' is no integer from 1 to 1000000"),
+        (["--trials", "ten"], "'ten' is no integer"),
+        (["--trials", "9" * 5000], "(5000 characters)' is no integer"),
+        (["--batch", "1.5"], "'1.5' is no integer"),
+        (["--tirals", "5"], "did you mean '--trials'?"),
+        (["--select", "hold_out"], "did you mean 'held_out'?"),
+        (["--search-seed", "4294967296"], "is no integer from 0 to 2147483647"),
+        (["--stage-cost-limit", "nan"], "'nan' is no number of seconds"),
+        (["--confirm-seeds", "1,1"], "seeds are distinct"),
+    ],
+)
+def test_wrong_options_are_told(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["tune", "--method", "any", "--metric", "any", *words])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.slow

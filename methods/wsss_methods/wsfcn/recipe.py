@@ -199,7 +199,9 @@ class WsFcnRecipe:
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
-    seed: int = setting(0, minimum=0, help="of training: initial weights, order of samples, augmentation, dropout")
+    seed: int = setting(
+        0, minimum=0, maximum=2**31 - 1, help="of training: initial weights, order of samples, augmentation, dropout"
+    )
     weights: WeightSettings = field(default_factory=WeightSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wsss.commands.methods import UsageError, find_method, recipe_file
+from wsss.errors import nearest
 from wsss.method import Method
-from wsss.recipe import load_recipe
+from wsss.recipe import change_recipe, load_recipe
+from wsss.text_file import path_problem, shortened
+from wsss.tracking.location import check_uri
 from wsss.tracking.provenance import ray_job_config
 
 
@@ -33,13 +37,26 @@ class Selection:
     recipe: Any
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest option or choice beside a wrong one, and shortens what is long."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.match(r"unrecognized arguments: (-[^\s=]*)", message)
+        if wrong:
+            message += nearest(wrong[1][:80], self._option_string_actions)
+        choice = re.search(r"invalid choice: '([^']{0,80})' \(choose from (.*)\)$", message)
+        if choice:
+            message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        super().error(shortened(message, 1000))
+
+
 def make_parser(
     program: str, description: str | None, add_options: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.ArgumentParser:
     """The parser of a command: its own options, then `--home`, `--store` and `--tracking`."""
     # A description of one line is wrapped, a longer one keeps its lines.
     formatter = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
-    parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=formatter)
+    parser = Parser(prog=program, description=description, formatter_class=formatter)
     add_options(parser)
     text = "runs, reports and caches (default: $WSSS_HOME, else ./.wsss, in a Ray job ~/.wsss)"
     parser.add_argument("--home", metavar="FOLDER", help=text)
@@ -73,15 +90,42 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def locations(arguments: argparse.Namespace) -> Locations:
-    """Options first, then the environment, then the defaults. Paths come back absolute."""
+    """Options first, then the environment, then the defaults. Paths come back absolute.
+
+    Raises:
+        UsageError: home or a local store is no folder, or cannot be one.
+        TrackingError: the address of the tracking server is no address.
+    """
     # The folder of a submitted job disappears with the job.
     default = "~/.wsss" if ray_job_config() else ".wsss"
-    home = Path(arguments.home or os.environ.get("WSSS_HOME") or default).expanduser().resolve()
-    store = arguments.store or os.environ.get("WSSS_STORE") or str(home / "store")
+    home = _folder(*_first(arguments.home, "--home", "WSSS_HOME", default))
+    store, named = _first(arguments.store, "--store", "WSSS_STORE", str(home / "store"))
     if "://" not in store:
-        store = str(Path(store).expanduser().resolve())
+        store = str(_folder(store, named))
     tracking = arguments.tracking or os.environ.get("MLFLOW_TRACKING_URI") or None
-    return Locations(home, store, tracking)
+    return Locations(home, store, check_uri(tracking) if tracking is not None else None)
+
+
+def _first(option: str | None, name: str, variable: str, default: str) -> tuple[str, str]:
+    """The value that counts, and where it was said."""
+    if option:
+        return option, name
+    value = os.environ.get(variable)
+    return (value, variable) if value else (default, name)
+
+
+def _folder(text: str, named: str) -> Path:
+    remedy = f"set {named} to a folder that exists or can be made"
+    if problem := path_problem(text):
+        raise UsageError(problem, named, remedy)
+    try:
+        path = Path(text).expanduser().resolve()
+        nearest_there = next(place for place in (path, *path.parents) if place.exists())
+        if not nearest_there.is_dir():
+            raise UsageError(f"{nearest_there} is a file, not a folder", named, remedy)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{shortened(text)!r} cannot be a folder: {error}", named, remedy) from error
+    return path
 
 
 def select(method_name: str, recipe: str, overrides: Sequence[str]) -> Selection:
@@ -97,14 +141,30 @@ def select(method_name: str, recipe: str, overrides: Sequence[str]) -> Selection
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` as distinct non-negative integers; an ArgumentTypeError otherwise."""
+    """`0,1,2` as distinct integers; an ArgumentTypeError otherwise. The recipe knows their range, see `with_seed`."""
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2") from None
-    if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r}: seeds are distinct and not negative")
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a list of integers such as 0,1,2") from None
+    if len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r}: seeds are distinct")
     return seeds
+
+
+def with_seed(recipe: Any, seed: int) -> Any:
+    """The recipe under another seed.
+
+    Raises:
+        RecipeError: as for `seed=` of the recipe.
+    """
+    return change_recipe(recipe, {"seed": seed})
+
+
+def parse_count(text: str) -> int:
+    """An integer from 1 to a million; an ArgumentTypeError otherwise."""
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no integer from 1 to 1000000")
+    return int(text)
 
 
 def run_folder(home: Path, run_id: str) -> Path:
@@ -114,6 +174,8 @@ def run_folder(home: Path, run_id: str) -> Path:
         UsageError: no run, or more than one, matches.
     """
     runs = home / "runs"
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", run_id):
+        raise UsageError(f"{shortened(run_id)!r} is no id of a run", str(runs), "`wsss ls runs` lists the runs")
     if (runs / run_id / "run.json").is_file():
         return runs / run_id
     matches = sorted(path.parent for path in runs.glob(f"{run_id}*/run.json"))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 from pathlib import Path
 
-from wsss.commands.arguments import locations, select
+from wsss.commands.arguments import locations, select, with_seed
 from wsss.commands.methods import UsageError
 from wsss.commands.progress import LineObserver, TreeObserver, wants_tree
 from wsss.commands.screen import print_plan
@@ -31,7 +30,7 @@ def build_requests(arguments: argparse.Namespace) -> tuple[RunRequest, ...]:
     return tuple(
         RunRequest(
             method=selection.method,
-            recipe=dataclasses.replace(selection.recipe, seed=seed),
+            recipe=with_seed(selection.recipe, seed),
             recipe_name=selection.recipe_name,
             home=places.home,
             store_url=places.store_url,

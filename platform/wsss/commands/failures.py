@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -27,6 +28,26 @@ def exit_code_of(command: Callable[[], int]) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # the interpreter flushes it once more at its end
         return 1
+    except (OSError, MemoryError) as error:
+        if os.environ.get("WSSS_DEBUG") == "1":
+            traceback.print_exc()
+        else:
+            print(f"\nerror: {_of_the_system(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
         return 130
+
+
+def _of_the_system(error: OSError | MemoryError) -> WsssError:
+    if isinstance(error, MemoryError):
+        return WsssError(
+            "the memory of this machine is used up", "this process", "end other programs, and run it again"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space there, run it again; finished stages are kept"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "use a folder that you may write to (--home, --store, TMPDIR)"
+    else:
+        remedy = "check that path and its disk, run it again; `WSSS_DEBUG=1` shows where in the program it was"
+    return WsssError(f"the system refused: {error.strerror or error}", str(error.filename or ""), remedy)

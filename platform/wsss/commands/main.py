@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from wsss import __version__
 from wsss.commands.arguments import make_parser
 from wsss.commands.failures import exit_code_of
+from wsss.errors import nearest
+from wsss.text_file import shortened
 
 # verb -> (module, what it does)
 VERBS = {
@@ -48,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in VERBS:
-        print(f"error: there is no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+        hint = nearest(words[0], VERBS)
+        print(f"error: there is no verb {shortened(words[0])!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"wsss.commands.{VERBS[words[0]][0]}")
     parser = make_parser(f"wsss {words[0]}", module.__doc__, module.add_options)

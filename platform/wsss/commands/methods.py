@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsss.errors import WsssError, nearest
 from wsss.method import Method
+from wsss.text_file import path_problem, shortened
 
 
 class UsageError(WsssError):
@@ -31,7 +32,7 @@ def find_method(name: str) -> Method:
     names = method_names()
     if name not in names:
         raise UsageError(
-            f"there is no method {name!r}{nearest(name, names)}", "--method", f"methods: {', '.join(names)}"
+            f"there is no method {shortened(name)!r}{nearest(name, names)}", "--method", f"methods: {', '.join(names)}"
         )
     method = getattr(importlib.import_module(f"wsss_methods.{name}"), "METHOD", None)
     if not isinstance(method, Method):
@@ -60,6 +61,8 @@ def recipe_file(method: Method, name_or_path: str) -> tuple[str, Path]:
         UsageError: neither exists.
     """
     path = Path(name_or_path)
+    if problem := path_problem(name_or_path):
+        raise UsageError(problem, "--recipe", "give the name of a recipe, or the path of a .yaml file")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
             raise UsageError("the recipe file does not exist", str(path), "check the path after --recipe")

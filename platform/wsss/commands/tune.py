@@ -8,18 +8,23 @@ sweep costs only the work that differs. Killed at any point, the same command co
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsss.commands.arguments import add_recipe, locations, parse_seeds, select
+from wsss.commands.arguments import add_recipe, locations, parse_count, parse_seeds, select, with_seed
 from wsss.commands.methods import UsageError
+from wsss.errors import nearest
+from wsss.text_file import path_problem, shortened
 
 if TYPE_CHECKING:
     from wsss.search.request import SweepRequest
 
 SPACES_FOLDER = "search_spaces"
+MAX_SEED = 2**31 - 1
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -33,7 +38,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--metric", required=True, metavar="NAME", help="e.g. pseudo_label/miou_train")
     add_recipe(options)
     search = options.add_argument_group("search")
-    search.add_argument("--trials", type=_positive, default=40, metavar="N", help="trials in all (default: 40)")
+    search.add_argument("--trials", type=parse_count, default=40, metavar="N", help="trials in all (default: 40)")
     search.add_argument(
         "--select",
         choices=("held_out", "oracle", "default_threshold", "label_free"),
@@ -51,7 +56,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--search-seed",
         dest="seed",
-        type=int,
+        type=_sampler_seed,
         default=0,
         metavar="N",
         help="of the sampler; the seed of training is seed=N",
@@ -59,17 +64,17 @@ def add_options(options: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--inner",
         dest="inner_trials",
-        type=_positive,
+        type=parse_count,
         metavar="N",
         help="trials under each outer one (default: derived)",
     )
-    search.add_argument("--batch", type=_positive, metavar="N", help="trials evaluated together (default: derived)")
+    search.add_argument("--batch", type=parse_count, metavar="N", help="trials evaluated together (default: derived)")
     search.add_argument(
-        "--concurrency", type=_positive, default=1, metavar="N", help="batches at a time (default: 1, repeatable)"
+        "--concurrency", type=parse_count, default=1, metavar="N", help="batches at a time (default: 1, repeatable)"
     )
     search.add_argument(
         "--stage-cost-limit",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="a stage that costs more makes its keys outer ones, although it trains nothing",
     )
@@ -89,7 +94,9 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "--no-training", action="store_true", help="keep the recipe's values of the keys that force training"
     )
     search.add_argument("--flat", action="store_true", help="one search over all keys, for comparison")
-    search.add_argument("--confirm-top", type=_positive, default=3, metavar="K", help="trials to confirm (default: 3)")
+    search.add_argument(
+        "--confirm-top", type=parse_count, default=3, metavar="K", help="trials to confirm (default: 3)"
+    )
     search.add_argument(
         "--confirm-seeds",
         type=parse_seeds,
@@ -137,6 +144,8 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
 
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
+    for seed in arguments.confirm_seeds:
+        with_seed(selection.recipe, seed)
     # The options of the search are named as the fields of the request; what follows replaces the others.
     options = {field.name for field in fields(SweepRequest)} & vars(arguments).keys()
     values = {name: getattr(arguments, name) for name in options}
@@ -156,6 +165,8 @@ def space_file(name_or_path: str) -> Path:
         UsageError: neither exists.
     """
     path = Path(name_or_path)
+    if problem := path_problem(name_or_path):
+        raise UsageError(problem, "--space", "give a .yaml file")
     if path.is_file():
         return path.resolve()
     found: Sequence[Path] = ()
@@ -165,13 +176,25 @@ def space_file(name_or_path: str) -> Path:
             return candidate.resolve()
         found = found or sorted(folder.glob("*.yaml"))
     names = ", ".join(str(each) for each in found)
+    near = nearest(path.stem, [each.stem for each in found])
     raise UsageError(
-        f"there is no search space {name_or_path!r}", "--space", f"give a .yaml file; there are: {names or 'none'}"
+        f"there is no search space {shortened(name_or_path)!r}{near}",
+        "--space",
+        f"give a .yaml file; there are: {names or 'none'}",
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no number of seconds")
     return value
+
+
+def _sampler_seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no integer from 0 to {MAX_SEED}")
+    return int(text)

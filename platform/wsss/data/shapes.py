@@ -41,7 +41,7 @@ class ShapesConfig:
     size: int = setting(112, minimum=48, maximum=512, help="longer side of the images, pixels")
     classes: int = setting(5, minimum=2, maximum=len(SHAPE_CLASSES), help="number of classes without the background")
     ignore_border: bool = setting(True, help="a line of 255 around objects, as in the VOC masks")
-    seed: int = setting(0, minimum=0, help="seed of the generator")
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="seed of the generator")
 
 
 def shape_classes(config: ShapesConfig) -> tuple[str, ...]:

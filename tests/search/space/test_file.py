@@ -98,7 +98,7 @@ keys:
         )
     text = str(caught.value)
     for part in (
-        "unknown entry 'kyes'",
+        "unknown entry 'kyes'; did you mean 'keys'?",
         "unknown key 'train.learning_rte'; did you mean 'train.learning_rate'?",
         "train.learning_rate: 0 must be number in (0, inf)",
         "train.crop_size: 30 must be integer in [16, inf), a multiple of 16",
@@ -128,6 +128,14 @@ keys:
         ("{float: [0.1, 1], when: {crf.enabled: [3]}}", "when crf.enabled = 3"),
         ("{float: [0.1, 1], when: {train.learning_rate: [0.5]}}", "depends on itself"),
         ("{float: [0.1, 1], step: -1}", "step a number above 0"),
+        ("{float: [0.1, 1], step: .nan}", "step a number above 0"),
+        ("{float: [0.1, 1], step: 1e-300}", "step a number above 0"),
+        ("{float: [0.1, 1], step: 1.0e-300}", "makes more than 1000000 values"),
+        ("{float: [0.1, .inf]}", "inf must be number"),
+        ("{float: [0.1, 1], float: [0.2, 1]}", "key 'float' stands twice in line 3"),
+        ("{flaot: [0.1, 1]}", "did you mean 'float'?"),
+        ("{float: [0.1, 1], lgo: true}", "unknown option 'lgo'; did you mean 'log'?"),
+        ("{float: [0.1, 1], 1: 2}", "unknown option 1"),
     ],
 )
 def test_distributions_that_make_no_sense_are_refused(tmp_path: Path, entry: str, problem: str) -> None:

@@ -22,7 +22,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.search.records import SearchedKey
 from wsss.search.space.file import contains, is_active, number_of_values, values_of
 
@@ -40,7 +40,9 @@ class SamplerError(WsssError):
 def check_sampler(name: str, objectives: int) -> None:
     """Raise SamplerError when the sampler cannot be used."""
     if name not in SAMPLERS:
-        raise SamplerError(f"there is no sampler {name!r}", "--sampler", f"one of {', '.join(SAMPLERS)}")
+        raise SamplerError(
+            f"there is no sampler {name!r}{nearest(name, SAMPLERS)}", "--sampler", f"one of {', '.join(SAMPLERS)}"
+        )
     if name == "cmaes" and find_spec("cmaes") is None:
         raise SamplerError(
             "the sampler cmaes needs the package cmaes", "--sampler", "pip install cmaes, or use --sampler tpe"

@@ -20,13 +20,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.formatting import count
 from wsss.recipe import SettingInfo, checked_value, flat_dict, nearest_key, settings_of
 from wsss.search.records import SearchedKey
+from wsss.text_file import shortened
+from wsss.yaml_text import YamlProblem, read_yaml
 
+_SHOWN = 20
+_MOST_STEPS = 1_000_000
+_ENTRIES = ("method", "keys")
 KINDS = ("float", "int", "categorical")
 OPTIONS = {"float": {"log", "step", "when"}, "int": {"log", "step", "when"}, "categorical": {"when"}}
 # Not settings of a method: which data and which seed are compared is not searched.
@@ -39,8 +42,9 @@ class SpaceError(WsssError):
     def __init__(self, problems: Sequence[str], where: str) -> None:
         self.problems = tuple(problems)
         head = f"{count(len(problems), 'problem')} in the search space:"
+        more = [f"  ... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         super().__init__(
-            "\n".join([head, *(f"  - {problem}" for problem in problems)]),
+            "\n".join([head, *(f"  - {problem}" for problem in problems[:_SHOWN]), *more]),
             where,
             "correct the entries above; `wsss ls METHOD` lists every key with its range",
         )
@@ -72,7 +76,11 @@ def load_space(path: Path, recipe: Any) -> SearchSpace:
     """
     content = _read(path)
     method = _method_of(content, path)
-    problems = [f"unknown entry {name!r}; a space holds method and keys" for name in set(content) - {"method", "keys"}]
+    problems = [
+        f"unknown entry {shortened(str(name))!r}{nearest(str(name), _ENTRIES)}; a space holds {' and '.join(_ENTRIES)}"
+        for name in content
+        if name not in _ENTRIES
+    ]
     entries = content.get("keys")
     if not isinstance(entries, dict) or not entries:
         raise SpaceError([*problems, "keys: must map recipe keys to distributions"], str(path))
@@ -81,7 +89,7 @@ def load_space(path: Path, recipe: Any) -> SearchSpace:
     for key, entry in entries.items():
         info = known.get(str(key))
         if info is None:
-            problems.append(f"unknown key {key!r}{nearest_key(str(key), known)}")
+            problems.append(f"unknown key {shortened(str(key))!r}{nearest_key(str(key), known)}")
             continue
         if not info.in_key or str(key).startswith(NOT_SEARCHED):
             problems.append(f"{key}: is not searched, because it does not belong to the method's settings")
@@ -135,11 +143,11 @@ def values_of(key: SearchedKey) -> list[Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpaceError([f"the file cannot be read: {error.strerror}"], str(path)) from error
-    except yaml.YAMLError as error:
-        raise SpaceError([f"not valid YAML: {error}"], str(path)) from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise SpaceError(["the file does not exist"], str(path)) from error
+    except YamlProblem as error:
+        raise SpaceError([str(error)], str(path)) from error
     if not isinstance(content, dict):
         raise SpaceError(["the file must hold method and keys"], str(path))
     return content
@@ -158,11 +166,15 @@ def _searched_key(
     before = len(problems)
     kinds = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
     if len(kinds) != 1:
-        problems.append(f"{key}: needs exactly one of {', '.join(KINDS)}, e.g. {{float: [0.1, 0.5]}}")
+        typo = (
+            next((hint for name in entry if (hint := nearest(str(name), KINDS))), "") if isinstance(entry, dict) else ""
+        )
+        problems.append(f"{key}: needs exactly one of {', '.join(KINDS)}, e.g. {{float: [0.1, 0.5]}}{typo}")
         return None
     kind = kinds[0]
     for option in set(entry) - {kind} - OPTIONS[kind]:
-        problems.append(f"{key}: unknown option {option!r}; a {kind} takes {', '.join(sorted(OPTIONS[kind]))}")
+        hint = nearest(str(option), OPTIONS[kind])
+        problems.append(f"{key}: unknown option {option!r}{hint}; a {kind} takes {', '.join(sorted(OPTIONS[kind]))}")
     conditions = _conditions(key, entry.get("when"), known, problems)
     values = entry[kind]
     if kind == "categorical":
@@ -191,18 +203,20 @@ def _number(
         try:
             checked.append(checked_value(bound, info))
         except ValueError as error:
-            problems.append(f"{key}: {bound!r} {error}")
+            problems.append(f"{key}: {shortened(repr(bound))} {error}")
     log, step = entry.get("log", False), entry.get("step", 1 if kind == "int" else 0)
     if len(checked) < 2:
         return None
     low, high = checked
     if low >= high:
         problems.append(f"{key}: {low:g} is not below {high:g}")
-    if not isinstance(log, bool) or isinstance(step, bool) or not isinstance(step, (int, float)) or step < 0:
+    if not isinstance(log, bool) or not _is_step(step):
         problems.append(f"{key}: log is true or false, step a number above 0")
         return None
     if kind == "int" and (step != int(step) or step < 1):
         problems.append(f"{key}: step = {step} is not a whole number above 0")
+    if step and (high - low) / step > _MOST_STEPS:
+        problems.append(f"{key}: step = {step} makes more than {_MOST_STEPS} values; leave it out, or make it larger")
     if log and (low <= 0 or "step" in entry):
         problems.append(f"{key}: log needs a range above 0 and no step")
     if info.multiple_of is not None and (step % info.multiple_of or log):
@@ -210,6 +224,10 @@ def _number(
     if log:
         step = 0
     return SearchedKey(key, cast(Any, kind), low=low, high=high, log=log, step=float(step))
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _choices(key: str, values: Any, info: SettingInfo, problems: list[str]) -> tuple[Any, ...]:
@@ -221,7 +239,7 @@ def _choices(key: str, values: Any, info: SettingInfo, problems: list[str]) -> t
         try:
             checked = checked_value(value, info)
         except ValueError as error:
-            problems.append(f"{key}: {value!r} {error}")
+            problems.append(f"{key}: {shortened(repr(value))} {error}")
             continue
         plain = list(checked) if isinstance(checked, tuple) else str(checked) if isinstance(checked, Path) else checked
         if plain in choices:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import Dataset
-from wsss.errors import WsssError
+from wsss.errors import WsssError, nearest
 from wsss.method import Method
 from wsss.pipeline import Pipeline, Preview, Reads, ReduceStage, TrainStage, stage_keys
 from wsss.stages.score import SummaryConfig
@@ -84,7 +84,7 @@ def metric_stage(pipeline: Pipeline, metric: str) -> str:
     found = metrics_of(pipeline)
     if metric not in found:
         raise MetricError(
-            f"no stage makes the metric {metric!r}",
+            f"no stage makes the metric {metric!r}{nearest(metric, found)}",
             "--metric",
             f"metrics of this pipeline: {', '.join(found) or 'none'}",
         )
