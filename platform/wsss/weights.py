@@ -206,6 +206,29 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
     return facts.facts[path]
 
 
+def check_weights(files: Iterable[Path], cache: Path | None) -> None:
+    """Read the weight files that are there, once, so that a damaged one is found before hours are spent.
+
+    Args:
+        cache: folder that remembers the good ones; None reads them anew.
+
+    Raises:
+        DataError: as of `wsss.nn.checkpoint.check_weights_file`, for the first of them.
+    """
+    from wsss.nn.checkpoint import CheckpointError, check_weights_file
+
+    def check(path: Path) -> bool:
+        try:
+            check_weights_file(path)
+        except CheckpointError as error:
+            raise DataError(error.what, error.where, error.remedy) from error
+        return True
+
+    facts = file_facts([path for path in files if path.exists()], "weights-1", check, cache)
+    for error in facts.errors.values():
+        raise error
+
+
 def missing_downloads(files: Iterable[Path]) -> dict[Path, WeightFile]:
     """The files that do not exist yet and that the table can download."""
     rows = {row.file: row for row in WEIGHTS.values() if row.url}
@@ -272,7 +295,11 @@ def _resolved(row: WeightFile, given: Path | None, dataset: Dataset) -> tuple[Pa
         return Path(), f"is none and random weights are refused: {source}"
     if given != AUTO:
         path = resolve_path(given, dataset)
-        return path, "" if path.is_file() else f"= {path} does not exist: {source}"
+        if path.is_file():
+            return path, ""
+        if "${" in str(path):
+            return path, f"= {given}: only {ROOT_PLACEHOLDER} at the start is replaced"
+        return path, f"= {path} {'is a folder, not a file' if path.is_dir() else 'does not exist'}: {source}"
     path = weights_folder(dataset.home) / row.file
     if not path.exists():
         return path, "" if row.url else f"= auto, and {path} does not exist: {source}"

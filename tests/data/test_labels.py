@@ -87,3 +87,43 @@ def test_official_labels_of_the_full_voc(shared_data):
     counts = np.bincount([len(labels[name]) for name in aug])
     # SSC, section Data: images of train_aug by number of classes.
     assert counts.tolist() == [0, 6249, 3104, 969, 210, 46, 4]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_how_the_file_was_saved_makes_no_difference(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("2007_000032 cat \r\n", encoding=encoding)
+    (tmp_path / "a.json").write_text('{"2007_000032": ["cat"]}', encoding=encoding)
+    for name in ("a.txt", "a.json"):
+        assert read_label_file(tmp_path / name, VOC_CLASSES) == ({"2007_000032": (8,)}, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"a": ["cat"], "a": ["dog"]}', "image a stands twice"),
+        ("a.json", "[" * 100_000, "it nests without end"),
+        ("a.json", '{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("a.json", '{"a": NaN}', "expected a list of class names, found a number"),
+        ("a.json", '{"a": [1]}', "found a list with other things"),
+        ("a.json", '{"a": {"cat": 1}}', "found an object"),
+        ("a.json", '{"a.jpg": ["cat"]}', "it ends with .jpg"),
+        ("a.json", '{"' + "x" * 5000 + '": ["cat"]}', "it is too long"),
+        ("a.json", '{"a": ["' + "x" * 5000 + '"]}', "(5000 characters)"),
+        ("a.txt", "a\\b cat", "it holds a folder"),
+        ("a.txt", "a.JPEG cat", "it ends with .JPEG"),
+        ("a.txt", "a " + "x" * 5000, "(5000 characters)"),
+        ("a.txt", "a cat\0", "NUL"),
+    ],
+)
+def test_what_no_label_file_says(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    problems = read_label_file(path, VOC_CLASSES)[1]
+    assert message in str(problems[0]) and len(str(problems[0])) < 600
+
+
+def test_many_wrong_labels_are_counted(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"image{number} nothing\n" for number in range(10_000)))
+    labels, problems = read_label_file(path, VOC_CLASSES)
+    assert len(labels) == 10_000 and len(problems) == 11 and "9990 further unknown classes" in problems[-1].what

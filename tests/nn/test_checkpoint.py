@@ -1,5 +1,7 @@
 """Weights in every layout that published files have, and errors that say what does not fit."""
 
+import argparse
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from torch import nn
 from wsss.nn.checkpoint import (
     CheckpointError,
     canonical_state_dict,
+    check_weights_file,
+    load_imagenet_body,
     load_weights,
     official_state_dict,
     read_checkpoint,
@@ -136,3 +140,123 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 def test_a_file_without_tensors():
     with pytest.raises(CheckpointError, match="no tensors"):
         state_dict_of({"epoch": 3})
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state": state, "optimizer_state": {"state": {}}, "cur_itrs": 3},
+        lambda state: {"model_state_dict": state, "epoch": 1},
+        lambda state: {"anything": state, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {"state_dict": {"model": prefixed(state, "module.")}},
+        lambda state: prefixed(state, "module.module."),
+        lambda state: prefixed(state, "_orig_mod."),
+        lambda state: prefixed(state, "module._orig_mod."),
+        lambda state: {"state_dict": prefixed(state, "backbone."), "meta": {"CLASSES": ["a"]}},
+        lambda state: prefixed(state, "network.encoder."),
+    ],
+)
+def test_containers_and_prefixes_that_others_write(trained, wrap):
+    network = Network()
+    load_weights(network, wrap(dict(trained.state_dict())))
+    assert _same(network, trained)
+
+
+def test_a_prefix_of_the_networks_own_stays(trained):
+    outer, other = nn.ModuleDict({"backbone": trained}), nn.ModuleDict({"backbone": Network()})
+    load_weights(other, dict(outer.state_dict()))
+    assert _same(other, outer)
+    with pytest.raises(CheckpointError, match="missing: backbone"):
+        load_weights(other, dict(trained.state_dict()))
+
+
+def test_the_body_of_a_classifier_under_a_foreign_prefix(trained, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": prefixed({**trained.state_dict(), "fc.weight": torch.zeros(2)}, "model.")}, path)
+    network = Network()
+    load_imagenet_body(network, path)
+    assert _same(network, trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": {"b": {"c": 1}}}, "holds no tensors"),
+        ({"generator": {"w": torch.ones(1)}, "critic": {"w": torch.ones(1)}}, "critic, generator"),
+        ({0: torch.ones(1)}, "names that are no texts: 0"),
+        ({"conv.weight": torch.ones(1, dtype=torch.complex64)}, "conv.weight is torch.complex64"),
+        ({"conv.weight": torch.eye(2).to_sparse()}, "conv.weight is torch.float32, torch.sparse_coo"),
+        ({"conv.weight": torch.tensor([1.0, float("nan")])}, "conv.weight holds 1 values of 2 that are not finite"),
+        ({"norm.bias": torch.tensor([float("-inf")] * 3)}, "norm.bias holds 3 values of 3"),
+    ],
+)
+def test_contents_that_are_no_weights(content, message):
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(Network(), content, where="w.pth")
+    assert message in str(caught.value) and caught.value.where == "w.pth"
+
+
+def test_a_container_that_holds_itself_ends():
+    content: dict = {}
+    content["state_dict"] = content
+    with pytest.raises(CheckpointError, match="state_dict"):
+        state_dict_of(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"\x89HDF\r\n", "is HDF5"),
+        (b"\x1f\x8b\x08", "compressed archive"),
+        ((50).to_bytes(8, "little") + b'{"a": {}}', "safetensors"),
+        (b"PK\x03\x04 no archive", "cannot be read"),
+        (b"\x80\x02}q\x00.", "cannot be read"),
+        (b"\x00" * 100, "cannot be read"),
+    ],
+)
+def test_files_that_torch_did_not_write(tmp_path, content, message):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert message in caught.value.what and caught.value.where == str(path) and caught.value.remedy
+    assert "\n" not in caught.value.what
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"net": Network(), "args": argparse.Namespace(lr=1)}, path)
+    with pytest.raises(CheckpointError, match=r"pickled object \(.*\): it needs code to unpickle, which is never run"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_every_cut_of_a_file_is_refused(trained, tmp_path):
+    path = tmp_path / "w.pth"
+    for legacy in (False, True):
+        torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+        content = path.read_bytes()
+        for size in range(0, len(content), max(1, len(content) // 40)):
+            path.write_bytes(content[:size])
+            with pytest.raises(CheckpointError):
+                read_checkpoint(path)
+
+
+def test_a_file_is_looked_at_before_anything_is_spent(trained, tmp_path):
+    path = tmp_path / "w.pth"
+    state = dict(trained.state_dict())
+    torch.save({**state, "fc.weight": torch.full((2,), torch.nan)}, path)
+    check_weights_file(path)  # the classifier is left out
+    torch.save({"net_state_dict": {"network1": state, "network2": state}}, path)
+    check_weights_file(path)  # the stage chooses
+    torch.save({**state, "conv.bias": torch.full((4,), torch.inf)}, path)
+    with pytest.raises(CheckpointError, match=r"conv\.bias"):
+        check_weights_file(path)

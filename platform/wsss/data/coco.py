@@ -195,7 +195,7 @@ def _list(
     except FileNotFoundError:
         remedy = f"put the file there, or name a list file with dataset.{list_name}_list"
         return (), [Problem(f"nothing says what the {list_name} list is", str(instances_file(root, split)), remedy)]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return (), []  # reading the labels says what is wrong with the file
 
 

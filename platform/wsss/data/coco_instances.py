@@ -90,7 +90,7 @@ def read_instances(path: Path) -> Mapping[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"the annotation file cannot be read: {error.strerror}", str(path), _REMEDY) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", str(path), "copy or unpack the file again") from error
     lists = ("images", "annotations", "categories")
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]

@@ -56,6 +56,8 @@ class DatasetConfig:
     def check(self) -> list[str]:
         """Relations between keys, for `load_recipe`."""
         problems: list[str] = []
+        if self.root is not None and "${" in str(self.root):
+            problems.append("root: is a plain path, it cannot refer to another key or to itself")
         if self.image_label_source == "official" and self.image_label_file is None:
             problems.append("image_label_file: is needed with image_label_source = official")
         if self.image_label_file is not None and self.image_label_source in ("xml", "masks", "instances"):

@@ -6,7 +6,6 @@ and the problems of what it could not, so that a check can report them all.
 
 from __future__ import annotations
 
-import difflib
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,10 @@ import numpy as np
 
 from wsss.data.errors import DataError, Problem
 from wsss.data.file_facts import file_facts
+from wsss.data.lists import first_of, name_problem
 from wsss.data.reading import read_mask
+from wsss.errors import nearest
+from wsss.text_file import UnreadableText, read_text, shortened
 
 ImageLabels = dict[str, tuple[int, ...]]
 
@@ -38,48 +40,78 @@ def read_label_file(path: Path, classes: Sequence[str]) -> tuple[ImageLabels, li
         )
         return {}, [Problem(what, str(path), remedy)]
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return {}, [Problem(f"the label file cannot be read: {error}", str(path), _FORMAT)]
-    if path.suffix == ".json":
+        text = read_text(path)
+    except FileNotFoundError:
+        return {}, [Problem("the label file is missing", str(path), "check its path, or leave it out of the recipe")]
+    except UnreadableText as error:
+        return {}, [Problem(f"the label file cannot be read: {error}", shortened(str(path), 300), _FORMAT)]
+    if path.suffix.lower() == ".json":
         return _parse_json(text, path, classes)
     return _parse_text(text, path, classes)
 
 
 def _parse_text(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
     labels: ImageLabels = {}
-    problems: list[Problem] = []
+    malformed: list[Problem] = []
+    twice: list[Problem] = []
+    unknown: list[Problem] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         where = f"{path}, line {number}"
         name = words[0]
-        if "/" in name or "," in line:
-            problems.append(Problem(f"malformed line {line.strip()[:60]!r}", where, _FORMAT))
+        if (reason := name_problem(name)) or "," in line:
+            reason = reason or "it holds a comma"
+            malformed.append(Problem(f"malformed line {shortened(line.strip())!r} ({reason})", where, _FORMAT))
         elif name in labels:
-            problems.append(Problem(f"image {name} has a second line", where, "keep one line per image"))
+            twice.append(Problem(f"image {name} has a second line", where, "keep one line per image"))
         else:
-            labels[name] = _class_ids(words[1:], classes, where, problems)
-    return labels, problems
+            labels[name] = _class_ids(words[1:], classes, where, unknown)
+    return labels, [
+        *first_of(malformed, "malformed lines", path),
+        *first_of(twice, "images with a second line", path),
+        *first_of(unknown, "unknown classes", path),
+    ]
 
 
 def _parse_json(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
+    twice: list[Problem] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                what = f"image {shortened(name)} stands twice in the file"
+                twice.append(Problem(what, f"{path}, image {shortened(name)}", "keep one entry"))
+            found[name] = value
+        return found
+
     try:
-        content: Any = json.loads(text)
-    except ValueError as error:
-        return {}, [Problem(f"not valid JSON: {error}", str(path), _FORMAT)]
+        content: Any = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        reason = "it nests without end" if isinstance(error, RecursionError) else error
+        return {}, [Problem(f"not valid JSON: {reason}", str(path), _FORMAT)]
     if not isinstance(content, dict):
         return {}, [Problem("the JSON file holds no object", str(path), _FORMAT)]
     labels: ImageLabels = {}
-    problems: list[Problem] = []
+    malformed: list[Problem] = []
+    unknown: list[Problem] = []
     for name, words in content.items():
-        where = f"{path}, image {name}"
-        if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            labels[name] = _class_ids(words, classes, where, problems)
+        where = f"{path}, image {shortened(name)}"
+        if reason := name_problem(name):
+            malformed.append(Problem(f"{shortened(name)!r} is no image name ({reason})", where, _FORMAT))
+        elif isinstance(words, list) and all(isinstance(word, str) for word in words):
+            labels[name] = _class_ids(words, classes, where, unknown)
         else:
-            problems.append(Problem("expected a list of class names", where, _FORMAT))
-    return labels, problems
+            kinds = {"list": "a list with other things", "dict": "an object", "str": "a text", "NoneType": "null"}
+            found = kinds.get(type(words).__name__, "a number")
+            malformed.append(Problem(f"expected a list of class names, found {found}", where, _FORMAT))
+    return labels, [
+        *first_of(twice, "images that stand twice", path),
+        *first_of(malformed, "entries without a list of class names", path),
+        *first_of(unknown, "unknown classes", path),
+    ]
 
 
 def _class_ids(words: Iterable[str], classes: Sequence[str], where: str, problems: list[Problem]) -> tuple[int, ...]:
@@ -88,9 +120,10 @@ def _class_ids(words: Iterable[str], classes: Sequence[str], where: str, problem
         if word in classes[1:]:
             found.add(classes.index(word))
             continue
-        near = difflib.get_close_matches(word, classes[1:], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "classes: " + ", ".join(classes[1:])
-        problems.append(Problem(f"unknown class {word!r}", where, hint))
+        near = nearest(word, classes[1:]).removeprefix("; ")
+        problems.append(
+            Problem(f"unknown class {shortened(word)!r}", where, near or "classes: " + ", ".join(classes[1:]))
+        )
     return tuple(sorted(found))
 
 
@@ -108,7 +141,7 @@ def labels_from_annotations(
 def _annotation_classes(path: Path) -> list[str]:
     try:
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
+    except (ElementTree.ParseError, OSError, LookupError, ValueError) as error:
         raise DataError(f"the annotation cannot be read: {error}", str(path), "fetch or copy it again") from error
     return sorted({(entry.findtext("name") or "").strip() for entry in root.iter("object")})
 

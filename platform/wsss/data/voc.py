@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from wsss.data.config import DatasetConfig
 from wsss.data.errors import Problem
 from wsss.data.labels import ImageLabels, labels_from_annotations, labels_from_masks, read_label_file
 from wsss.data.layout import IGNORE_INDEX, Contents, Place, Progress, existing_path, png_file, root_problem
-from wsss.data.lists import list_file, read_list
+from wsss.data.lists import first_of, list_file, read_list
 
 _OBJECTS = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow "
@@ -96,15 +97,28 @@ def read_voc(config: DatasetConfig, root: Path, classes: tuple[str, ...], cache:
     for list_name, usual in LIST_FILES.items():
         override = overrides.get(list_name)
         paths = [list_file(root, LISTS, name) for name in ([override] if override else usual)]
-        path = next((path for path in paths if path.is_file()), paths[0])
+        path = next((path for path in paths if override or path.is_file()), paths[0])
         if not (override or path.is_file() or list_name in REQUIRED_LISTS):
             continue
         names, found = read_list(path)
-        problems += found
+        problems += [*found, *_integer_ids(root, names, path)]
         if names:
             lists[list_name] = names
     labels, source, provenance, found = _image_labels(config, root, classes, lists, cache)
     return Contents(VocLayout(root), lists, labels, source, provenance, (*problems, *found))
+
+
+def _integer_ids(root: Path, names: Iterable[str], path: Path) -> list[Problem]:
+    """Numbers that stand for names of VOC, whose underscore is lost; not where pictures have such names."""
+    found = []
+    for name in names:
+        if re.fullmatch(r"20[01]\d{7}", name) and not (root / IMAGES / _jpg(name)).is_file():
+            right = f"{name[:4]}_{name[4:]}"
+            if (root / IMAGES / _jpg(right)).is_file():
+                found.append(
+                    Problem(f"{name} is a number; the name of the image is {right}", str(path), f"write {right}")
+                )
+    return first_of(found, "numbers instead of names", path)
 
 
 def _image_labels(

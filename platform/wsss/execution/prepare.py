@@ -17,6 +17,7 @@ from wsss.pipeline import Pipeline
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.store import CHECKPOINTS, Store, open_store
+from wsss.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     plan = make_plan(pipeline, dataset, store, CostHistory(home / "costs.json"), request.until)
     if plan.needed or any(planned.damage for planned in plan.stages):
         store.check_writable()
+        check_weights({path for planned in plan.needed for path in planned.stage.files.values()}, dataset.cache)
         told = Told("pictures and masks are read once", "execution.check_data=headers leaves it out")
         for image_list, reads in used_data(plan.needed).items():
             decode = request.recipe.execution.check_data == "all"
