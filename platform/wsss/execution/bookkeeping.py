@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
 from wsss.execution.prepare import PreparedRun, used_data
 from wsss.execution.stage_job import load_metrics
+from wsss.files import LockHeld, locked
 from wsss.pipeline import Pipeline, ReduceStage, TrainStage
 from wsss.plan import PlannedStage
 from wsss.recipe import to_dict
@@ -17,25 +20,34 @@ from wsss.store import Artifact
 from wsss.tracking.provenance import collect_provenance
 from wsss.weights import file_digest
 
+# Run folders of this process; each holds its lock.
+_claims: dict[Path, ExitStack] = {}
+
 
 def open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
-    """The record and the folder of the unfinished run with the same keys, or of a new run."""
+    """The record and the folder of the unfinished run with the same keys, recipe and store, or of a new run.
+
+    A run that another process has under way is left to it: what both need is computed once all the same.
+    """
     request = prepared.request
     runs = request.home.absolute() / "runs"
     keys = {planned.stage.name: planned.key for planned in prepared.plan.stages}
     seed = int(request.recipe.seed)
-    for record in reversed(find_runs(request.home.absolute())):
-        if record.status != "finished" and record.keys == keys and record.method == request.method.name:
+    wanted = (request.method.name, request.recipe_name, prepared.store.url, keys)
+    for found in reversed(find_runs(request.home.absolute())):
+        folder = runs / found.run_id
+        same = (found.method, found.recipe_name, found.store_url, found.keys) == wanted
+        if not same or found.status == "finished" or not _claim(folder):
+            continue
+        record = RunRecord.load(folder)  # its process may have finished it before the claim
+        if record.status != "finished":
             record.status, record.error = "running", ""
+            record.recipe = to_dict(request.recipe)  # what is in no key may be another: paths, workers
             record.provenance = collect_provenance().as_dict()
-            return record, runs / record.run_id
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.method.name}-{request.recipe_name}-s{seed}"
-    run_id, count = stem, 1
-    while (runs / run_id).exists():
-        count += 1
-        run_id = f"{stem}-{count}"
+            return record, folder
+    folder = _new_folder(runs, f"{time.strftime('%Y%m%d-%H%M%S')}-{request.method.name}-{request.recipe_name}-s{seed}")
     record = RunRecord(
-        run_id=run_id,
+        run_id=folder.name,
         method=request.method.name,
         recipe_name=request.recipe_name,
         recipe=to_dict(request.recipe),
@@ -48,8 +60,31 @@ def open_record(prepared: PreparedRun) -> tuple[RunRecord, Path]:
         provenance=collect_provenance().as_dict(),
         data_digest=data_digest(prepared),
     )
-    record.save(runs / run_id)
-    return record, runs / run_id
+    record.save(folder)
+    return record, folder
+
+
+def _new_folder(runs: Path, stem: str) -> Path:
+    """A folder that no other process has, claimed: runs may begin in one second."""
+    for count in itertools.count(1):
+        folder = runs / (stem if count == 1 else f"{stem}-{count}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            _claim(folder)
+            return folder
+    raise AssertionError("counting has no end")
+
+
+def _claim(folder: Path) -> bool:
+    """Whether the run is this process's from now on; the lock is free when the process ends."""
+    if folder not in _claims:
+        stack = ExitStack()
+        try:
+            stack.enter_context(locked(folder / ".lock", wait=False))
+        except LockHeld:
+            return False
+        _claims[folder] = stack
+    return True
 
 
 def _protocol(prepared: PreparedRun) -> dict[str, str]:

@@ -311,7 +311,7 @@ def _only_process(folder: Path) -> Iterator[None]:
     try:
         with locked(folder / ".lock", wait=False):
             yield
-    except LockHeld:
+    except LockHeld as held:
         raise SweepError(
-            "another process runs this sweep", str(folder), "wait for it, or begin another one with --new"
+            f"another process runs this sweep: {held}", str(folder), "wait for it, or begin another one with --new"
         ) from None

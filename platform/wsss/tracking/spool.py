@@ -112,9 +112,9 @@ class Spool:
             self._file = (self.folder / "events.jsonl").open("ab", buffering=0)
         except LockHeld as error:
             raise TrackingError(
-                f"The run {run_id} is being written by another process.",
+                f"The run {run_id} is being written by another process: {error}.",
                 str(self.folder),
-                "Wait for that process to end, or choose another run id.",
+                "Wait for that process to end, then run the same command again.",
             ) from error
         except OSError as error:
             raise _disk_error(self.folder, error) from error
