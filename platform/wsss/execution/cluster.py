@@ -18,6 +18,7 @@ from ray._private import worker
 from wsss.errors import WsssError
 from wsss.execution.growth import current_cluster
 from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
+from wsss.execution.reachable import check_address, session_folder
 from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
 from wsss.tracking.provenance import ray_job_config
 from wsss.tracking.redact import redact_text
@@ -58,7 +59,7 @@ def connect(cpus: int | None = None) -> Cluster:
     runs without it unless asked.
 
     Raises:
-        ClusterError: the address does not answer.
+        AddressError, SessionFolderError, ClusterError: the address does not answer, or Ray does not start.
         NodeTypesError: WSSS_NODE_TYPES can not be read.
         NodesMissingError: WSSS_WAIT_MINUTES is no number.
     """
@@ -69,6 +70,11 @@ def connect(cpus: int | None = None) -> Cluster:
         # Where lost nodes are replaced, Train tries four times and waits so long each time (see `TrainPlan`).
         os.environ.setdefault(_START_TIMEOUT, f"{max(15.0, patience / START_ATTEMPTS):g}")
         address = os.environ.get("RAY_ADDRESS")
+        folder = None
+        if address:
+            check_address(address)
+        else:
+            folder = session_folder()
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         dashboard_port = None if address else _free_port()
@@ -77,6 +83,7 @@ def connect(cpus: int | None = None) -> Cluster:
                 # Without "local" Ray would join whatever else runs on this machine, another run's for example.
                 address=address or "local",
                 num_cpus=None if address else cpus,
+                **({} if folder is None else {"_temp_dir": folder}),
                 include_dashboard=None if address else True,
                 dashboard_host="127.0.0.1",
                 dashboard_port=dashboard_port,
@@ -88,7 +95,7 @@ def connect(cpus: int | None = None) -> Cluster:
             raise ClusterError(
                 f"Ray could not be {'joined' if address else 'started'}: {error}",
                 address or "this machine",
-                "check RAY_ADDRESS and RAY_AUTH_MODE"
+                "check RAY_ADDRESS and RAY_AUTH_MODE; `unset RAY_ADDRESS` uses this machine alone"
                 if address
                 else "run the same command again when the machine is less busy; `WSSS_DEBUG=1` shows more",
             ) from error
