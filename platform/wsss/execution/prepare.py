@@ -12,6 +12,7 @@ from typing import Any
 from wsss.data.check import preflight
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.told import Told
+from wsss.execution.space import check_space
 from wsss.method import ExecutionSettings, Method
 from wsss.pipeline import Pipeline
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
@@ -81,6 +82,7 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     plan = make_plan(pipeline, dataset, store, CostHistory(home / "costs.json"), request.until)
     if plan.needed or any(planned.damage for planned in plan.stages):
         store.check_writable()
+        check_space(plan, store, home)
         check_weights({path for planned in plan.needed for path in planned.stage.files.values()}, dataset.cache)
         told = Told("pictures and masks are read once", "execution.check_data=headers leaves it out")
         for image_list, reads in used_data(plan.needed).items():

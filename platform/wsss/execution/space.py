@@ -1,0 +1,58 @@
+"""Whether the disk of a local store will hold what a plan writes, as far as earlier runs tell."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from wsss.errors import WsssError
+from wsss.formatting import byte_count
+from wsss.plan import Plan
+from wsss.store import Store
+
+# The smallest demo writes about so much with its records.
+_LEAST = 50_000_000
+
+
+class SpaceError(WsssError):
+    """A disk will not hold what the plan writes."""
+
+
+def check_space(plan: Plan, store: Store, home: Path) -> None:
+    """Refuse a plan whose results do not fit on their disk. An object store has no such limit.
+
+    A stage is expected to write as much as the largest artifact that the store holds of it; one that never ran is
+    not counted.
+
+    Raises:
+        SpaceError: naming the disk, what is free and what is expected of which stages.
+    """
+    places = {"home": home} if "://" in store.url else {"store": Path(store.url), "home": home}
+    for name, folder in places.items():
+        free = _free(folder)
+        if free < _LEAST:
+            raise SpaceError(
+                f"{byte_count(free)} are free on the disk of the {name}; a run needs {byte_count(_LEAST)} at least",
+                str(folder),
+                f"free some space (`wsss ls store`, `wsss rm`), or put it elsewhere with --{name} FOLDER",
+            )
+    if "://" in store.url or not plan.needed:
+        return
+    largest: dict[str, int] = {}
+    for artifact in store.list():
+        largest[artifact.stage] = max(largest.get(artifact.stage, 0), artifact.size)
+    expected = {planned.stage.name: largest.get(planned.stage.name, 0) for planned in plan.needed}
+    total, free = sum(expected.values()), _free(Path(store.url))
+    if total > free:
+        most = sorted(expected, key=lambda name: -expected[name])[:3]
+        parts = ", ".join(f"{name} {byte_count(expected[name])}" for name in most)
+        raise SpaceError(
+            f"the plan writes about {byte_count(total)} ({parts}), {byte_count(free)} are free on the disk of the store",
+            store.url,
+            "free some space (`wsss ls store`, `wsss rm`), or put the store elsewhere with --store FOLDER",
+        )
+
+
+def _free(folder: Path) -> int:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
