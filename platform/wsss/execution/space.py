@@ -47,7 +47,7 @@ def check_space(plan: Plan, store: Store, home: Path) -> None:
         most = sorted(expected, key=lambda name: -expected[name])[:3]
         parts = ", ".join(f"{name} {byte_count(expected[name])}" for name in most)
         raise SpaceError(
-            f"the plan writes about {byte_count(total)} ({parts}), {byte_count(free)} are free on the disk of the store",
+            f"the plan writes about {byte_count(total)} ({parts}), {byte_count(free)} are free on the store's disk",
             store.url,
             "free some space (`wsss ls store`, `wsss rm`), or put the store elsewhere with --store FOLDER",
         )
