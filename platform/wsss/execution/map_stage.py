@@ -19,6 +19,8 @@ import numpy as np
 import ray
 import torch
 
+from wsss.execution.cluster import ClusterError
+from wsss.execution.last_image import last_image, noted
 from wsss.execution.nodes import Resources
 from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import ARRAYS_FILE, METRICS_FILE, TABLES_FILE, StageJob, shard_size
@@ -105,6 +107,9 @@ def run_map_jobs(
     for (numbers, index), answer in run_tasks(
         pieces, start, workers, watch, tell, lambda: any(not outcome.error for outcome in outcomes)
     ):
+        answer = [
+            _with_image(told, jobs[number], index, shards[index]) for number, told in zip(numbers, answer, strict=True)
+        ]
         _note(outcomes, numbers, answer)
         done += len(shards[index]) * sum(not isinstance(told, Exception) for told in answer)
         on_progress(done, len(jobs) * len(names))
@@ -215,8 +220,8 @@ def _compute_shard(job: StageJob, index: int, names: Sequence[str], use_gpu: boo
     stage = job.stage
     assert isinstance(stage, MapStage)
     compute = _warm([job], lambda: stage.build(job.context(_device(use_gpu))))
-    with torch.inference_mode():
-        records = {name: compute(name) for name in names}
+    with torch.inference_mode(), noted(names, job.key, index) as each:
+        records = {name: compute(name) for name in each}
     job.writer().add_shard(index, records)
 
 
@@ -248,6 +253,16 @@ def _note(outcomes: Sequence[JobOutcome], numbers: Sequence[int], answer: Sequen
             outcome.error = outcome.error or told
         else:
             outcome.seconds += told
+
+
+def _with_image(told: Told, job: StageJob, index: int, names: Sequence[str]) -> Told:
+    """What a task told; where its worker died, with the image that it was at, or the shard."""
+    if not isinstance(told, ClusterError):
+        return told
+    image = last_image(job.key, index)
+    where = f"image {image}" if image else f"one of the images {names[0]} to {names[-1]}"
+    remedy = f"look at that image and at the settings of the stage; where memory was short, {told.remedy}"
+    return ClusterError(told.what, f"stage {job.stage.name}, {where}", remedy)
 
 
 def _finished_shards(job: StageJob, shards: Sequence[tuple[str, ...]]) -> set[int]:
