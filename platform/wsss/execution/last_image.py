@@ -14,7 +14,7 @@ from pathlib import Path
 
 @contextmanager
 def noted(names: Sequence[str], key: str, shard: int) -> Iterator[Iterator[str]]:
-    """The names one after the other, each written down before it is handed out; the note stays only if the process dies."""
+    """The names in turn, each written down before it is handed out. The note stays only if the process dies."""
     path = _note(key, shard)
 
     def each() -> Iterator[str]:
