@@ -147,7 +147,7 @@ OVERRIDES = (
     override("a fraction for an integer", ("cam.crop_size=32.5",), "must be integer"),
     override("no multiple", ("cam.crop_size=33",), "a multiple of 16"),
     override("a key of 5000 characters", (f"{LONG}=1",), "(5000 characters)"),
-    override("a value of 5000 characters", (f"cam.backbone={LONG}",), "(5000 characters)"),
+    override("a value of 5000 characters", (f"cam.backbone={LONG}",), "(5002 characters)"),
     override("a path of 5000 characters", (f"dataset.root={LONG}",), "the path is too long"),
     override("a path with NUL", ('dataset.root="a\\0b"',), "cannot hold NUL"),
     override("the home of nobody", ("dataset.root=~nobody-is-called-so/x",), "home directory"),
@@ -281,7 +281,8 @@ WEIGHTS = (
         (*PLAN, *MOBILENET, "weights.mobilenet_v2=${dataset.home}/w.pth"),
         "only ${dataset.root} at the start is replaced",
     ),
-    weights("a damaged .params", b"\x12\x01" + bytes(30), "cannot be read", "w.params"),
+    weights("a .params without arrays", b"\x12\x01" + bytes(30), "holds no tensors", "w.params"),
+    weights("a damaged .params", b"\x12\x01" + bytes(14) + b"\xff" * 8, "claims to hold", "w.params"),
 )
 ENVIRONMENT = (
     Kind(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from wsss.commands.methods import UsageError, find_method, recipe_file
 from wsss.errors import nearest
 from wsss.method import Method
-from wsss.recipe import change_recipe, load_recipe
+from wsss.recipe import RecipeError, change_recipe, load_recipe
 from wsss.text_file import path_problem, shortened
 from wsss.tracking.location import check_uri
 from wsss.tracking.provenance import ray_job_config
@@ -151,13 +151,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def with_seed(recipe: Any, seed: int) -> Any:
-    """The recipe under another seed.
+def with_seed(recipe: Any, seed: int, option: str) -> Any:
+    """The recipe under another seed, which the option gave.
 
     Raises:
         RecipeError: as for `seed=` of the recipe.
     """
-    return change_recipe(recipe, {"seed": seed})
+    try:
+        return change_recipe(recipe, {"seed": seed})
+    except RecipeError as error:
+        raise RecipeError(error.problems, option) from error
 
 
 def parse_count(text: str) -> int:

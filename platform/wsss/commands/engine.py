@@ -30,7 +30,7 @@ def build_requests(arguments: argparse.Namespace) -> tuple[RunRequest, ...]:
     return tuple(
         RunRequest(
             method=selection.method,
-            recipe=with_seed(selection.recipe, seed),
+            recipe=with_seed(selection.recipe, seed, "--seeds"),
             recipe_name=selection.recipe_name,
             home=places.home,
             store_url=places.store_url,

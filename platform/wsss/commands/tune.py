@@ -145,7 +145,7 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
     places = locations(arguments)
     selection = select(arguments.method, arguments.recipe, arguments.overrides)
     for seed in arguments.confirm_seeds:
-        with_seed(selection.recipe, seed)
+        with_seed(selection.recipe, seed, "--confirm-seeds")
     # The options of the search are named as the fields of the request; what follows replaces the others.
     options = {field.name for field in fields(SweepRequest)} & vars(arguments).keys()
     values = {name: getattr(arguments, name) for name in options}

@@ -71,7 +71,9 @@ def check_weights_file(path: Path) -> None:
     try:
         state = state_dict_of(content, where=str(path))
     except CheckpointError:
-        return  # several networks: the stage chooses
+        if any(isinstance(value, Mapping) for value in content.values()):
+            return  # several networks: the stage chooses
+        raise
     _require_finite(
         {name: value for name, value in state.items() if not any(re.fullmatch(each, name) for each in _CLASSIFIERS)},
         str(path),
