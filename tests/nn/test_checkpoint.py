@@ -133,7 +133,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "payload.pth"
     torch.save({"weight": Payload()}, path)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"a pickled object \(.*print\)"):
         read_checkpoint(path)
 
 

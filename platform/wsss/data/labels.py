@@ -52,9 +52,7 @@ def read_label_file(path: Path, classes: Sequence[str]) -> tuple[ImageLabels, li
 
 def _parse_text(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
     labels: ImageLabels = {}
-    malformed: list[Problem] = []
-    twice: list[Problem] = []
-    unknown: list[Problem] = []
+    found: list[tuple[str, Problem]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -62,30 +60,30 @@ def _parse_text(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLab
         where = f"{path}, line {number}"
         name = words[0]
         if (reason := name_problem(name)) or "," in line:
-            reason = reason or "it holds a comma"
-            malformed.append(Problem(f"malformed line {shortened(line.strip())!r} ({reason})", where, _FORMAT))
+            what = f"malformed line {shortened(line.strip())!r} ({reason or 'it holds a comma'})"
+            found.append(("malformed lines", Problem(what, where, _FORMAT)))
         elif name in labels:
-            twice.append(Problem(f"image {name} has a second line", where, "keep one line per image"))
+            problem = Problem(f"image {name} has a second line", where, "keep one line per image")
+            found.append(("images with a second line", problem))
         else:
+            unknown: list[Problem] = []
             labels[name] = _class_ids(words[1:], classes, where, unknown)
-    return labels, [
-        *first_of(malformed, "malformed lines", path),
-        *first_of(twice, "images with a second line", path),
-        *first_of(unknown, "unknown classes", path),
-    ]
+            found += [("unknown classes", problem) for problem in unknown]
+    return labels, first_of(found, path)
 
 
 def _parse_json(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLabels, list[Problem]]:
-    twice: list[Problem] = []
+    found: list[tuple[str, Problem]] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
+            if name in values:
                 what = f"image {shortened(name)} stands twice in the file"
-                twice.append(Problem(what, f"{path}, image {shortened(name)}", "keep one entry"))
-            found[name] = value
-        return found
+                problem = Problem(what, f"{path}, image {shortened(name)}", "keep one entry")
+                found.append(("images that stand twice", problem))
+            values[name] = value
+        return values
 
     try:
         content: Any = json.loads(text, object_pairs_hook=once)
@@ -95,23 +93,20 @@ def _parse_json(text: str, path: Path, classes: Sequence[str]) -> tuple[ImageLab
     if not isinstance(content, dict):
         return {}, [Problem("the JSON file holds no object", str(path), _FORMAT)]
     labels: ImageLabels = {}
-    malformed: list[Problem] = []
-    unknown: list[Problem] = []
     for name, words in content.items():
         where = f"{path}, image {shortened(name)}"
         if reason := name_problem(name):
-            malformed.append(Problem(f"{shortened(name)!r} is no image name ({reason})", where, _FORMAT))
+            problem = Problem(f"{shortened(name)!r} is no image name ({reason})", where, _FORMAT)
+            found.append(("entries with wrong names", problem))
         elif isinstance(words, list) and all(isinstance(word, str) for word in words):
+            unknown: list[Problem] = []
             labels[name] = _class_ids(words, classes, where, unknown)
+            found += [("unknown classes", problem) for problem in unknown]
         else:
             kinds = {"list": "a list with other things", "dict": "an object", "str": "a text", "NoneType": "null"}
-            found = kinds.get(type(words).__name__, "a number")
-            malformed.append(Problem(f"expected a list of class names, found {found}", where, _FORMAT))
-    return labels, [
-        *first_of(twice, "images that stand twice", path),
-        *first_of(malformed, "entries without a list of class names", path),
-        *first_of(unknown, "unknown classes", path),
-    ]
+            what = f"expected a list of class names, found {kinds.get(type(words).__name__, 'a number')}"
+            found.append(("entries without a list of class names", Problem(what, where, _FORMAT)))
+    return labels, first_of(found, path)
 
 
 def _class_ids(words: Iterable[str], classes: Sequence[str], where: str, problems: list[Problem]) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +38,7 @@ def read_list(path: Path) -> tuple[tuple[str, ...], list[Problem]]:
         return (), [Problem("the list is missing", str(path), f"create it, or name another; lists there: {present}")]
     except UnreadableText as error:
         return (), [Problem(f"the list cannot be read: {error}", shortened(str(path), 300), "write one name per line")]
-    malformed: list[Problem] = []
-    twice: list[Problem] = []
+    found: list[tuple[str, Problem]] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -46,13 +47,14 @@ def read_list(path: Path) -> tuple[tuple[str, ...], list[Problem]]:
         where = f"{path}, line {number}"
         if reason := name_problem(name):
             what = f"malformed line {shortened(name)!r}; expected one image name ({reason})"
-            malformed.append(Problem(what, where, "write the name alone, without folder and suffix, e.g. 2007_000032"))
+            remedy = "write the name alone, without folder and suffix, e.g. 2007_000032"
+            found.append(("malformed lines", Problem(what, where, remedy)))
         elif name in first_line:
             what = f"image {name} is also in line {first_line[name]}"
-            twice.append(Problem(what, where, "remove the duplicate"))
+            found.append(("images listed twice", Problem(what, where, "remove the duplicate")))
         else:
             first_line[name] = number
-    problems = [*first_of(malformed, "malformed lines", path), *first_of(twice, "images listed twice", path)]
+    problems = first_of(found, path)
     if not first_line and not problems:
         problems.append(Problem("the list is empty", str(path), "write one image name per line"))
     return tuple(first_line), problems
@@ -71,9 +73,16 @@ def name_problem(name: str) -> str:
     return "it is too long" if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME else ""
 
 
-def first_of(problems: list[Problem], kind: str, path: Path) -> list[Problem]:
-    """The first few of one kind, and how many more there are."""
-    more = len(problems) - _NAMED
-    if more <= 0:
-        return problems
-    return [*problems[:_NAMED], Problem(f"{more} further {kind}", str(path), "correct them likewise")]
+def first_of(found: Sequence[tuple[str, Problem]], path: Path) -> list[Problem]:
+    """The first few problems of each kind (named in the plural), in their order, and how many more there are."""
+    numbers: Counter[str] = Counter()
+    shown: list[Problem] = []
+    for kind, problem in found:
+        numbers[kind] += 1
+        if numbers[kind] <= _NAMED:
+            shown.append(problem)
+    return shown + [
+        Problem(f"{number - _NAMED} further {kind}", str(path), "correct them likewise")
+        for kind, number in numbers.items()
+        if number > _NAMED
+    ]
