@@ -14,7 +14,7 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.told import Told
 from wsss.execution.space import check_space
 from wsss.method import ExecutionSettings, Method
-from wsss.pipeline import Pipeline
+from wsss.pipeline import ImportStage, Pipeline
 from wsss.plan import CostHistory, Plan, PlannedStage, make_plan
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.store import CHECKPOINTS, Store, open_store
@@ -83,7 +83,8 @@ def prepare_run(request: RunRequest) -> PreparedRun:
     if plan.needed or any(planned.damage for planned in plan.stages):
         store.check_writable()
         check_space(plan, store, home)
-        check_weights({path for planned in plan.needed for path in planned.stage.files.values()}, dataset.cache)
+        trained = [planned.stage for planned in plan.needed if not isinstance(planned.stage, ImportStage)]
+        check_weights({path for stage in trained for path in stage.files.values()}, dataset.cache)
         told = Told("pictures and masks are read once", "execution.check_data=headers leaves it out")
         for image_list, reads in used_data(plan.needed).items():
             decode = request.recipe.execution.check_data == "all"
