@@ -115,10 +115,9 @@ def _integer_ids(root: Path, names: Iterable[str], path: Path) -> list[Problem]:
         if re.fullmatch(r"20[01]\d{7}", name) and not (root / IMAGES / _jpg(name)).is_file():
             right = f"{name[:4]}_{name[4:]}"
             if (root / IMAGES / _jpg(right)).is_file():
-                found.append(
-                    Problem(f"{name} is a number; the name of the image is {right}", str(path), f"write {right}")
-                )
-    return first_of(found, "numbers instead of names", path)
+                what = f"{name} is a number; the name of the image is {right}"
+                found.append(("numbers instead of names", Problem(what, str(path), f"write {right}")))
+    return first_of(found, path)
 
 
 def _image_labels(
