@@ -222,11 +222,6 @@ LISTS = (
     listed("Latin-1", "ä\n".encode("latin-1"), "save it as UTF-8"),
     listed("numbers of VOC", "2007000032\n", "the name of the image is 2007_000032"),
     listed("an empty file", "", "the list is empty"),
-    Kind(
-        "list: a name of 5000 characters in the recipe",
-        (*CHECK, "dataset.root=FOLDER/set", f"dataset.train_list={LONG}"),
-        "the path is too long",
-    ),
     Kind("data set: a folder that is not there", (*CHECK, "dataset.root=FOLDER/absent"), "folder of the data set is"),
     Kind("data set: a folder without pictures", (*CHECK, "dataset.root=FOLDER/set/ImageSets"), "no folder JPEGImages"),
 )

@@ -101,7 +101,8 @@ def test_it_is_told(
     said = f"{told[0]} {told[1].strip().removeprefix('- ')}" if told[0].endswith(":") else told[0]
     for folder, word in ((tmp_path, "FOLDER"), (shared_home, "HOME"), (Path.cwd(), "HERE")):
         said = said.replace(str(folder), word)
-    said = re.sub(r"\d+ bytes\)", "N bytes)", said)
+    # What PyTorch, Python and the resolver of names say depends on their versions.
+    said = re.sub(r"(the weights file cannot be read|not valid JSON|nobody answers at \S+ = \S+): .*", r"\1: ...", said)
     rows[kind.brought] = row(kind, code, said if len(said) <= 240 else f"{said[:240]}...")
     if os.environ.get("WSSS_WRITE_TABLE") != "1":
         assert rows[kind.brought] in TABLE.read_text(), "write the table again, and read what changed"
