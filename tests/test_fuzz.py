@@ -34,7 +34,7 @@ from wsss.search.space.file import SpaceError, load_space
 
 METHOD = find_method("ssc")
 RECIPE = load_recipe(METHOD.recipe_type, METHOD.recipe_path("demo"))
-# An input must be refused, or taken, within so long; a busy machine is slow.
+# An input must be refused, or taken, within so much time of this process.
 SECONDS = 20.0
 TOKENS = [
     *(b"&a ", b"*a", b"<<: ", b"{", b"}", b"[", b"]", b": ", b"- ", b"\n", b"\t", b"#", b"'", b'"', b"!!int ", b"!!x "),
@@ -159,12 +159,12 @@ def fuzz(target: str, path: Path, examples: int, number: int | None) -> None:
 
     def try_one(content: bytes) -> None:
         path.write_bytes(content)
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             use(path)
         except error as refused:
             assert len(str(refused)) < 20_000
-        assert time.monotonic() - begun < SECONDS
+        assert time.process_time() - begun < SECONDS
 
     limits = settings(
         max_examples=examples,

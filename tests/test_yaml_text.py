@@ -44,11 +44,11 @@ def growing(item: str) -> str:
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(YamlProblem, match=message) as caught:
         parse_yaml(text)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 def test_what_is_legitimate_stays() -> None:

@@ -26,8 +26,8 @@ Written by `test_bad_inputs.py`.
 | brought | exit code | seen |
 |---|---|---|
 """
-# Longer than any of them takes: a machine may be busy.
-SECONDS = 60
+# Of this process, imports included; how busy the machine is makes no difference.
+SECONDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_it_is_told(
     monkeypatch.setenv("WSSS_HOME", str(shared_home))
     for name, value in kind.environment.items():
         monkeypatch.setenv(name, value.replace("FOLDER", str(tmp_path)))
-    begun = time.monotonic()
+    begun = time.process_time()
     try:
         code = main([word.replace("FOLDER", str(tmp_path)) for word in kind.words])
     except SystemExit as stop:  # how argparse refuses
         code = stop.code
-    assert time.monotonic() - begun < SECONDS
+    assert time.process_time() - begun < SECONDS
     out, err = capsys.readouterr()
     text = err if "error: " in err else out
     assert code == kind.code, text
