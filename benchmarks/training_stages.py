@@ -224,7 +224,8 @@ class StageStep:
         with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
             losses = self.task.module(self.data, _LATE_EPOCH, 0)
         counts = self.task.denominators(self.data)
-        terms = [losses[name] / counts[name].clamp(min=1) * self.task.loss_weights[name] for name in losses]
+        weights = self.task.loss_weights  # a statistic has none
+        terms = [losses[name] / counts[name].clamp(min=1) * weight for name, weight in weights.items()]
         total = torch.stack([term.float() for term in terms]).sum()
         self.scaler.scale(total).backward()
         for plan in self.task.optimizers:
