@@ -137,7 +137,6 @@ def test_a_section_whose_keys_are_all_commented_out_is_empty(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=1", "seed=2"], "an override above gives 'seed' another value"),
         (["train.weights=/data/run #1"], "takes all after # for a comment"),
         (["train.crop_size=032"], "could be another number"),
         (["x" * 5000 + "=1"], "(5000 characters)"),

@@ -140,7 +140,6 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
             if key in values:
                 problems.append(f"{shortened(key)!r} stands twice in {path.name}, dotted and in its section; keep one")
             values[key] = (value, f" in {path.name}")
-    given: dict[str, str] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         key, shown = key.strip(), f"override {shortened(override)!r}"
@@ -149,8 +148,6 @@ def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrid
             continue
         if re.search(r"\s#", text) and not text.lstrip().startswith(("'", '"')):
             problems.append(f"{shown}: YAML takes all after # for a comment; put the value into quotes, key='\"...\"'")
-        if given.setdefault(key, text) != text:
-            problems.append(f"{shown}: an override above gives {shortened(key)!r} another value; keep one")
         try:
             values[key] = (parse_yaml(text), f" in {shown}")
         except YamlProblem as error:

@@ -139,7 +139,6 @@ OVERRIDES = (
     override("no value", ("demo",), "is not of the form key=value"),
     override("a section", ("cam=1",), "it is a section"),
     override("an empty key", ("=1",), "unknown key ''"),
-    override("two values of a key", ("seed=1", "seed=2"), "an override above gives 'seed' another value"),
     override("a comment", ("dataset.root=/data/run #1",), "takes all after # for a comment"),
     override("a seed that is too large", ("seed=99999999999",), "must be integer in [0, 2147483647]"),
     override("a seed below 0", ("seed=-1",), "must be integer in [0, 2147483647]"),
