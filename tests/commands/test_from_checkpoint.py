@@ -94,7 +94,7 @@ def write_cams(home: Path, path: Path) -> None:
     content: dict[str, np.ndarray] = {}
     for name in view.names:
         keys = np.array(view.present_classes(name))
-        content[name] = (view.mask(name) == keys[:, None, None]).astype(np.float16)
+        content[name] = (view.mask(name)[::4, ::4] == keys[:, None, None]).astype(np.float16)
         content[f"{name}_keys"] = keys
     np.savez(path, allow_pickle=False, **content)
 
