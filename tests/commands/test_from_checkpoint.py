@@ -133,7 +133,8 @@ def test_a_released_model_is_scored_and_judged_as_one(released: Checkout, tmp_pa
         ("cam_score", "map", "executed", False),
         ("cam_evaluation", "reduce", "executed", False),
     ]
-    assert record.metrics["cam/miou_train"] == 1
+    # The true masks at a quarter of the size: what they lose are borders.
+    assert 0.85 < record.metrics["cam/miou_train"] < 1
     assert record.protocol["released model"].startswith("cams.npz, sha256 ")
     report = (released.home / "runs" / record.run_id / "report" / "report.md").read_text()
     assert "imported" in report and "cams.npz" in report and "readme, released model" in report
