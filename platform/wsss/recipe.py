@@ -113,7 +113,7 @@ def settings_of(recipe_type: type) -> Mapping[str, SettingInfo]:
 @lru_cache(maxsize=128)
 def _settings_below(recipe_type: type, prefix: str) -> Mapping[str, SettingInfo]:
     found: dict[str, SettingInfo] = {}
-    hints = typing.get_type_hints(recipe_type)
+    hints = _types_of(recipe_type)
     for field in dataclasses.fields(recipe_type):
         key = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
@@ -123,6 +123,12 @@ def _settings_below(recipe_type: type, prefix: str) -> Mapping[str, SettingInfo]
             raise TypeError(f"{recipe_type.__name__}.{field.name} is not declared with setting()")
         found[key] = SettingInfo(key=key, type=hints[field.name], default=field.default, **field.metadata["wsss"])
     return MappingProxyType(found)
+
+
+@lru_cache(maxsize=128)
+def _types_of(recipe_type: type) -> Mapping[str, Any]:
+    # A sweep builds recipes by the thousand, and Python evaluates the annotations anew each time.
+    return MappingProxyType(typing.get_type_hints(recipe_type))
 
 
 def load_recipe(recipe_type: type[RecipeType], path: Path | None = None, overrides: Sequence[str] = ()) -> RecipeType:
@@ -345,7 +351,7 @@ def _type_name(wanted: Any) -> str:
 
 
 def _build(recipe_type: type[RecipeType], values: Mapping[str, Any], prefix: str = "") -> RecipeType:
-    hints = typing.get_type_hints(recipe_type)
+    hints = _types_of(recipe_type)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(typing.cast(Any, recipe_type)):
         key = f"{prefix}{field.name}"
