@@ -52,8 +52,8 @@ class Classifier(nn.Module):
             channels = head_width
         self.extra_convs = nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
         _initialize(self.extra_convs)
-        if backbone != "vgg16":
-            # The published start fits 512 channels in and out. Elsewhere its class maps begin so large that ReLUs die.
+        if starts_small(backbone, normalization):
+            # The published start fits VGG-16. After stored norms its class maps begin so large that ReLUs die.
             _start_small(self.extra_convs)
 
     def aliases(self) -> Aliases:
@@ -80,6 +80,11 @@ def _initialize(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
+
+
+def starts_small(backbone: str, normalization: str) -> bool:
+    """Whether the head begins with smaller values than published: on a backbone with stored norms."""
+    return backbone != "vgg16" and normalization == "frozen"
 
 
 def _start_small(head: nn.Sequential) -> None:

@@ -22,6 +22,7 @@ from wsss.stages.segmentation import (
 )
 from wsss.weights import WEIGHTS, WeightUse, required_weights
 from wsss_methods.i2crc.label_refinement import build_pseudo_label, build_refined_label
+from wsss_methods.i2crc.networks import starts_small
 from wsss_methods.i2crc.recipe import I2crcRecipe, WeightSettings
 from wsss_methods.i2crc.training import active_cam_settings, build_cam, build_cam_training
 
@@ -100,7 +101,7 @@ def _cam_stages(recipe: I2crcRecipe, files: Mapping[str, Path], training_list: s
     settings = active_cam_settings(recipe.cam)
     train = TrainStage(
         name="cam_train",
-        version=1 if settings.backbone == "vgg16" else 2,  # other heads start at smaller values
+        version=2 if starts_small(settings.backbone, settings.normalization) else 1,
         config=settings,
         inputs={"saliency": "saliency"} if settings.relation_losses else {},
         reads=frozenset({"images", "image_labels"}),

@@ -168,7 +168,7 @@ def test_constant_saliency_parts_nothing(case: Case, home: Path) -> None:
     assert values == {31}
     # Means under a mask and under the rest of it are the same.
     assert np.abs(constant.run.histories["cam_train"]["loss/inter"]).max() < 1e-5
-    assert np.abs(case.run.histories["cam_train"]["loss/inter"]).max() > 1e-4
+    assert np.abs(case.run.histories["cam_train"]["loss/inter"]).max() > 1e-3
 
 
 def test_rounds_part_where_the_recipe_says_so(home: Path) -> None:
