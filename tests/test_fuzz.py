@@ -171,7 +171,7 @@ def fuzz(target: str, path: Path, examples: int, number: int | None) -> None:
         deadline=None,
         database=None,
         derandomize=number is None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck.__members__.values()),
         phases=(Phase.generate, Phase.shrink),
     )
     test = limits(given(contents)(try_one))

@@ -330,8 +330,9 @@ def _coerce_type(value: Any, wanted: Any) -> Any:
             raise ValueError("cannot hold NUL")
         return str(value)
     if wanted is Path and isinstance(value, str):
-        if not value or (problem := path_problem(value)):
-            raise ValueError(problem if value else "must be a path, or none")
+        problem = path_problem(value) if value else "must be a path, or none"
+        if problem:
+            raise ValueError(problem)
         try:
             return Path(value).expanduser()
         except RuntimeError as error:

@@ -21,7 +21,7 @@ from wsss.execution.prepare import PreparedRun, RunRequest, prepare_run
 from wsss.execution.run import RunResult, execute_run
 from wsss.execution.stage_job import bind_job, publish_stage
 from wsss.method import ExecutionSettings, Method
-from wsss.pipeline import MapStage, Pipeline, ReduceStage, StageContext
+from wsss.pipeline import MapStage, Pipeline, Reads, ReduceStage, StageContext
 from wsss.plan import PlannedStage
 from wsss.recipe import load_recipe, setting
 from wsss.store import Artifact, DamagedArtifact
@@ -47,7 +47,7 @@ def never(context: StageContext) -> Any:
 
 
 def pipeline(recipe: PlainRecipe, dataset: Dataset) -> Pipeline:
-    reads = frozenset({"images"})
+    reads = frozenset[Reads]({"images"})
     value = MapStage(name="value", version=1, config=recipe.value, reads=reads, image_list="train", build=never)
     mean = ReduceStage(
         name="mean",

@@ -36,7 +36,7 @@ def contender(title: str, *confusions: np.ndarray, data: str = "voc2012 d1", sec
     seeds = tuple(range(len(confusions)))
     return Contender(
         title=title,
-        runs=seeds and tuple(f"{title}-{seed}" for seed in seeds),
+        runs=tuple(f"{title}-{seed}" for seed in seeds),
         seeds=seeds,
         dataset="voc2012",
         data=data,

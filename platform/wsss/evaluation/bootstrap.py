@@ -104,15 +104,14 @@ def paired_comparison_of_means(
             "give counts of the same images and classes in the same order",
         )
     _check(first[0], samples, confidence)
-    value = np.subtract(*(np.mean([_miou(each.sum(axis=0), mean_over) for each in side]) for side in (first, second)))
+    ours, theirs = (float(np.mean([_miou(each.sum(axis=0), mean_over) for each in side])) for side in (first, second))
+    value = ours - theirs
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "paired_comparison", "check the masks of both results")
-    differences = np.subtract(
-        *(
-            np.mean([_resampled_mious(each, samples, seed, mean_over) for each in side], axis=0)
-            for side in (first, second)
-        )
+    resampled_first, resampled_second = (
+        np.mean([_resampled_mious(each, samples, seed, mean_over) for each in side], axis=0) for side in (first, second)
     )
+    differences = resampled_first - resampled_second
     low, high = _percentiles(differences, confidence)
     below, above = np.mean(differences <= 0), np.mean(differences >= 0)
     return PairedComparison(float(value), low, high, float(min(1.0, 2 * min(below, above))))

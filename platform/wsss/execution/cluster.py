@@ -83,7 +83,7 @@ def connect(cpus: int | None = None) -> Cluster:
                 # Without "local" Ray would join whatever else runs on this machine, another run's for example.
                 address=address or "local",
                 num_cpus=None if address else cpus,
-                **({} if folder is None else {"_temp_dir": folder}),
+                _temp_dir=folder,
                 include_dashboard=None if address else True,
                 dashboard_host="127.0.0.1",
                 dashboard_port=dashboard_port,

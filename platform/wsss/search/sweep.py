@@ -183,14 +183,16 @@ def _declare(prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver) -
         confirmations = _confirm(prepared, ledger, observer)
         best = confirmed_best(ledger.trials, confirmations, request.metric, prepared.keys, request.select)
         ledger.update(confirmations=tuple(confirmations))
-    counts = _counts_reader(prepared, ledger)
+    counts = _counts_reader(prepared, ledger, observer)
     best = replace(best, **_gain(prepared, ledger, best, counts))
     finished = ranked(list(ledger.trials.values()), request.metric)
     ledger.update(best=best, selected=compare_rules(finished, prepared.keys, counts))
     write_best(prepared.folder / BEST_FILE, request.recipe, ledger.record, best)
 
 
-def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRecord], ImageCounts | None]:
+def _counts_reader(
+    prepared: PreparedSweep, ledger: Ledger, observer: SweepObserver
+) -> Callable[[TrialRecord], ImageCounts | None]:
     """Reads the counts of a trial's images from the store; None when it keeps none."""
     request = prepared.request
     scorer = prepared.base.pipeline.stage(ledger.record.metric_stage).inputs.get(CONFUSIONS)
@@ -205,8 +207,9 @@ def _counts_reader(prepared: PreparedSweep, ledger: Ledger) -> Callable[[TrialRe
         try:
             found = find(trial)
         except DamagedArtifact:
-            _connect(prepared)
-            evaluator = BatchEvaluator(sweep_context(prepared, prepared.sweep_id, ledger.record.provenance))
+            _connect(prepared, observer)
+            context = sweep_context(prepared, prepared.sweep_id, ledger.record.provenance)
+            evaluator = BatchEvaluator(context, observer.message)
             evaluator.advance([evaluator.open(trial.number, trial.settings)], request.metric)
             found = find(trial)
         if found[0] is None:
