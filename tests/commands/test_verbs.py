@@ -109,7 +109,7 @@ def test_runs_are_compared_and_the_table_goes_into_a_readme(
     wider = {**record.recipe, "cam": {**record.recipe["cam"], "width": 0.5}}
     seed, other, running = (
         copy_of(checkout, record, 1),
-        copy_of(checkout, record, 2, recipe=wider),
+        copy_of(checkout, record, 2, recipe=wider, data_digest="that of a run with more stages"),
         copy_of(checkout, record, 3, status="failed"),
     )
     readme = tmp_path / "README.md"

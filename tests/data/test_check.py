@@ -12,7 +12,7 @@ from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.palette import write_palette_mask
-from wsss.data.reading import read_palette_mask
+from wsss.data.reading import read_label_map
 
 
 def test_a_sound_set_has_no_problem(shapes: Dataset):
@@ -35,7 +35,7 @@ def test_every_fault_is_reported_at_once(voc_config, voc_root, tmp_path):
     cut = images / f"{train[0]}.jpg"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     write_palette_mask(masks / f"{train[1]}.png", np.zeros((5, 6), np.uint8))
-    wild = read_palette_mask(masks / f"{train[2]}.png")
+    wild = read_label_map(masks / f"{train[2]}.png").values
     wild[0, :3] = 77
     write_palette_mask(masks / f"{train[2]}.png", wild)
     Image.open(masks / f"{train[3]}.png").convert("RGB").save(masks / f"{train[3]}.png")

@@ -13,7 +13,7 @@ from wsss.data.dataset import load_dataset
 from wsss.data.decoded import picture_contents
 from wsss.data.errors import DataError
 from wsss.data.palette import write_palette_mask
-from wsss.data.reading import read_palette_mask
+from wsss.data.reading import read_label_map
 from wsss.data.told import Told
 
 ALL = {"images", "image_labels", "masks"}
@@ -50,7 +50,9 @@ def test_the_first_run_decodes_what_it_reads_and_the_second_nothing(
     # The same content elsewhere is known; a changed file alone is decoded again.
     moved = voc_root.rename(voc_root.with_name("moved"))
     mask = moved / "SegmentationClass" / "2101_000000.png"
-    write_palette_mask(mask, np.where(read_palette_mask(mask) == 255, 0, read_palette_mask(mask)).astype(np.uint8))
+    write_palette_mask(
+        mask, np.where(read_label_map(mask).values == 255, 0, read_label_map(mask).values).astype(np.uint8)
+    )
     preflight(load_dataset(DatasetConfig(name="voc2012", root=moved), tmp_path / "home"), "train", ALL)
     assert decoded[10:] == [mask]
 
@@ -62,7 +64,7 @@ def test_what_ends_a_run_late_is_refused_early_unless_headers_are_enough(
     picture.write_bytes(picture.read_bytes()[: picture.stat().st_size * 2 // 3])
     for number, value in ((1, 21), (2, 254)):
         path = voc_root / "SegmentationClass" / f"2101_{number:06d}.png"
-        mask = read_palette_mask(path).copy()
+        mask = read_label_map(path).values.copy()
         mask[0, :3] = value
         write_palette_mask(path, mask)
     dataset = load_dataset(voc_config, tmp_path / "home")

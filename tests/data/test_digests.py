@@ -11,7 +11,7 @@ from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.errors import DataError
 from wsss.data.file_facts import file_facts, sha256_of_file
 from wsss.data.palette import write_palette_mask
-from wsss.data.reading import read_palette_mask
+from wsss.data.reading import read_label_map
 from wsss.weights import file_digest
 
 EVERYTHING = frozenset({"images", "image_labels", "masks"})
@@ -32,7 +32,7 @@ def test_digests_do_not_depend_on_the_place_but_on_the_content(voc_config, voc_r
     assert moved.digest("train", EVERYTHING) == before
     name = moved.names("train")[2]
     path = moved.mask_path(name, "train")
-    write_palette_mask(path, np.zeros_like(read_palette_mask(path)))
+    write_palette_mask(path, np.zeros_like(read_label_map(path).values))
     assert moved.digest("train", EVERYTHING) != before
     assert moved.digest("train", {"images", "image_labels"}) == dataset.digest("train", {"images", "image_labels"})
 

@@ -14,7 +14,7 @@ from wsss.data.check import check_dataset
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError
 from wsss.data.palette import write_palette_mask
-from wsss.data.reading import read_image, read_palette_mask
+from wsss.data.reading import read_image, read_label_map
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
@@ -95,7 +95,7 @@ def test_pictures_that_would_be_cut_off_or_are_no_files_are_refused(
         with pytest.raises(DataError, match=r"too large to be decoded[\s\S]*right file"):
             read_image(images[4])
         with pytest.raises(DataError, match="the mask is too large"):
-            read_palette_mask(mask)
+            read_label_map(mask)
     found = {problem.where: problem.what for problem in check_dataset(voc_config, voc_root.parent / "home")}
     for path, what in zip(images, ("more than 8 bits", "is a folder", "is a pipe", "is a device"), strict=False):
         assert what in found[f"{path} (list train)"]
@@ -103,7 +103,7 @@ def test_pictures_that_would_be_cut_off_or_are_no_files_are_refused(
 
 def test_masks_that_count_for_nothing_or_contradict_the_labels(voc_config: DatasetConfig, voc_root: Path) -> None:
     folder = voc_root / "SegmentationClass"
-    masks = {path.stem: read_palette_mask(path) for path in sorted(folder.glob("*.png"))}
+    masks = {path.stem: read_label_map(path).values for path in sorted(folder.glob("*.png"))}
     void, other, *_ = masks
     write_palette_mask(folder / f"{void}.png", np.full_like(masks[void], 255))
     changed = np.where(masks[other] == 255, 0, np.where(masks[other] > 0, 7, 0)).astype(np.uint8)

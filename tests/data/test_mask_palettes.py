@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsss.data.errors import DataError
 from wsss.data.palette import SharedPalette, palette_colors, voc_palette
-from wsss.data.reading import read_label_map, read_palette_mask
+from wsss.data.reading import read_label_map
 
 IDS = np.zeros((6, 8), np.uint8)
 IDS[1:3] = 8
@@ -64,7 +64,7 @@ RIGHT = {
 @pytest.mark.parametrize("kind", RIGHT)
 def test_class_ids_come_in_whatever_their_colours(tmp_path: Path, kind: str) -> None:
     values, palette = RIGHT[kind]
-    assert np.array_equal(read_palette_mask(saved(tmp_path / "mask.png", values, palette)), values)
+    assert np.array_equal(read_label_map(saved(tmp_path / "mask.png", values, palette)).values, values)
 
 
 def converted(path: Path, **options: object) -> Path:
@@ -77,19 +77,19 @@ def test_a_mask_that_went_through_its_colours_is_refused(tmp_path: Path) -> None
     with pytest.raises(
         DataError, match=r"no class ids: its palette has VOC's colours in another order.*class 8[\s\S]*adap"
     ):
-        read_palette_mask(adaptive)
+        read_label_map(adaptive)
     with Image.open(adaptive) as image:  # the same with entries that nothing uses, and a white border
         padded = np.zeros((256, 3), np.uint8)
         own = np.array(image.getpalette()).reshape(-1, 3)
         padded[: len(own)] = np.where(own == VOC[255], 255, own)
         values = np.array(image)
     with pytest.raises(DataError, match="in another order"):
-        read_palette_mask(saved(tmp_path / "padded.png", values, padded))
+        read_label_map(saved(tmp_path / "padded.png", values, padded))
     with pytest.raises(DataError, match="that of the web"):
-        read_palette_mask(converted(tmp_path / "web.png"))
+        read_label_map(converted(tmp_path / "web.png"))
     alone = np.zeros((2, 2), np.uint8)
     with pytest.raises(DataError, match="value 0 has the colour of class 8"):
-        read_palette_mask(saved(tmp_path / "alone.png", alone, VOC[[8]]))
+        read_label_map(saved(tmp_path / "alone.png", alone, VOC[[8]]))
 
 
 def test_masks_of_a_folder_whose_palettes_differ_are_refused(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_masks_of_a_folder_with_one_palette_agree_even_if_it_is_cut_or_says_noth
 def test_grey_of_few_bits_is_no_class_id(tmp_path: Path, bits: int) -> None:
     """Pillow makes 17 of a 1 in four bits, which is another class."""
     with pytest.raises(DataError, match=rf"grey with {bits} bits.*8-bit grey[\s\S]*save the class ids with 8 bits"):
-        read_palette_mask(gray(tmp_path / "mask.png", bits, [[0, 1], [1, 3]]))
+        read_label_map(gray(tmp_path / "mask.png", bits, [[0, 1], [1, 3]]))
 
 
 @pytest.mark.parametrize("mode", ["1", "I;16", "RGB", "RGBA", "LA"])
@@ -123,11 +123,11 @@ def test_masks_in_other_modes_say_how_to_mend_them(tmp_path: Path, mode: str) ->
     path = tmp_path / "mask.png"
     Image.fromarray({"I;16": IDS.astype(np.uint16), "1": IDS > 0}.get(mode, IDS)).convert(mode).save(path)
     with pytest.raises(DataError, match=f"in mode {mode}") as caught:
-        read_palette_mask(path)
+        read_label_map(path)
     if mode in ("1", "I;16"):  # as it says
         snippet = caught.value.remedy.partition(": ")[2]
         exec(snippet, {"Image": Image, "np": np, "file": str(path)})
-        assert read_palette_mask(path).max() in (1, 255)
+        assert read_label_map(path).values.max() in (1, 255)
     else:
         assert "loses its class ids" in caught.value.remedy
 
@@ -136,4 +136,4 @@ def test_several_frames_are_no_mask(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (0, 1)]
     frames[0].save(tmp_path / "mask.png", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="has 2 frames"):
-        read_palette_mask(tmp_path / "mask.png")
+        read_label_map(tmp_path / "mask.png")

@@ -16,7 +16,7 @@ from wsss.commands.arguments import locations, run_folder
 from wsss.commands.artifacts import selection_of, store_at
 from wsss.commands.gather import changed_settings
 from wsss.commands.methods import UsageError
-from wsss.commands.readme_block import replace_block
+from wsss.commands.readme_block import add_block, require_whole_block, write_block
 from wsss.commands.screen import console
 from wsss.errors import nearest
 from wsss.recipe import flat_dict
@@ -32,14 +32,12 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--dataset", metavar="NAME", help="with --recipe: the newest run of every method and seed")
     options.add_argument("--recipe", metavar="NAME", help="the shipped recipe of those runs")
     options.add_argument("--metric", metavar="NAME", action="append", default=[], help="only this number; repeatable")
-    options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced by the table")
-    options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
+    add_block(options)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print both tables, or put the first into a README."""
-    if (arguments.readme is None) != (arguments.block is None):
-        raise UsageError("--readme and --block belong together", "wsss compare", "give both or none")
+    require_whole_block(arguments)
     home = locations(arguments).home
     contenders = gather_contenders(_chosen_runs(arguments, home), home)
     metrics = _chosen_metrics(arguments.metric, contenders)
@@ -47,10 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     for each in (table, difference_table(contenders, metrics)):
         if each.rows:
             console().print(to_rich(each))
-    if arguments.readme is not None:
-        _heading, _, content = to_markdown(table).partition("\n\n")
-        replace_block(arguments.readme, arguments.block, content.rstrip("\n"))
-        print(f"block {arguments.block} of {arguments.readme} written")
+    _heading, _, content = to_markdown(table).partition("\n\n")
+    write_block(arguments, content.rstrip("\n"))
     return 0
 
 
@@ -97,7 +93,7 @@ def _chosen_metrics(asked: Sequence[str], contenders: Sequence[Contender]) -> li
 
 def _kind(record: RunRecord) -> str:
     recipe = {key: value for key, value in record.recipe.items() if key not in ("seed", "execution")}
-    facts = [record.method, record.dataset, record.data_digest, record.checkpoint, recipe]
+    facts = [record.method, record.dataset, record.checkpoint, recipe]
     return json.dumps(facts, sort_keys=True)
 
 
@@ -120,7 +116,6 @@ def _contender(records: Sequence[RunRecord], home: Path) -> Contender:
         runs=tuple(record.run_id for record in records),
         seeds=tuple(record.seed for record in records),
         dataset=first.dataset,
-        data=f"{first.dataset} {first.data_digest}",
         seconds=sum(stage.seconds for record in records for stage in record.stages) / len(records),
         numbers={name: _together([each[name] for each in scored]) for name in scored[0] if _in_all(name, scored)},
     )
@@ -149,7 +144,7 @@ def _scored(record: RunRecord, home: Path) -> dict[str, Scored]:
 def _together(seeds: Sequence[Scored]) -> Scored:
     """The numbers of several seeds as one; without counts where the seeds were not scored on the same images."""
     first = seeds[0]
-    alike = all(each.counts and each.images == first.images for each in seeds)
+    alike = all(each.counts and each.images == first.images and each.same_truth(first) for each in seeds)
     return Scored(
         values=tuple(value for each in seeds for value in each.values),
         counts=tuple(each.counts[0] for each in seeds) if alike else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -9,6 +10,25 @@ from wsss.commands.methods import UsageError
 from wsss.formatting import duration, percent
 from wsss.reporting.run_report import RunReport
 from wsss.reporting.tables import miou_metrics
+
+
+def add_block(options: argparse.ArgumentParser) -> None:
+    """`--readme` and `--block`."""
+    options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced by the table")
+    options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
+
+
+def require_whole_block(arguments: argparse.Namespace) -> None:
+    """Raise a UsageError where one of `--readme` and `--block` is given without the other."""
+    if (arguments.readme is None) != (arguments.block is None):
+        raise UsageError("--readme and --block belong together", "command line", "give both or none")
+
+
+def write_block(arguments: argparse.Namespace, content: str) -> None:
+    """Put the content where `--readme` and `--block` say, and tell; nothing where they are not given."""
+    if arguments.readme is not None:
+        replace_block(arguments.readme, arguments.block, content)
+        print(f"block {arguments.block} of {arguments.readme} written")
 
 
 def summary_markdown(report: RunReport) -> str:

@@ -7,30 +7,26 @@ Several runs are the seeds of one recipe. With --readme the run's table replaces
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from wsss.commands.arguments import locations, run_folder
-from wsss.commands.methods import UsageError
+from wsss.commands.readme_block import add_block, require_whole_block, summary_markdown, write_block
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     options.add_argument("runs", nargs="+", metavar="RUN", help="run id, or its beginning; `wsss ls runs` lists them")
-    options.add_argument("--readme", type=Path, metavar="FILE", help="file whose block is replaced")
-    options.add_argument("--block", metavar="NAME", help="the block between <!-- table:NAME --> and <!-- /table -->")
+    add_block(options)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report, or the block of a README."""
     from wsss.commands.conclusion import print_report
     from wsss.commands.gather import gather_report
-    from wsss.commands.readme_block import replace_block, summary_markdown
     from wsss.reporting.report import write_report
     from wsss.run_record import RunRecord
     from wsss.search.records import load_sweep, sweep_folder
 
-    if (arguments.readme is None) != (arguments.block is None):
-        raise UsageError("--readme and --block belong together", "wsss report", "give both or none")
+    require_whole_block(arguments)
     home = locations(arguments).home
     sweep = sweep_folder(home, arguments.runs[0])
     if len(arguments.runs) == 1 and sweep.is_dir():
@@ -43,7 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
     files = write_report(folders[-1], report)
     print_report(report, with_verdict=True)
     print(f"\nreport: {files.html}")
-    if arguments.readme is not None:
-        replace_block(arguments.readme, arguments.block, summary_markdown(report))
-        print(f"block {arguments.block} of {arguments.readme} written")
+    write_block(arguments, summary_markdown(report))
     return 0

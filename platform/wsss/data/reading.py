@@ -73,11 +73,6 @@ def read_label_map(path: Path) -> LabelMap:
     return LabelMap(values, counts, palette_colors(palette, list(counts)))
 
 
-def read_palette_mask(path: Path) -> np.ndarray:
-    """Values of a label map, (H, W) uint8; DataError as of `read_label_map`."""
-    return read_label_map(path).values
-
-
 def read_mask(path: Path, num_classes: int, ignore_index: int = 255) -> np.ndarray:
     """A mask as (H, W) uint8, values 0..num_classes-1 and `ignore_index`.
 

@@ -14,9 +14,9 @@ from wsss.formatting import duration, interval, mean_and_spread, points
 from wsss.reporting.tables import Table
 
 NOTE = (
-    "mIoU in percent at the recipe's own threshold; ± is the spread over seeds. Differences are to the first row of "
-    "the same data, over the same images, with 95 % intervals over images: what another training would give is not in "
-    "them."
+    "mIoU in percent at the recipe's own threshold; ± is the spread over seeds. Differences are to the first row on "
+    "the same data set, over the same images, with 95 % intervals over images: what another training would give is "
+    "not in them."
 )
 
 
@@ -38,6 +38,10 @@ class Scored:
     mean_over: MeanOver = "defined"
     rests_on_masks: bool = False
 
+    def same_truth(self, other: Scored) -> bool:
+        """Whether both were scored on the same masks: each image has as many pixels of each class in its truth."""
+        return np.array_equal(self.counts[0][:, 1], other.counts[0][:, 1])
+
     @property
     def mean(self) -> float:
         """mIoU (fraction), mean over seeds."""
@@ -56,7 +60,7 @@ class Contender:
 
     Attributes:
         title: method, recipe and changed keys, for people.
-        data: data set and digest of what was read; only contenders of the same data are held against each other.
+        dataset: only contenders of the same data set are held against each other.
         seconds: wall time of all its stages, mean over seeds.
         numbers: metric name -> what was scored.
     """
@@ -65,7 +69,6 @@ class Contender:
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     dataset: str
-    data: str
     seconds: float
     numbers: Mapping[str, Scored] = field(default_factory=dict)
 
@@ -75,20 +78,22 @@ def difference(contender: Contender, reference: Contender, metric: str) -> Paire
     ours, theirs = contender.numbers.get(metric), reference.numbers.get(metric)
     if ours is None or theirs is None:
         return "not scored"
-    if contender.data != reference.data:
-        return "other data"
+    if contender.dataset != reference.dataset:
+        return "other data set"
     if not ours.counts or not theirs.counts:
         return "counts of its images are not kept"
     if ours.images != theirs.images:
         return "other images"
+    if not ours.same_truth(theirs):
+        return "other masks"
     if ours.mean_over != theirs.mean_over:
         return "other mean over classes"
     return paired_comparison_of_means(ours.counts, theirs.counts, mean_over=ours.mean_over)
 
 
 def reference_of(contenders: Sequence[Contender], position: int) -> Contender | None:
-    """The first contender with the same data; None for that one itself."""
-    first = next(each for each in contenders if each.data == contenders[position].data)
+    """The first contender on the same data set; None for that one itself."""
+    first = next(each for each in contenders if each.dataset == contenders[position].dataset)
     return None if first is contenders[position] else first
 
 

@@ -271,12 +271,12 @@ def test_official_best_checkpoint_is_the_selected_epoch(case: Case, tmp_path: Pa
 
 
 def test_predictions_are_written_as_palette_pictures(case: Case, tmp_path: Path) -> None:
-    from wsss.data.reading import read_palette_mask
+    from wsss.data.reading import read_label_map
 
     METHOD.exporters["segmentation"].write(case.artifact("segmentation"), case.dataset, tmp_path)
     name = case.dataset.lists["val"][0]
     arrays = case.artifact("segmentation").arrays(name)
-    assert np.array_equal(read_palette_mask(tmp_path / f"{name}.png"), arrays["prediction_crf"])
+    assert np.array_equal(read_label_map(tmp_path / f"{name}.png").values, arrays["prediction_crf"])
 
 
 def test_the_released_layout_scores_as_the_networks_that_it_holds(case: Case, tmp_path: Path) -> None:
