@@ -112,6 +112,23 @@ def test_a_failed_run_says_what_where_and_what_to_do(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback() -> None:
+    code = (
+        "import sys\n"
+        "from wsss.commands.failures import exit_code_of\n"
+        "def lines():\n"
+        "    for _ in range(100_000):\n"
+        "        print('a line of a table')\n"
+        "    return 0\n"
+        "sys.exit(exit_code_of(lines))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "a line of a table\n"
+    process.stdout.close()  # what `head -1` does
+    assert process.wait(60) == 1 and process.stderr.read() == ""
+
+
 def test_interruption_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
     def stopped() -> int:
         raise KeyboardInterrupt

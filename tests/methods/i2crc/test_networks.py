@@ -107,3 +107,19 @@ def test_trained_norms_are_those_of_all_workers() -> None:
     before = network.state_dict()["features.bn1.running_mean"].clone()
     network(torch.from_numpy(np.ones((2, 3, 32, 32), dtype=np.float32)))
     assert not torch.equal(network.state_dict()["features.bn1.running_mean"], before)
+
+
+def test_only_a_head_on_stored_norms_begins_small() -> None:
+    published, trained, stored = (
+        Classifier(backbone, head_width=32, normalization=norm).extra_convs[-1].weight.std().item()
+        for backbone, norm in (("vgg16", "frozen"), ("mobilenet_v2", "batch"), ("mobilenet_v2", "frozen"))
+    )
+    assert published == pytest.approx(trained, rel=0.2) and published > 0.25, "Kaiming's fan out, of 20 classes"
+    assert stored == pytest.approx(0.01, rel=0.2)
+
+
+def test_mobilenet_sees_what_its_weights_learned() -> None:
+    """Its last stride is a dilation: ImageNet's neighbours are two positions apart."""
+    body = Classifier("mobilenet_v2", width=0.125, head_width=8).features
+    dilations = [layer.dilation[0] for layer in body.modules() if getattr(layer, "kernel_size", None) == (3, 3)]
+    assert dilations[-4:] == [1, 2, 2, 2] and set(dilations[:-3]) == {1}
