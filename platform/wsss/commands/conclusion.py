@@ -21,7 +21,7 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
     """Write the report, hand it to MLflow and print what matters of it."""
     records = [result.record for result in results]
     report = gather_report(records, home)
-    files = write_report(results[-1].folder, report)
+    files = write_report(results[-1].folder, report, home)
     untracked = [result.untracked for result in results if result.untracked]
     last = records[-1]
     experiment = f"{last.dataset}/{last.method}"

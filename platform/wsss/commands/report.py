@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     folders = [run_folder(home, name) for name in arguments.runs]
     report = gather_report([RunRecord.load(folder) for folder in folders], home)
-    files = write_report(folders[-1], report)
+    files = write_report(folders[-1], report, home)
     print_report(report, with_verdict=True)
     print(f"\nreport: {files.html}")
     write_block(arguments, summary_markdown(report))

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsss.reporting.grid import write_grid
 from wsss.reporting.page import Page, Section, new_report_folder, slug, write_page
+from wsss.reporting.picture_cache import PictureCache
 from wsss.reporting.plots import plot_class_iou, plot_history, plot_threshold_curve
 from wsss.reporting.run_report import RunReport
 from wsss.reporting.tables import (
@@ -35,14 +36,15 @@ class ReportFiles:
     figures: tuple[Path, ...]
 
 
-def write_report(folder: Path, report: RunReport) -> ReportFiles:
+def write_report(folder: Path, report: RunReport, home: Path | None = None) -> ReportFiles:
     """Write `<folder>/report/`: index.html, report.md, results.csv and figures/*.png.
 
     The pages refer to the figures by relative paths, so that the folder can be moved and served as it is.
-    An earlier report in the folder is replaced.
+    An earlier report in the folder is replaced. home: keeps drawn pictures for the next report; None draws all of them.
     """
     target, figures_folder = new_report_folder(folder)
-    sections = _draw(report, figures_folder)
+    pictures = PictureCache(home / "cache" / "pictures" if home else None)
+    sections = _draw(report, figures_folder, pictures)
     seeds = f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
     page = Page(
         title=report.title,
@@ -60,26 +62,27 @@ def write_report(folder: Path, report: RunReport) -> ReportFiles:
     return ReportFiles(target, html, markdown, csv, figures)
 
 
-def _draw(report: RunReport, folder: Path) -> list[Section]:
+def _draw(report: RunReport, folder: Path, pictures: PictureCache) -> list[Section]:
     sections = []
     for parameter, what in (("threshold", "the background threshold"), ("iterations", "the iterations of the CRF")):
         drawn = []
         for name, lines in _curves(report, parameter).items():
             path = folder / f"curve_{parameter}_{slug(name)}.png"
-            drawn.append((name, plot_threshold_curve(f"mIoU against {parameter}: {name}", lines, path, parameter)))
+            title = f"mIoU against {parameter}: {name}"
+            drawn.append((name, pictures.draw(path, plot_threshold_curve, title, lines, parameter=parameter)))
         sections.append(Section(f"mIoU against {what}", tuple(drawn)))
     series = class_iou_series(report)
     if any(series.values()):
-        path = plot_class_iou("IoU by class", report.classes, series, folder / "class_iou.png")
+        path = pictures.draw(folder / "class_iou.png", plot_class_iou, "IoU by class", report.classes, series)
         sections.append(Section("IoU by class", (("IoU by class", path),)))
     grids = [
-        (grid.title, write_grid(grid, report.classes, folder / f"grid_{index}_{slug(grid.title)}.png"))
+        (grid.title, pictures.draw(folder / f"grid_{index}_{slug(grid.title)}.png", write_grid, grid, report.classes))
         for index, grid in enumerate(report.grids)
         if grid.samples
     ]
     sections.append(Section("Images", tuple(grids)))
     losses = [
-        (name, plot_history(name, histories, folder / f"loss_{slug(name)}.png"))
+        (name, pictures.draw(folder / f"loss_{slug(name)}.png", plot_history, name, histories))
         for name, histories in _histories(report).items()
     ]
     sections.append(Section("Losses of the trained stages", tuple(losses)))
