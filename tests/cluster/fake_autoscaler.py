@@ -44,7 +44,7 @@ def autoscaling_head(
     Args:
         folder: short: sockets lie below it.
         worker_types: name -> CPU, GPU and max, the largest number of nodes.
-        environment: of the head, which its nodes inherit.
+        environment: of the head, which its nodes inherit; with it `tests` can be imported.
     """
     address = f"{ray._private.services.get_node_ip_address()}:{_free_port()}"
     port, dashboard = address.rpartition(":")[2], _free_port()
@@ -92,7 +92,7 @@ def _configuration(address: str, worker_types: Mapping[str, Mapping[str, Any]], 
         "upscaling_speed": 1.0,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.cluster.fake_provider.SeparateNodeProvider",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
             "gcs_address": address,

@@ -54,7 +54,7 @@ def nodes(head: AutoscalingHead) -> list[str]:
     return line.split()[1:]
 
 
-def run_toy(head: AutoscalingHead, home: Path, *overrides: str, wait_minutes: str = "15") -> tuple[int, str]:
+def run_toy(head: AutoscalingHead, home: Path, *overrides: str, **environment: str) -> tuple[int, str]:
     """One run of the toy method on the cluster; its exit code and what it said."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.execution.toy_method", str(home), *SMALL, *overrides],
@@ -63,7 +63,8 @@ def run_toy(head: AutoscalingHead, home: Path, *overrides: str, wait_minutes: st
             "PYTHONPATH": PYTHON_PATH,
             "RAY_ADDRESS": head.address,
             "TOY_VERBOSE": "1",
-            "WSSS_WAIT_MINUTES": wait_minutes,
+            "WSSS_WAIT_MINUTES": "15",
+            **environment,
         },
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -98,8 +99,10 @@ def test_what_can_not_come_is_refused_and_what_does_not_come_ends_the_wait(
     code, said = run_toy(head, tmp_path, "execution.device=cpu", "execution.train_workers=9")
     assert code != 0 and "9 workers with 1 CPU each are asked for; 5 fit at a time" in said
     assert find_runs(tmp_path) == []
-    code, said = run_toy(head, tmp_path, "execution.device=cpu", "execution.train_workers=5", wait_minutes="0.02")
-    assert code != 0 and "5 x (1 CPU)" in said and "did not come in" in said, said
+    # More is declared than the autoscaler can start: six of its nodes never come.
+    promised = {"WSSS_NODE_TYPES": "{cpu: {CPU: 1, max: 6}}", "WSSS_WAIT_MINUTES": "1"}
+    code, said = run_toy(head, tmp_path, "execution.device=cpu", "execution.train_workers=6", **promised)
+    assert code != 0 and "6 x (1 CPU)" in said and "did not come in 1 min" in said, said
     assert "WSSS_WAIT_MINUTES" in said
 
 

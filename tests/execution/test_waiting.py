@@ -92,10 +92,10 @@ def test_a_lost_node_is_one_line_and_an_idle_one_none(played: Played) -> None:
     assert len(played.said) == 1
 
 
-@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("text", ["soon", "0", "0.9", "-1", "nan", "inf"])
 def test_a_wait_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WSSS_WAIT_MINUTES", text)
-    with pytest.raises(NodesMissingError, match="no number of minutes above 0"):
+    with pytest.raises(NodesMissingError, match="no number of minutes of at least 1"):
         wait_seconds()
 
 

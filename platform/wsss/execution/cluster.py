@@ -61,14 +61,14 @@ def connect(cpus: int | None = None) -> Cluster:
     Raises:
         AddressError, SessionFolderError, ClusterError: the address does not answer, or Ray does not start.
         NodeTypesError: WSSS_NODE_TYPES can not be read.
-        NodesMissingError: WSSS_WAIT_MINUTES is no number.
+        NodesMissingError: WSSS_WAIT_MINUTES is no number of at least 1.
     """
     patience = wait_seconds()
     if not ray.is_initialized():
         for name, value in _DRIVER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Where lost nodes are replaced, Train tries four times and waits so long each time (see `TrainPlan`).
-        os.environ.setdefault(_START_TIMEOUT, f"{max(15.0, patience / START_ATTEMPTS):g}")
+        os.environ.setdefault(_START_TIMEOUT, f"{patience / START_ATTEMPTS:g}")
         address = os.environ.get("RAY_ADDRESS")
         folder = None
         if address:

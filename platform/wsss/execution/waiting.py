@@ -35,17 +35,19 @@ class NodesMissingError(WsssError):
 def wait_seconds() -> float:
     """How long a stage waits for nodes: WSSS_WAIT_MINUTES, half an hour by default.
 
+    A training ends its wait between two tries of Ray Train to start the workers, so that less than a minute is refused.
+
     Raises:
-        NodesMissingError: the variable is no number above zero.
+        NodesMissingError: the variable is no number of at least 1.
     """
     text = os.environ.get(WAIT_VARIABLE, "")
     try:
         minutes = float(text) if text else _WAIT_MINUTES
     except ValueError:
         minutes = 0.0
-    if not 0 < minutes < float("inf"):
+    if not 1 <= minutes < float("inf"):
         raise NodesMissingError(
-            f"{text!r} is no number of minutes above 0",
+            f"{text!r} is no number of minutes of at least 1",
             WAIT_VARIABLE,
             "give the minutes that a stage may wait for nodes, for example 45, or leave it out",
         )
