@@ -152,7 +152,8 @@ def test_a_task_that_could_not_be_imported_starts_in_a_fresh_process(monkeypatch
     told, fake = run_faked(monkeypatch, [([0, 1], 0), ([0, 1], 1)], ends, tell=said.append)
     assert sorted(told) == [(([0, 1], 0), [1.0, 1.0]), (([0, 1], 1), [1.0, 1.0])]
     assert len(fake.started) == 3 and len(said) == 1 and "partially initialized" in said[0]
-    assert fake.options[:2] == [{}, {}] and fake.options[2]["runtime_env"]["env_vars"], "another process"
+    assert not any("runtime_env" in options for options in fake.options[:2])
+    assert fake.options[2]["runtime_env"]["env_vars"], "another process"
 
 
 def test_a_worker_that_can_never_import_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +171,40 @@ def test_a_task_whose_worker_died_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(answers[1][0], ClusterError) and "died 4 times" in str(answers[1][0])
 
 
+def test_an_item_that_kills_its_workers_is_found_soon_and_left_out_of_the_other_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: set[int] = set()
+
+    def ends(items: tuple[int, ...], shard: int, attempt: int) -> Any:
+        return WorkerCrashedError() if 1 in items else [1.0] * len(items)
+
+    fake = FakeRay(ends)
+    monkeypatch.setattr(tasks, "ray", fake)
+    pieces: list[tasks.Piece] = [([0, 1, 2], shard) for shard in range(6)]
+    watch: Any = AllThere()
+    done: list[tuple[int, int]] = []
+    for (items, shard), answer in tasks.run_tasks(
+        pieces, fake.start, 1, watch, lambda text: None, lambda item: item not in failed
+    ):
+        failed.update(item for item, told in zip(items, answer, strict=True) if isinstance(told, Exception))
+        done += [(item, shard) for item, told in zip(items, answer, strict=True) if told == 1.0]
+    assert failed == {1}
+    assert sorted(done) == [(item, shard) for item in (0, 2) for shard in range(6)]
+    assert sum(1 in items for items, _ in fake.started) <= 4, "two groups under way, and each alone"
+    deaths = [
+        options["max_retries"] + 1 for options, (items, _) in zip(fake.options, fake.started, strict=True) if 1 in items
+    ]
+    assert sum(deaths[:1] + deaths[-1:]) == tasks.RETRIES + 1, "once together and once alone, each repeated once by Ray"
+
+
 def test_no_task_starts_after_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(lambda items, shard, attempt: [ValueError("x")])
     monkeypatch.setattr(tasks, "ray", fake)
     failed: list[Any] = []
     pieces: list[tasks.Piece] = [([0], shard) for shard in range(9)]
     watch: Any = AllThere()
-    for told in tasks.run_tasks(pieces, fake.start, 1, watch, lambda text: None, lambda: not failed):
+    for told in tasks.run_tasks(pieces, fake.start, 1, watch, lambda text: None, lambda item: not failed):
         failed.append(told)
     assert len(fake.started) == len(failed) == 2, "what was under way is finished"
 

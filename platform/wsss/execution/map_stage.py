@@ -105,7 +105,7 @@ def run_map_jobs(
     on_progress(done, len(jobs) * len(names))
     watch = NodeWatch(jobs[0].stage.name, 1, Resources(gpus=int(use_gpu)), tell)
     for (numbers, index), answer in run_tasks(
-        pieces, start, workers, watch, tell, lambda: any(not outcome.error for outcome in outcomes)
+        pieces, start, workers, watch, tell, wanted=lambda number: outcomes[number].error is None
     ):
         answer = [
             _with_image(told, jobs[number], index, shards[index]) for number, told in zip(numbers, answer, strict=True)

@@ -40,19 +40,20 @@ def run_tasks(
     workers: int,
     watch: NodeWatch,
     tell: Tell,
-    go_on: Callable[[], bool] = lambda: True,
+    wanted: Callable[[int], bool] = lambda item: True,
 ) -> Iterator[tuple[Piece, list[Any]]]:
     """Run tasks and yield (piece, what the task told of each of its items).
 
-    A task whose worker died is cut into its items: one of them is to blame, the others must not fail with it. A task
-    that a worker process could not import or unpickle starts again in a fresh one.
+    A task whose worker died twice is cut into its items: one of them is to blame, the others must not fail with it. A
+    task that a worker process could not import or unpickle starts again in a fresh one.
 
     Args:
         pieces: (items, number of the shard).
         workers: tasks at a time. Where the nodes of the stage are all there, one more: no worker waits then.
         watch: asked while no task ends.
         tell: told of a task that starts again.
-        go_on: asked before a task is started; after a no, the tasks under way are finished and no others start.
+        wanted: asked of every item before its task is started; what is no longer wanted, since it failed in another
+            task, is left out and not yielded.
 
     Raises:
         NodesMissingError: no node that fits a task came in time.
@@ -60,13 +61,22 @@ def run_tasks(
     waiting = list(pieces)
     running: dict[Any, Piece] = {}
     attempts: dict[tuple[int, ...], int] = {}
+    cut: set[tuple[int, int]] = set()  # (item, shard) whose workers have died together
     spare = 0 if watch.grows else 1
     try:
-        while running or (waiting and go_on()):
-            while waiting and len(running) < workers + spare and go_on():
+        while running or waiting:
+            while waiting and len(running) < workers + spare:
                 items, shard = waiting.pop(0)
+                items = [item for item in items if wanted(item)]
+                if not items:
+                    continue
                 attempt = attempts.get((*items, shard), 0)
-                running[start(items, shard, _fresh_process(attempt))] = (items, shard)
+                options = _fresh_process(attempt)
+                if len(items) > 1 or (items[0], shard) in cut:
+                    options["max_retries"] = RETRIES // 2  # half of the deaths together, half alone
+                running[start(items, shard, options)] = (items, shard)
+            if not running:
+                break
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             if not ready:
                 watch.look(lost="its tasks start again, finished shards are kept")
@@ -81,7 +91,9 @@ def run_tasks(
                         waiting.insert(0, piece)
                         continue
                     if len(items) > 1:
-                        waiting += [([item], shard) for item in items]
+                        # First of all: who is to blame is then left out of the other tasks.
+                        waiting[:0] = [([item], shard) for item in items]
+                        cut |= {(item, shard) for item in items}
                         continue
                     answer = [_in_words(error)]
                 yield piece, answer
