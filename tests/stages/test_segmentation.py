@@ -262,3 +262,31 @@ def test_inputs_normalized_as_imagenets_are_padded_with_the_mean_color() -> None
     pixels, labels = scale_crop(image, label, ScaleCrop(1.0, 0, 0, mirrored=False), 32, "imagenet")
     np.testing.assert_allclose(pixels[:, :20, :30], plain, atol=1e-6)
     assert (pixels[:, 20:] == 0).all() and (pixels[:, :, 30:] == 0).all() and (labels[20:] == 255).all()
+
+
+def test_a_scored_picture_has_the_size_of_a_training_crop_of_its_scale(case: Case, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (45, 61, 3), dtype=np.uint8), np.zeros((45, 61), np.uint8)
+    pixels, _ = scale_crop(image, label, ScaleCrop(0.4, 0, 0, mirrored=False), 64)
+    scored = network_input(image, "caffe", 0.4)
+    assert scored.shape == (3, 18, 24)
+    assert np.array_equal(scored, pixels[:, :18, :24])
+
+    def scores(settings: SegmentationSettings) -> tuple[str, np.ndarray]:
+        stages = segmentation_stages(
+            settings, prefix="mobilenet", label_stage="pseudo_label", seed=0, training_list="train"
+        )
+        pipeline = Pipeline((label_stage(), *stages))
+        keys = stage_keys(pipeline, case.dataset, lambda path: "")
+        stage = pipeline.stage("mobilenet_scores")
+        assert isinstance(stage, MapStage)
+        view = case.dataset.view(stage.reads, stage.image_list)
+        inputs = {role: case.run.artifacts[upstream] for role, upstream in stage.inputs.items()}
+        job = StageJob(stage=stage, key="", view=view, inputs=inputs, store=open_store(str(tmp_path)))
+        with torch.inference_mode():
+            return keys["mobilenet_train"], stage.build(job.context("cpu"))(view.names[0])["scores"]
+
+    full, half = scores(MOBILENET), scores(replace(MOBILENET, input_scale=0.5))
+    assert full[0] == half[0], "the training does not depend on it"
+    assert full[1].shape[1:] == (4, 4)
+    assert half[1].shape[1:] == (2, 2)

@@ -65,6 +65,9 @@ class SegmentationSettings:
     crop_scales: tuple[float, ...] = setting(
         (0.5, 0.75, 1.0, 1.25, 1.5), minimum=0.1, maximum=4, help="scales that training images are drawn at"
     )
+    input_scale: float = setting(
+        1.0, minimum=0.1, maximum=4, help="scale of a picture that is scored; where crops are drawn small, theirs"
+    )
     steps: int = setting(20_000, minimum=1, maximum=1_000_000, help="optimizer steps")
     batch_size: int = setting(10, minimum=1, maximum=256, help="images in a step, over all workers")
     loss_group: int = setting(5, minimum=1, maximum=256, help="images whose pixels one mean of the loss is taken over")
@@ -105,16 +108,17 @@ class NetworkConfig:
     """What the scores of a trained network depend on."""
 
     structure: DeepLabV2Structure
+    input_scale: float
 
     @classmethod
     def of(cls, settings: SegmentationSettings) -> NetworkConfig:
         """From the recipe's section; whether and how norms train is past by then."""
-        return cls(replace(settings.structure(), freeze_norm=True, norm_group=0))
+        return cls(replace(settings.structure(), freeze_norm=True, norm_group=0), settings.input_scale)
 
 
 def without_unused(settings: SegmentationSettings) -> SegmentationSettings:
-    """The settings with those at their defaults that change nothing beside the others."""
-    unused: list[str] = []
+    """The settings with those at their defaults that change nothing in the training."""
+    unused = ["input_scale"]
     if settings.selection != "best_val":
         unused.append("candidate_every")
     if settings.form == "mobilenet_v2":
@@ -234,7 +238,7 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
 def build_scores(context: StageContext) -> Callable[[str], Arrays]:
     """The maximum over the scales before softmax, "scores" float32 (C, ~H / 8, ~W / 8), of the whole picture.
 
-    At output stride 16 a sixteenth.
+    H and W are those of the picture times `input_scale`. At output stride 16 a sixteenth.
     """
     network = _load(context, epoch_to_use(context))
 
@@ -265,8 +269,9 @@ def build_wrapped_predictions(context: StageContext) -> Callable[[str], Arrays]:
 
 
 def _input(context: StageContext, name: str) -> Tensor:
-    form = input_format(context.config.structure.form)
-    return torch.from_numpy(network_input(context.data.image(name), form))[None].to(context.device)
+    config: NetworkConfig = context.config
+    pixels = network_input(context.data.image(name), input_format(config.structure.form), config.input_scale)
+    return torch.from_numpy(pixels)[None].to(context.device)
 
 
 def _load(context: StageContext, epoch: int) -> DeepLabV2Msc:

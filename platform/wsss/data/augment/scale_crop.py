@@ -43,11 +43,9 @@ def scale_crop(
     Sides are truncated to whole pixels; the picture is resized bilinearly, the label by nearest. Padding at the bottom
     and the right is the mean color, and 255 in the label.
     """
-    height, width = int(image.shape[0] * drawn.scale), int(image.shape[1] * drawn.scale)
-    scaled = image.astype(np.float32)
+    scaled = _scaled(image, drawn.scale)
     if drawn.scale != 1:
-        scaled = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
-        label = resize(label, (height, width), "nearest")
+        label = resize(label, scaled.shape[:2], "nearest")
     rows, columns = slice(drawn.top, drawn.top + size), slice(drawn.left, drawn.left + size)
     pixels, labels = _formatted(scaled, form)[rows, columns], label[rows, columns]
     missing = ((0, size - labels.shape[0]), (0, size - labels.shape[1]))
@@ -57,14 +55,23 @@ def scale_crop(
     return channels_first(pixels), labels
 
 
-def network_input(image: np.ndarray, form: InputFormat = "caffe") -> np.ndarray:
-    """uint8 (H, W, 3) RGB -> float32 (3, H, W) in a format; the mean color is 0."""
-    return channels_first(_formatted(image.astype(np.float32), form))
+def network_input(image: np.ndarray, form: InputFormat = "caffe", scale: float = 1.0) -> np.ndarray:
+    """uint8 (H, W, 3) RGB -> float32 (3, H, W) in a format, both sides times `scale`; the mean color is 0."""
+    return channels_first(_formatted(_scaled(image, scale), form))
 
 
 def caffe_input(image: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) RGB -> float32 (3, H, W) BGR in 0..255 minus the mean color, not divided."""
     return network_input(image, "caffe")
+
+
+def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
+    """Bilinearly, as float32; sides are truncated to whole pixels."""
+    pixels = image.astype(np.float32)
+    if scale == 1:
+        return pixels
+    size = max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
 
 
 def _formatted(image: np.ndarray, form: InputFormat) -> np.ndarray:
