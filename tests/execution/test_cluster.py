@@ -28,6 +28,34 @@ def test_a_ray_that_does_not_come_up_is_told_with_a_remedy(monkeypatch: pytest.M
         cluster.connect()
 
 
+@pytest.mark.parametrize(
+    ("address", "slow_starts", "error", "started"),
+    [("", 2, "", 3), ("", 3, "timed out", 3), ("127.0.0.1:1", 1, "timed out", 1)],
+)
+def test_an_own_ray_that_is_slow_to_come_up_is_started_again(
+    address: str, slow_starts: int, error: str, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[object] = []
+
+    def init(**options: object) -> None:
+        tries.append(options["address"])
+        if len(tries) <= slow_starts:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster, "check_address", lambda address: None)
+    monkeypatch.setattr(cluster, "current_cluster", lambda: "the cluster")
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    if error:
+        with pytest.raises(cluster.ClusterError, match=error):
+            cluster.connect()
+    else:
+        assert cluster.connect() == "the cluster"
+    assert tries == [address or "local"] * started
+
+
 def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not another one that this machine runs, or ran, which Ray would find in the environment or in its folder."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -34,6 +34,11 @@ _DRIVER_ENVIRONMENT = {
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# A Ray of our own keeps processes without work for so long, not a second: the stages around a short training then find
+# them warm, and do not load PyTorch once more.
+_OWN_RAY = {"idle_worker_killing_time_threshold_ms": 120_000}
+_OWN_ATTEMPTS = 3
+_SLOW_START = "timed out during startup"
 # How often Train tries to start the workers of a training before it gives up.
 START_ATTEMPTS = 4
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -79,7 +84,8 @@ def connect(cpus: int | None = None) -> Cluster:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         dashboard_port = None if address else _free_port()
         try:
-            ray.init(
+            _init(
+                1 if address else _OWN_ATTEMPTS,
                 # Without "local" Ray would join whatever else runs on this machine, another run's for example.
                 address=address or "local",
                 num_cpus=None if address else cpus,
@@ -89,6 +95,7 @@ def connect(cpus: int | None = None) -> Cluster:
                 dashboard_port=dashboard_port,
                 logging_level=logging.WARNING,
                 log_to_driver=bool(os.environ.get("WSSS_DEBUG")),
+                _system_config=None if address else _OWN_RAY,
                 runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment(dashboard_port)},
             )
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
@@ -106,6 +113,22 @@ def connect(cpus: int | None = None) -> Cluster:
             # Ray would end the process at once on SIGTERM, which `ray job stop` sends; like Ctrl-C it ends in order.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
     return current_cluster()
+
+
+def _init(attempts: int, **options: Any) -> None:
+    """`ray.init`, once more while its node does not come up.
+
+    The node gives its own helpers 15 s to load, which is short beside other work on the machine.
+    """
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or _SLOW_START not in str(error):
+                raise
+            log.warning("Ray did not come up in time and is started again")
+            ray.shutdown()
 
 
 def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
