@@ -119,6 +119,19 @@ def test_settings_that_a_claim_leaves_open_may_differ():
     assert result.outcome == "not comparable" and "train.lr" in result.reason and "norm_group" not in result.reason
 
 
+def test_a_number_of_other_inputs_than_the_published_one_is_not_comparable():
+    claim = Claim(**{**CLAIM.__dict__, "needs": {"saliency.source": "folder"}})
+    changed = ("saliency.source",)
+    given = OurProtocol(
+        dataset="voc2012", recipe="paper", changed_settings=changed, settings={"saliency.source": "folder"}
+    )
+    assert verdict(claim, ours(72.7), given).outcome == "reproduced"
+    made = OurProtocol(dataset="voc2012", recipe="paper", settings={"saliency.source": "made"})
+    result = verdict(claim, ours(72.7), made)
+    assert result.outcome == "not comparable"
+    assert "saliency.source is made, the claim needs folder" in result.reason
+
+
 def test_context_is_shown_and_never_compared():
     claim = Claim(**{**CLAIM.__dict__, "context": True})
     result = verdict(claim, ours(72.7), PAPER)
@@ -143,6 +156,7 @@ def test_context_is_shown_and_never_compared():
         ("tolerance", "-1", "tolerance is -1, not a number in [0, 100]"),
         ("recipe", "beco", "recipe is 'beco', not one of demo, mini, paper; another method's number is context"),
         ("may_differ", "train.lr", "may_differ is 'train.lr', not a list of dotted recipe keys"),
+        ("needs", "[train.lr]", "needs is ['train.lr'], not a mapping of dotted recipe keys to values"),
         ("chosen_by_masks", "sometimes", "chosen_by_masks is 'sometimes', not true or false"),
         ("released", "1", "released is 1, not true or false"),
         ("context", "1", "context is 1, not true or false"),
@@ -157,7 +171,7 @@ def test_every_field_of_a_claim_is_checked(tmp_path: Path, field: str, value: st
 
 
 def test_context_names_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ClaimError, match="leave out recipe"):
+    with pytest.raises(ClaimError, match="leave out recipe, may_differ and needs"):
         load_claims(write(tmp_path, TEXT + "    recipe: paper\n    context: true\n"), RECIPES)
     (claim,) = load_claims(write(tmp_path, TEXT + "    context: true\n"), RECIPES)
     assert claim.context

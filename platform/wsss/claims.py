@@ -46,6 +46,8 @@ class Claim:
         recipe: name of our recipe that follows the claim's protocol; context has none, whatever stands here.
         may_differ: dotted recipe keys whose value may be another one than the recipe's: what was published leaves
             them open, or had a value that the recipe shortens.
+        needs: dotted recipe key -> the value that the published number had, where the recipe itself has another one
+            because that value asks for something that not everybody holds, such as a folder of the authors.
         chosen_by_masks: the claim's own protocol lets masks choose (a best epoch, threshold or constant).
         released: the number is that of the model that the authors released, as measured from its file; a training
             of ours is not held against it, and a run from the released file is held against no other claim.
@@ -63,6 +65,7 @@ class Claim:
     tolerance: float
     recipe: str = "paper"
     may_differ: tuple[str, ...] = ()
+    needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chosen_by_masks: bool = False
     released: bool = False
     context: bool = False
@@ -98,6 +101,7 @@ class OurProtocol:
         dataset: name of our data set.
         recipe: name of the recipe.
         changed_settings: dotted keys whose values differ from that recipe and enter stage keys.
+        settings: dotted keys -> values, of the whole recipe.
         deviations: anything else that keeps the numbers from being comparable (a list cut short, a stage's
             result taken in from elsewhere), each in a few words.
         chosen_by_masks: metric name -> stages upstream of it that chose something by looking at masks.
@@ -107,6 +111,7 @@ class OurProtocol:
     dataset: str
     recipe: str
     changed_settings: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     chosen_by_masks: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     released: bool = False
@@ -168,7 +173,12 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
     """Hold our number against a claim. All obstacles to a comparison are named, not only the first."""
     if claim.context:
         return Verdict(claim, None, None, "context", "another method's number: nothing is held against it")
-    changed = [key for key in protocol.changed_settings if key not in claim.may_differ]
+    changed = [key for key in protocol.changed_settings if key not in (*claim.may_differ, *claim.needs)]
+    missed = [
+        f"{key} is {protocol.settings.get(key)}, the claim needs {wanted}"
+        for key, wanted in claim.needs.items()
+        if protocol.settings.get(key) != wanted
+    ]
     choosers = protocol.chosen_by_masks.get(claim.metric, ()) if not claim.chosen_by_masks else ()
     oracle = MetricName.parse(claim.metric).ending == "oracle" and not claim.chosen_by_masks
     ours_released, theirs_released = protocol.released, claim.released
@@ -183,7 +193,7 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
             "ours is trained here, the claim is of the released model (--from-checkpoint)",
         ),
         (changed, f"changed settings: {_some(changed)}"),
-        *((True, deviation) for deviation in protocol.deviations),
+        *((True, text) for text in (*missed, *protocol.deviations)),
         (choosers, f"masks chose something in {_some(choosers)}"),
         (oracle, "an oracle number: masks chose the threshold"),
     )
@@ -233,7 +243,7 @@ def _problems(entry: Any, index: int, recipes: Sequence[str]) -> list[str]:
             wrong = _wrong_type(name, entry[name])
             problems.extend([f"{name} is {entry[name]!r}, not {wrong}"] if wrong else [])
             right.update({} if wrong else {name: entry[name]})
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{name} is missing")
     return [f"{where}: {problem}" for problem in (*problems, *_wrong_values(right, recipes))]
 
@@ -245,6 +255,9 @@ def _wrong_type(name: str, value: Any) -> str:
         return "" if number and 0 <= value <= 100 else "a number in [0, 100] (percent)"
     if name in _SWITCHES:
         return "" if isinstance(value, bool) else "true or false"
+    if name == "needs":
+        keys = isinstance(value, Mapping) and all(isinstance(key, str) and "." in key for key in value)
+        return "" if keys else "a mapping of dotted recipe keys to values"
     if name == "may_differ":
         keys = isinstance(value, list) and all(isinstance(key, str) and "." in key for key in value)
         return "" if keys else "a list of dotted recipe keys"
@@ -263,8 +276,8 @@ def _wrong_values(entry: Mapping[str, Any], recipes: Sequence[str]) -> list[str]
     elif metric.split != entry.get("split", metric.split):
         problems.append(f"metric {str(metric)!r} does not name the split {entry['split']!r}")
     recipe, context = entry.get("recipe", Claim.recipe), entry.get("context", False)
-    if context and not {"recipe", "may_differ"}.isdisjoint(entry):
-        problems.append("context is compared with no recipe: leave out recipe and may_differ")
+    if context and not {"recipe", "may_differ", "needs"}.isdisjoint(entry):
+        problems.append("context is compared with no recipe: leave out recipe, may_differ and needs")
     elif not context and recipe not in recipes:
         problems.append(f"recipe is {recipe!r}, not one of {', '.join(recipes)}; another method's number is context")
     if entry.get("source") == "released_weights" and not entry.get("released"):

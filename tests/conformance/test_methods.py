@@ -332,7 +332,11 @@ def test_claims_load_and_their_recipes_are_of_their_data_set(method: Method) -> 
     for claim in claims:
         recipe = load_recipe(method.recipe_type, method.recipe_path(claim.recipe), ())
         assert recipe.dataset.name == claim.dataset, claim.id
-        assert set(claim.may_differ) <= set(settings_of(method.recipe_type)), claim.id
+        assert {*claim.may_differ, *claim.needs} <= set(settings_of(method.recipe_type)), claim.id
+        for key, value in claim.needs.items():
+            with contextlib.suppress(WsssError):  # "folder" without a folder
+                load_recipe(method.recipe_type, method.recipe_path(claim.recipe), [f"{key}={value}"])
+            assert flat_dict(recipe)[key] != value, f"{claim.id}: the recipe has {key} = {value} by itself"
 
 
 def test_method_card_has_every_heading(method: Method) -> None:

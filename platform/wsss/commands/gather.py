@@ -40,6 +40,7 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
     pipeline = pipeline_of(method, recipe, dataset, Path(first.checkpoint) if first.checkpoint else None)
     store = store_at(first.store_url, home)
     changed = changed_settings(method, recipe, first.recipe_name)
+    settings = flat_dict(recipe)
     imported = sorted({stage.name for record in records for stage in record.stages if stage.imported})
     # The stage that the released model stands for is what is judged; another one would be an obstacle.
     foreign = [name for name in imported if not (first.checkpoint and name == pipeline.stages[0].name)]
@@ -47,6 +48,7 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
         dataset=first.dataset,
         recipe=first.recipe_name,
         changed_settings=changed,
+        settings=settings,
         deviations=(*list_deviations(pipeline, dataset), *(f"stage {name} was imported" for name in foreign)),
         released=bool(first.checkpoint),
         chosen_by_masks=choices_by_masks(pipeline, first),
@@ -67,7 +69,7 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
         headline=pipeline.headline,
         grids=tuple(_grid(grid, dataset, first, store) for grid in pipeline.grids),
         protocol={**first.protocol, **({"imported stages": ", ".join(imported)} if imported else {})},
-        settings={key: value for key, value in flat_dict(recipe).items() if key != "seed"},
+        settings={key: value for key, value in settings.items() if key != "seed"},
         changed_settings=changed,
         provenance=_provenance(records),
     )
