@@ -1,7 +1,11 @@
 """What is said of a Ray that cannot be joined or started, before Ray waits for it."""
 
 import socket
+import socketserver
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,11 +32,54 @@ def test_nobody_answers() -> None:
                 check_address(address, seconds=0.1)
             assert "unset RAY_ADDRESS" in caught.value.remedy
         assert time.monotonic() - begun < 20
-        listener.listen()
-        check_address(f"127.0.0.1:{port}")
     with pytest.raises(AddressError, match="nobody answers"):
         check_address("no-such-host.invalid:6379")
     check_address("auto")
+
+
+class Answering(socketserver.BaseRequestHandler):
+    """Answers with the bytes of its server, then ends."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(self.server.answer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
+        server.answer = answer  # pyright: ignore[reportAttributeAccessIssue]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"\0\0\0\4"],
+    ids=["a web page", "redis", "ssh", "silence", "too short"],
+)
+def test_another_program_than_ray_answers(answer: bytes) -> None:
+    begun = time.monotonic()
+    with (
+        answering(answer) as address,
+        pytest.raises(AddressError, match=f"answers at .* = {address} is no Ray") as caught,
+    ):
+        check_address(address)
+    assert "6379" in caught.value.remedy and "unset RAY_ADDRESS" in caught.value.remedy
+    assert time.monotonic() - begun < 20
+
+
+def test_an_encrypted_ray_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with answering(b"") as address:
+        check_address(address)
+
+
+def test_a_server_of_grpc_is_taken_for_ray() -> None:
+    with answering(bytes([0, 0, 18, 4, 0, 0, 0, 0, 0]) + bytes(18)) as address:
+        check_address(address)
+        check_address(f"ray://{address}")
 
 
 def test_a_long_folder_is_left_to_other_programs(

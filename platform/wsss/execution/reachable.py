@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from wsss.errors import WsssError
@@ -19,6 +20,9 @@ from wsss.text_file import shortened
 _LONGEST_SOCKET = 107
 _OF_RAY = len("/ray/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store.sock")
 _SHORT_FOLDER = Path("/tmp")
+# Ray's ports speak gRPC: HTTP/2, whose server answers this beginning with a frame of type 4, its settings.
+_HTTP2_BEGINNING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_SETTINGS, _HTTP2_HEADER = 4, 9
 
 
 class AddressError(WsssError):
@@ -36,7 +40,7 @@ def check_address(address: str, seconds: float = 10.0) -> None:
         seconds: how long a host is asked again that refuses or does not answer.
 
     Raises:
-        AddressError: it is no address, or nobody listens there.
+        AddressError: it is no address, nobody listens there, or another program than Ray does.
     """
     if address in ("auto", "local"):
         return
@@ -52,7 +56,9 @@ def check_address(address: str, seconds: float = 10.0) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection((host, port), timeout=max(1.0, until - time.monotonic())).close()
+            with socket.create_connection((host, port), timeout=max(1.0, until - time.monotonic())) as connection:
+                if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):  # else nothing is said before the certificates
+                    _require_grpc(connection, address)
             return
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError | TimeoutError)
@@ -63,6 +69,22 @@ def check_address(address: str, seconds: float = 10.0) -> None:
                     "start the cluster there, or correct the address; `unset RAY_ADDRESS` uses this machine alone",
                 ) from error
         time.sleep(1)
+
+
+def _require_grpc(connection: socket.socket, address: str) -> None:
+    answer = b""
+    with suppress(OSError):
+        connection.settimeout(5.0)
+        connection.sendall(_HTTP2_BEGINNING)
+        while len(answer) < _HTTP2_HEADER and (more := connection.recv(_HTTP2_HEADER - len(answer))):
+            answer += more
+    if len(answer) < _HTTP2_HEADER or answer[3] != _HTTP2_SETTINGS:
+        raise AddressError(
+            f"what answers at RAY_ADDRESS = {address} is no Ray",
+            "RAY_ADDRESS",
+            "give the port of `ray start --head`, 6379, or of ray://, 10001; 8265 is the dashboard's, for "
+            "`ray job submit`; `unset RAY_ADDRESS` uses this machine alone",
+        )
 
 
 def session_folder() -> str | None:
