@@ -12,19 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from tests.methods.in_process import run_pipeline
 
 from wsss.claims import load_claims
 from wsss.commands.methods import find_method, method_names, recipe_names
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
+from wsss.execution.stage_job import StageJob
 from wsss.method import ExecutionSettings, Method
 from wsss.metric_name import MetricName
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
 from wsss.recipe import RecipeError, SettingInfo, change_recipe, flat_dict, load_recipe, settings_of
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.search.space.pipelines import metrics_of
+from wsss.stages.references import BOX_STAGE
+from wsss.store import open_store
 from wsss.weights import file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,6 +267,43 @@ def test_seed_changes_training_and_what_follows_it(method: Method, shapes_home: 
     trained = [stage.name for stage in pipeline if isinstance(stage, TrainStage)]
     expected = set().union(*(pipeline.downstream(name) for name in trained))
     assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_references_train_the_methods_network_on_other_labels(
+    method: Method, shapes_home: Path, tmp_path: Path
+) -> None:
+    """What the methods must do for `wsss.stages.references`: learn from the label maps that they are handed."""
+    if "references.upper_bound" not in settings_of(method.recipe_type):
+        pytest.skip("the method trains no segmentation network")
+    recipe = demo(method, "references.upper_bound=true", "references.image_boxes=true")
+    pipeline, dataset = build(method, recipe, shapes_home)
+    own, more = keys_of(method, demo(method), shapes_home), stage_keys(pipeline, dataset, file_digest)
+    assert {name: more[name] for name in own} == own
+    store = open_store(str(tmp_path))
+    boxes = run_pipeline(pipeline, dataset, store, [BOX_STAGE]).artifacts[BOX_STAGE]
+    seen = []
+    for name in ("upper_bound", "image_boxes"):
+        stage = pipeline.stage(f"{name}_train")
+        assert isinstance(stage, TrainStage) and stage.fully_supervised == ("masks" in stage.reads)
+        job = StageJob(
+            stage=stage,
+            key=more[stage.name],
+            view=dataset.view(stage.reads, stage.image_list),
+            inputs=dict.fromkeys(stage.inputs, boxes),
+            store=store,
+            facts=dataset.image_facts(stage.image_list),
+        )
+        torch.manual_seed(0)
+        task = stage.build(job.context("cpu"))
+        places = [index % len(task.samples) for index in range(task.global_batch)]
+        samples = [task.samples.sample(place, np.random.default_rng(place)) for place in places]
+        (label,) = {key for key, value in samples[0].items() if value.dtype == torch.uint8} - {"mask"}
+        seen.append(torch.stack([sample[label] for sample in samples]))
+        batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        losses = task.module(batch, 0, 0)
+        assert all(torch.isfinite(value).all() for value in losses.values())
+    masks, bands = seen
+    assert (masks == 0).any() and not (bands == 0).any(), "boxes have no background"
 
 
 def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home: Path) -> None:

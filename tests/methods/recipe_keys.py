@@ -90,7 +90,7 @@ class StageKeys:
     def settings(self) -> set[str]:
         """Keys of the recipe that enter keys of stages, without the data set's."""
         known = settings_of(self.method.recipe_type)
-        return {key for key, info in known.items() if info.in_key and not key.startswith("dataset.")}
+        return {key for key, info in known.items() if info.in_key and not key.startswith(("dataset.", "references."))}
 
 
 def owners_of(key: str, owners: Mapping[str, Sequence[str]]) -> Sequence[str]:

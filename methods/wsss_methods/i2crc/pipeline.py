@@ -12,6 +12,7 @@ from wsss.pipeline import GridColumn, MapStage, Pipeline, SampleGrid, Stage, Tra
 from wsss.stages.cam import cam_stages
 from wsss.stages.partial_labels import partial_label_stages
 from wsss.stages.prediction_crf import RAW, WRAPPED, crf_label_stage
+from wsss.stages.references import with_references
 from wsss.stages.refine import named
 from wsss.stages.saliency import saliency_in_words, saliency_stage
 from wsss.stages.segmentation import (
@@ -55,7 +56,7 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
         *_refinement_stages(recipe, training_list),
         *_round(recipe, recipe.segmentation, ROUND_TWO, "refined_label", files, training_list),
     ]
-    return Pipeline(
+    pipeline = Pipeline(
         stages=tuple(stages),
         headline=(
             *(str(MetricName(scored, "miou", "train")) for scored in ("cam", "pseudo_label", "refined_label")),
@@ -79,6 +80,7 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
             **_protocol(recipe, files),
         },
     )
+    return with_references(pipeline, recipe.references)
 
 
 def build_released_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:

@@ -13,6 +13,7 @@ from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, Sa
 from wsss.stages import score
 from wsss.stages.candidates import selection_stages, weight_inputs
 from wsss.stages.pseudo_label import ThresholdConfig
+from wsss.stages.references import with_references
 from wsss.stages.saliency import saliency_in_words, saliency_stage
 from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
 from wsss.weights import WeightUse, required_weights
@@ -67,12 +68,13 @@ def build_pipeline(recipe: MsaRecipe, dataset: Dataset) -> Pipeline:
     best = "_".join(("prediction", *recipe.crf.variants[:1]))
     on_val = (GridColumn("prediction", "segmentation", best, "labels"),)
     segmented = (str(MetricName("segmentation", "miou", "val", each)) for each in ("", *recipe.crf.variants))
-    return Pipeline(
+    pipeline = Pipeline(
         stages=tuple(stages),
         headline=("cam/miou_train", "pseudo_label/miou_train", *segmented),
         grids=(SampleGrid("train", on_train), SampleGrid("val", on_val)),
         protocol=_protocol(recipe, dataset, files, saliency),
     )
+    return with_references(pipeline, recipe.references)
 
 
 def _weight_uses(recipe: MsaRecipe) -> list[WeightUse]:

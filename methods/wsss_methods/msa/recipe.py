@@ -15,6 +15,7 @@ from wsss.nn.backbones import BACKBONES
 from wsss.recipe import setting
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
+from wsss.stages.references import ReferenceSettings
 from wsss.stages.saliency import SaliencySettings
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
@@ -240,6 +241,7 @@ class MsaRecipe:
     pseudo_label: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)
 
     def check(self) -> list[str]:
         """Relations between sections."""

@@ -31,6 +31,7 @@ from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import Arrays, MapStage, Stage, StageContext, TrainStage
 from wsss.recipe import setting
 from wsss.schedules import polynomial_decay
+from wsss.stages.references import LABEL, given_label
 from wsss.stages.refine import PredictionConfig, build_predictions, refinement_stages
 from wsss.stages.segmentation import cross_entropy_sums
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
@@ -135,7 +136,7 @@ def scaled_picture(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 class DeepLabV1Samples:
-    """Augmented crops of pictures with the label maps of role "label"."""
+    """Augmented crops of pictures with the label maps of role "label", or with the masks if there is none."""
 
     def __init__(self, context: StageContext) -> None:
         self.data, self.context = context.data, context
@@ -152,12 +153,17 @@ class DeepLabV1Samples:
         mirrored, scale = bool(rng.random() < 0.5), float(rng.uniform(config.scale_min, config.scale_max))
         image = scaled_picture(augment_picture(self.data.image(name), draw), scale)
         size = (image.shape[0], image.shape[1])
-        label = resize(self.context.arrays("label", name)["label"], size, "nearest")
+        label = resize(self._label(name), size, "nearest")
         crop = sample_canvas_crop(rng, *size, config.crop_size)
         return {
             "image": torch.from_numpy(channels_first(cropped_image(image, mirrored, crop))),
             "label": torch.from_numpy(cropped_map(label, mirrored, crop, IGNORE)),
         }
+
+    def _label(self, name: str) -> np.ndarray:
+        label = given_label(self.context, name)
+        assert label is not None
+        return label
 
 
 class DeepLabV1Training(nn.Module):
@@ -259,7 +265,7 @@ def deeplabv1_stages(
             name=f"{prefix}_train",
             version=1,
             config=replace(settings, scales=DeepLabV1Settings().scales),
-            inputs={"label": label_stage},
+            inputs={LABEL: label_stage},
             reads=frozenset({"images"}),
             image_list=training_list,
             files=files or {},

@@ -19,6 +19,7 @@ from wsss.stages.affinity_psa import (
     walked_label_stages,
 )
 from wsss.stages.cam import build_cam, cam_stages, full_resolution
+from wsss.stages.references import with_references
 from wsss.stages.refine import PredictionConfig, named
 from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
 from wsss.weights import WeightUse, required_weights, resolve_path
@@ -70,12 +71,13 @@ def build_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:
     baselines = [*(["seam_cam"] if seam else ()), *(["plain_cam"] if recipe.baseline.plain_cam else ())]
     on_labels = ("cam", *baselines, "crf_low", "crf_high", "pseudo_label")
     headline = [str(MetricName(scored, "miou", split)) for split in _splits(recipe) for scored in on_labels]
-    return Pipeline(
+    pipeline = Pipeline(
         stages=tuple(stages),
         headline=(*headline, *segmentation_headline(recipe)),
         grids=(_training_grid(settings.boundaries, baselines), prediction_grid(recipe)),
         protocol=_protocol(recipe, dataset, files),
     )
+    return with_references(pipeline, recipe.references)
 
 
 def training_list_of(dataset: Dataset) -> str:

@@ -15,6 +15,7 @@ from wsss.recipe import setting
 from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSettings
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
+from wsss.stages.references import ReferenceSettings
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
 from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
@@ -257,6 +258,7 @@ class SbnetRecipe:
     crf: CrfSettings = field(default_factory=CrfSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)
 
     @property
     def crf_variants(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from wsss.stages.cam import build_cam, cam_stages
 from wsss.stages.candidates import CandidateConfig, SelectionConfig, choose_by_masks, selection_stages, weight_inputs
 from wsss.stages.pseudo_label import pseudo_label_stages
 from wsss.stages.random_walk import RandomWalkConfig, random_walk_stage
+from wsss.stages.references import with_references
 from wsss.stages.refine import ScoresConfig, named, refinement_stages
 from wsss.stages.segmentation import build_wrapped_predictions
 from wsss.stages.superpixels import superpixel_stage
@@ -61,12 +62,13 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
     if recipe.baseline.plain_cam:
         stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, training_list, prefix="plain_")
     on_labels = ("cam", *(["plain_cam"] if recipe.baseline.plain_cam else ()), "pseudo_label")
-    return Pipeline(
+    pipeline = Pipeline(
         stages=tuple(stages),
         headline=(*(f"{scored}/miou_train" for scored in on_labels), *segmentation_headline(recipe)),
         grids=(SampleGrid("train", on_train), prediction_grid(recipe)),
         protocol=_protocol(recipe, dataset, files),
     )
+    return with_references(pipeline, recipe.references)
 
 
 def _weight_uses(recipe: SscRecipe) -> list[WeightUse]:

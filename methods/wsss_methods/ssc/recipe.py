@@ -16,6 +16,7 @@ from wsss.recipe import setting
 from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import PseudoLabelConfig, off_curve
+from wsss.stages.references import ReferenceSettings
 from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
 
@@ -238,3 +239,4 @@ class SscRecipe:
     segmentation_inference: SegmentationInferenceSettings = field(default_factory=SegmentationInferenceSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)

@@ -18,6 +18,7 @@ from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
+from wsss.stages.references import given_label
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.ssc.cotraining import LOSS_WEIGHTS, CoTraining, CoTrainingSettings, cotraining_denominators
 from wsss_methods.ssc.losses import (
@@ -239,10 +240,11 @@ class SegmentationSamples:
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
         """image float32 (3, H, W), label uint8 (H, W), mask uint8 (H, W), two seeds int64 ()."""
         name = self.data.names[index]
+        label, trusted = self._labels(name)
         crop = draw_training_sample(
             self.data.image(name),
-            self.context.arrays("pseudo_label", name)["label"],
-            self.context.arrays("confidence_mask", name)["mask"],
+            label,
+            trusted,
             rng,
             size=(self.config.crop_size, self.config.crop_size),
             area=(self.config.crop_area_min, self.config.crop_area_max),
@@ -254,6 +256,12 @@ class SegmentationSamples:
             "pair_seed": torch.tensor(int(rng.integers(2**31))),
             "photometric_seed": torch.tensor(int(rng.integers(2**31))),
         }
+
+    def _labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Label map and where it is trusted, uint8 (H, W); everywhere in a reference."""
+        if (given := given_label(self.context, name)) is not None:
+            return given, np.ones_like(given)
+        return self.context.arrays("pseudo_label", name)["label"], self.context.arrays("confidence_mask", name)["mask"]
 
 
 def build_segmentation_training(context: StageContext) -> TrainTask:

@@ -115,9 +115,15 @@ def presence_gate(counts: Tensor, labels: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:
-    """Class-balanced cross entropy against the pseudo label, times the presence gate: (N,).
+    """`balanced_entropy` against the pseudo label, times the presence gate: (N,).  labels: (N, C - 1)."""
+    gate = presence_gate(class_counts(label, logits.shape[1]), labels)
+    return gate.to(logits.dtype) * balanced_entropy(logits, label)
 
-    logits: (N, C, h, w), resized to the label's size. label: uint8 (N, H, W). labels: (N, C - 1).
+
+def balanced_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Class-balanced cross entropy against label maps: (N,).
+
+    logits: (N, C, h, w), resized to the label's size. label: uint8 (N, H, W).
     A class of N_c among N labeled pixels weighs (N - N_c) / (1 + N). The mean runs over all pixels, unlabeled ones
     included, as in the official code.
     """
@@ -130,4 +136,4 @@ def mask_loss(logits: Tensor, label: Tensor, labels: Tensor) -> Tensor:
     labeled = label != UNLABELED
     index = torch.where(labeled, label, torch.zeros_like(label)).flatten(1).long()
     weight = weights.gather(1, index) * labeled.flatten(1)
-    return presence_gate(counts, labels).to(logits.dtype) * (weight * entropy).mean(dim=1)
+    return (weight * entropy).mean(dim=1)

@@ -13,6 +13,7 @@ from wsss.ops.crf import DenseCrfSettings
 from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, SampleGrid, Stage, TrainStage
 from wsss.stages import score
 from wsss.stages.candidates import selection_stages, weight_inputs
+from wsss.stages.references import with_references
 from wsss.weights import WeightUse, required_weights
 from wsss_methods.wsfcn import inference
 from wsss_methods.wsfcn.recipe import CrfSettings, TrainSettings, WeightSettings, WsFcnRecipe
@@ -42,12 +43,13 @@ def build_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:
     if recipe.prediction.image_label_filter:
         stages += _result_stages(recipe, BY_LABELS)
     final = "segmentation_crf" if recipe.crf.enabled else "segmentation"
-    return Pipeline(
+    pipeline = Pipeline(
         stages=tuple(stages),
         headline=_headline(recipe),
         grids=(SampleGrid("val", (GridColumn("prediction", final, "prediction", "labels"),)),),
         protocol=_protocol(recipe, dataset, files),
     )
+    return with_references(pipeline, recipe.references)
 
 
 def build_released_pipeline(recipe: WsFcnRecipe, dataset: Dataset) -> Pipeline:

@@ -14,6 +14,7 @@ from wsss.method import ExecutionSettings
 from wsss.nn.backbones import TAP_BACKBONES
 from wsss.ops.pamr import DILATIONS
 from wsss.recipe import setting
+from wsss.stages.references import ReferenceSettings
 from wsss.weights import weight_setting
 
 # The curve over background constants is scored on this grid, so that choosing another constant costs nothing.
@@ -210,6 +211,7 @@ class WsFcnRecipe:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
+    references: ReferenceSettings = field(default_factory=ReferenceSettings)
 
     def check(self) -> list[str]:
         """Relations between sections."""

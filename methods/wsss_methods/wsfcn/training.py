@@ -16,10 +16,12 @@ from wsss.data.augment.resized_crop import jittered_crop
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
+from wsss.stages.references import given_label
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
 from wsss_methods.wsfcn.losses import (
     UNLABELED,
     FocalPenalty,
+    balanced_entropy,
     class_counts,
     class_scores,
     classification_loss,
@@ -33,6 +35,7 @@ from wsss_methods.wsfcn.networks import Structure, WsFcn, official_state_dict, p
 from wsss_methods.wsfcn.recipe import NetworkSettings, PseudoLabelSettings, TrainSettings
 
 WEIGHTS = "network"
+GIVEN = "given_label"  # of a batch: label maps in the place of the pseudo labels
 STATISTICS = ("mask_loss", "presence_gate", "classes_in_pseudo_label", "labeled_pixels", "foreground_share")
 
 
@@ -47,10 +50,10 @@ class TrainConfig:
 
 
 class ImageSamples:
-    """Augmented crops with the labels of their images."""
+    """Augmented crops with the labels of their images; in a reference also with label maps."""
 
     def __init__(self, context: StageContext, settings: TrainSettings) -> None:
-        self.data = context.data
+        self.data, self.context = context.data, context
         self.settings = settings
         self.jitter = PUBLISHED_JITTER.scaled(settings.color_jitter)
 
@@ -58,10 +61,18 @@ class ImageSamples:
         return len(self.data.names)
 
     def sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """image float32 (3, S, S) normalized, label float32 (classes without background,)."""
+        """image float32 (3, S, S) normalized, label float32 (classes without background,); `GIVEN`: uint8 (S, S)."""
         name, settings = self.data.names[index], self.settings
-        image = jittered_crop(self.data.image(name), rng, settings.crop_size, settings.crop_scale_min, self.jitter)
-        return {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}
+        image, given = jittered_crop(
+            self.data.image(name),
+            given_label(self.context, name),
+            rng,
+            settings.crop_size,
+            settings.crop_scale_min,
+            self.jitter,
+        )
+        batch = {"image": torch.from_numpy(image), "label": torch.from_numpy(self.data.image_labels(name))}
+        return batch if given is None else {**batch, GIVEN: torch.from_numpy(given)}
 
 
 class WsFcnTraining(nn.Module):
@@ -91,17 +102,19 @@ class WsFcnTraining(nn.Module):
         """Losses and statistics of each image, (N,): logits (N, C, h, w), background included."""
         labels = batch["label"]
         masks = logits.softmax(dim=1)
-        pseudo = pseudo_label(denormalized(batch["image"]), masks, labels, self.rule)
+        given = batch.get(GIVEN)
+        label = pseudo_label(denormalized(batch["image"]), masks, labels, self.rule).label if given is None else given
         with torch.set_grad_enabled(train_masks and torch.is_grad_enabled()):
-            mask = mask_loss(logits, pseudo.label, labels)
-        counts = class_counts(pseudo.label, logits.shape[1])
+            # The gate asks whether the network's own label is to be believed.
+            mask = mask_loss(logits, label, labels) if given is None else balanced_entropy(logits, given)
+        counts = class_counts(label, logits.shape[1])
         found = ((counts[:, 1:] > 0) & (labels > 0)).sum(dim=1)
         values = {
             "classification": classification_loss(class_scores(logits, masks, self.focal), labels),
             "mask_loss": mask.detach(),
             "presence_gate": presence_gate(counts, labels),
             "classes_in_pseudo_label": found.to(labels.dtype) / labels.sum(dim=1).clamp(min=1),
-            "labeled_pixels": (pseudo.label != UNLABELED).to(labels.dtype).mean(dim=(1, 2)),
+            "labeled_pixels": (label != UNLABELED).to(labels.dtype).mean(dim=(1, 2)),
             "foreground_share": foreground_share(masks, labels).detach(),
         }
         return {**values, "mask": mask} if train_masks else values

@@ -19,6 +19,7 @@ from wsss.released import pipeline_of
 from wsss.reporting.comparability import list_deviations
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
 from wsss.run_record import RunRecord, StageResult
+from wsss.stages.references import REFERENCES_SECTION
 from wsss.store import Artifact, Store
 from wsss.tracking.provenance import commit_in_words, machine_in_words
 
@@ -84,6 +85,8 @@ def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str
     known = settings_of(method.recipe_type)
     # A switch outside of keys (may weights be random?) changes what is reproduced; paths and workers do not.
     counts = {key for key, info in known.items() if (info.in_key or info.type is bool) and key != "seed"}
+    # References stand beside the method and change none of its numbers.
+    counts = {key for key in counts if not key.startswith(f"{REFERENCES_SECTION}.")}
     return tuple(key for key in known if key in counts and ours[key] != shipped[key])
 
 

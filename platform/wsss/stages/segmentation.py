@@ -34,6 +34,7 @@ from wsss.stages.candidates import (
     selection_stages,
     weight_inputs,
 )
+from wsss.stages.references import LABEL, given_label
 from wsss.stages.refine import (
     PredictionConfig,
     build_predictions,
@@ -145,7 +146,8 @@ class SegmentationSamples:
         """image float32 (3, S, S), label uint8 (S, S), 255 not trained on."""
         name = self.data.names[index]
         image = self.data.image(name)
-        label = self.context.arrays("label", name)["label"] if "label" in self.context.inputs else self.data.mask(name)
+        label = given_label(self.context, name)
+        assert label is not None
         size = self.config.crop_size
         drawn = draw_scale_crop(rng, image.shape[0], image.shape[1], self.config.crop_scales, size)
         pixels, labels = scale_crop(image, label, drawn, size, input_format(self.config.form))
@@ -308,7 +310,7 @@ def segmentation_stages(
             name=f"{prefix}_train",
             version=dilation_version(settings.form),
             config=without_unused(settings),
-            inputs={} if label_stage is None else {"label": label_stage},
+            inputs={} if label_stage is None else {LABEL: label_stage},
             reads=frozenset({"images", "masks"} if supervised else {"images"}),
             image_list=training_list,
             files=files or {},

@@ -83,7 +83,7 @@ def test_validation_input_is_squeezed() -> None:
 
 def test_a_jittered_crop_depends_on_the_generator_alone() -> None:
     one, same, other = (
-        jittered_crop(IMAGE, np.random.default_rng(seed), 33, 0.9, PUBLISHED_JITTER) for seed in (1, 1, 2)
+        jittered_crop(IMAGE, None, np.random.default_rng(seed), 33, 0.9, PUBLISHED_JITTER)[0] for seed in (1, 1, 2)
     )
     assert one.shape == (3, 33, 33) and one.dtype == np.float32
     assert np.array_equal(one, same) and not np.array_equal(one, other)
@@ -99,5 +99,5 @@ def test_the_whole_image_without_jitter_is_only_resized_or_mirrored() -> None:
     assert np.array_equal(plain, network(square))
     mirrored = network(resized_crop(square, CropBox(0, 0, 30, 30), 30, mirror=True))
     assert np.array_equal(mirrored, plain[:, :, ::-1])
-    drawn = [jittered_crop(square, np.random.default_rng(seed), 30, 1.0, ColorJitter()) for seed in range(40)]
+    drawn = [jittered_crop(square, None, np.random.default_rng(seed), 30, 1.0, ColorJitter())[0] for seed in range(40)]
     assert any(np.array_equal(x, plain) for x in drawn) and any(np.array_equal(x, mirrored) for x in drawn)

@@ -136,12 +136,23 @@ def resized_crop(image: np.ndarray, box: CropBox, size: int, mirror: bool) -> np
 
 
 def jittered_crop(
-    image: np.ndarray, rng: np.random.Generator, size: int, area_min: float, jitter: ColorJitter
-) -> np.ndarray:
-    """A random resized crop, mirrored half of the time, colors changed, normalized.
+    image: np.ndarray,
+    label: np.ndarray | None,
+    rng: np.random.Generator,
+    size: int,
+    area_min: float,
+    jitter: ColorJitter,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A random resized crop, mirrored half of the time, colors changed, normalized; the same crop of a label map.
 
-    image: uint8 (H, W, 3) RGB. area_min: smallest share of the area. Returns float32 (3, size, size).
+    image: uint8 (H, W, 3) RGB. label: uint8 (H, W), resized by nearest, or None. area_min: smallest share of the area.
+    Returns float32 (3, size, size) and uint8 (size, size) or None.
     """
     box = random_resized_crop_box(image.shape[0], image.shape[1], rng, (area_min, 1.0))
-    crop = resized_crop(image, box, size, mirror=bool(rng.random() < 0.5))
-    return channels_first(normalize(random_color_jitter(crop, jitter, rng)))
+    mirror = bool(rng.random() < 0.5)
+    crop = resized_crop(image, box, size, mirror)
+    pixels = channels_first(normalize(random_color_jitter(crop, jitter, rng)))
+    if label is None:
+        return pixels, None
+    labels = resize(np.ascontiguousarray(box.cut(label)), (size, size), "nearest")
+    return pixels, np.ascontiguousarray(mirrored(labels) if mirror else labels)

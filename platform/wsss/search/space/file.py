@@ -33,7 +33,7 @@ _ENTRIES = ("method", "keys")
 KINDS = ("float", "int", "categorical")
 OPTIONS = {"float": {"log", "step", "when"}, "int": {"log", "step", "when"}, "categorical": {"when"}}
 # Not settings of a method: which data and which seed are compared is not searched.
-NOT_SEARCHED = ("seed", "dataset.", "execution.", "weights.")
+NOT_SEARCHED = ("seed", "dataset.", "execution.", "weights.", "references.")
 
 
 class SpaceError(WsssError):
