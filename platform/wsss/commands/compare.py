@@ -1,7 +1,8 @@
 """`wsss compare RUN RUN ... | --dataset voc2012 --recipe mini`: finished runs side by side, with paired differences.
 
 Runs that differ by their seed alone are one row. The others are held against the first row, over the same images;
-runs on other data stand in the table but are not held against it.
+runs on other data stand in the table but are not held against it. References that the runs computed (the same network
+trained on masks, on image-sized boxes) and a predictor that says background everywhere are rows of their own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,20 @@ from wsss.commands.methods import UsageError
 from wsss.commands.readme_block import add_block, require_whole_block, write_block
 from wsss.commands.screen import console
 from wsss.errors import nearest
+from wsss.metric_name import MetricName
 from wsss.recipe import flat_dict
-from wsss.reporting.comparison import Contender, Scored, common_metrics, difference_table, number_table
-from wsss.reporting.tables import main_mious, to_markdown, to_rich
+from wsss.reporting.comparison import (
+    Contender,
+    Scored,
+    all_background,
+    common_metrics,
+    difference_table,
+    number_table,
+)
+from wsss.reporting.tables import Table, main_mious, to_markdown, to_rich
 from wsss.run_record import RunRecord, find_runs
 from wsss.search.choose.score import read_counts
+from wsss.stages.references import REFERENCE_TITLES, REFERENCES_SECTION, SEGMENTATION, is_of_reference
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -39,15 +50,75 @@ def run(arguments: argparse.Namespace) -> int:
     """Print both tables, or put the first into a README."""
     require_whole_block(arguments)
     home = locations(arguments).home
-    contenders = gather_contenders(_chosen_runs(arguments, home), home)
-    metrics = _chosen_metrics(arguments.metric, contenders)
-    table = number_table(contenders, metrics)
-    for each in (table, difference_table(contenders, metrics)):
-        if each.rows:
-            console().print(to_rich(each))
+    table = show_comparison(_chosen_runs(arguments, home), home, arguments.metric)
     _heading, _, content = to_markdown(table).partition("\n\n")
     write_block(arguments, content.rstrip("\n"))
     return 0
+
+
+def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[str] = ()) -> Table:
+    """Print the numbers of the runs and their differences; returns the table of the numbers.
+
+    asked: names of numbers; empty for all that at least two of them have.
+
+    Raises:
+        UsageError: a run has not finished, a seed of one recipe was given twice, or no run has a number.
+    """
+    contenders = gather_contenders(records, home)
+    metrics = _chosen_metrics(asked, contenders)
+    rows = [*contenders, *gather_references(records, home), *all_background(contenders)]
+    table = number_table(rows, metrics)
+    for each in (table, difference_table(rows, metrics)):
+        if each.rows:
+            console().print(to_rich(each))
+    return table
+
+
+def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contender]:
+    """The references that the runs computed, as rows whose numbers stand where those of the segmentation stand.
+
+    Methods whose network, training and start are the same share a reference's artifacts, and its row.
+    """
+    rows: dict[tuple[Any, ...], list[Contender]] = {}
+    for group in _grouped(records):
+        scored = [_scored(record, home) for record in group]
+        for reference, words in REFERENCE_TITLES.items():
+            numbers = {
+                str(replace(MetricName.parse(name), scored=SEGMENTATION)): _together([each[name] for each in scored])
+                for name in scored[0]
+                if MetricName.parse(name).scored == reference and _in_all(name, scored)
+            }
+            if not numbers:
+                continue
+            first, own = group[0], [[s for s in each.stages if is_of_reference(s.name, reference)] for each in group]
+            identity = (reference, first.dataset, *(stage.key for stages in own for stage in stages))
+            rows.setdefault(identity, []).append(
+                Contender(
+                    title=f"{words} ({first.method} {first.recipe_name})",
+                    runs=tuple(record.run_id for record in group),
+                    seeds=tuple(record.seed for record in group),
+                    dataset=first.dataset,
+                    seconds=sum(stage.seconds for stages in own for stage in stages) / len(group),
+                    numbers=numbers,
+                )
+            )
+    return [_shared(contenders) for contenders in rows.values()]
+
+
+def _shared(contenders: Sequence[Contender]) -> Contender:
+    """One row of contenders that are the same artifacts under several methods."""
+    first = contenders[0]
+    words = first.title.partition(" (")[0]
+    whose = dict.fromkeys(each.title.partition(" (")[2].removesuffix(")") for each in contenders)
+    return replace(first, title=f"{words} ({', '.join(whose)})")
+
+
+def _grouped(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Runs that differ by their seed alone together, by ascending seed."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(_kind(record), []).append(record)
+    return [sorted(group, key=lambda record: record.seed) for group in groups.values()]
 
 
 def gather_contenders(records: Sequence[RunRecord], home: Path) -> list[Contender]:
@@ -57,12 +128,10 @@ def gather_contenders(records: Sequence[RunRecord], home: Path) -> list[Contende
         UsageError: a run has not finished, or a seed of one recipe was given twice.
         WsssError: a method or an artifact is no longer what it was.
     """
-    groups: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.status != "finished":
             raise UsageError(f"the run is {record.status}", record.run_id, "the command that made it continues it")
-        groups.setdefault(_kind(record), []).append(record)
-    return [_contender(sorted(group, key=lambda record: record.seed), home) for group in groups.values()]
+    return [_contender(group, home) for group in _grouped(records)]
 
 
 def _chosen_runs(arguments: argparse.Namespace, home: Path) -> list[RunRecord]:
@@ -92,7 +161,9 @@ def _chosen_metrics(asked: Sequence[str], contenders: Sequence[Contender]) -> li
 
 
 def _kind(record: RunRecord) -> str:
-    recipe = {key: value for key, value in record.recipe.items() if key not in ("seed", "execution")}
+    recipe = {
+        key: value for key, value in record.recipe.items() if key not in ("seed", "execution", REFERENCES_SECTION)
+    }
     facts = [record.method, record.dataset, record.checkpoint, recipe]
     return json.dumps(facts, sort_keys=True)
 
@@ -111,13 +182,15 @@ def _contender(records: Sequence[RunRecord], home: Path) -> Contender:
         raise UsageError("the same recipe and seed are given twice", runs, "give each run once")
     changed = ", ".join(f"{key}={json.dumps(value)}" for key, value in _changed(first).items())
     scored = [_scored(record, home) for record in records]
+    names = [name for name in scored[0] if MetricName.parse(name).scored not in REFERENCE_TITLES]
+    own = [[stage for stage in each.stages if not is_of_reference(stage.name)] for each in records]
     return Contender(
         title=f"{first.method} {first.recipe_name}" + (f" with {changed}" if changed else ""),
         runs=tuple(record.run_id for record in records),
         seeds=tuple(record.seed for record in records),
         dataset=first.dataset,
-        seconds=sum(stage.seconds for record in records for stage in record.stages) / len(records),
-        numbers={name: _together([each[name] for each in scored]) for name in scored[0] if _in_all(name, scored)},
+        seconds=sum(stage.seconds for stages in own for stage in stages) / len(records),
+        numbers={name: _together([each[name] for each in scored]) for name in names if _in_all(name, scored)},
     )
 
 

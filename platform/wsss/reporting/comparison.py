@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wsss.evaluation.bootstrap import PairedComparison, paired_comparison_of_means
-from wsss.evaluation.confusion import MeanOver
+from wsss.evaluation.confusion import MeanOver, miou_from_counts
 from wsss.formatting import duration, interval, mean_and_spread, points
 from wsss.reporting.tables import Table
 
@@ -61,7 +61,7 @@ class Contender:
     Attributes:
         title: method, recipe and changed keys, for people.
         dataset: only contenders of the same data set are held against each other.
-        seconds: wall time of all its stages, mean over seeds.
+        seconds: wall time of all its stages, mean over seeds; None for what took none.
         numbers: metric name -> what was scored.
     """
 
@@ -69,7 +69,7 @@ class Contender:
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     dataset: str
-    seconds: float
+    seconds: float | None
     numbers: Mapping[str, Scored] = field(default_factory=dict)
 
 
@@ -97,6 +97,29 @@ def reference_of(contenders: Sequence[Contender], position: int) -> Contender | 
     return None if first is contenders[position] else first
 
 
+def all_background(contenders: Sequence[Contender]) -> list[Contender]:
+    """A predictor that says background everywhere, one for each data set, in every number whose counts are kept."""
+    rows: list[Contender] = []
+    for dataset in dict.fromkeys(each.dataset for each in contenders):
+        own = [each.numbers for each in contenders if each.dataset == dataset]
+        metrics = dict.fromkeys(metric for numbers in own for metric in numbers)
+        scored = {metric: [numbers[metric] for numbers in own if metric in numbers] for metric in metrics}
+        numbers = {metric: _background(found[0]) for metric, found in scored.items() if found[0].counts}
+        if numbers:
+            rows.append(
+                Contender(title="all background", runs=(), seeds=(), dataset=dataset, seconds=None, numbers=numbers)
+            )
+    return rows
+
+
+def _background(scored: Scored) -> Scored:
+    truth = scored.counts[0][:, 1]
+    counts = np.zeros_like(scored.counts[0])
+    counts[:, 0, 0], counts[:, 1], counts[:, 2, 0] = truth[:, 0], truth, truth.sum(axis=1)
+    value = float(miou_from_counts(*counts.sum(axis=0), mean_over=scored.mean_over))
+    return Scored((value,), (counts,), scored.images, scored.mean_over)
+
+
 def common_metrics(contenders: Sequence[Contender]) -> list[str]:
     """Numbers that at least two contenders have, in the order of the stages; all, of a single contender."""
     found = [metric for contender in contenders for metric in contender.numbers]
@@ -111,7 +134,7 @@ def number_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Tab
         reference = reference_of(contenders, position)
         cells = [_cell(contender, reference, metric) for metric in metrics]
         seeds = ", ".join(str(seed) for seed in contender.seeds)
-        rows.append((contender.title, seeds, *cells, duration(contender.seconds)))
+        rows.append((contender.title, seeds or "-", *cells, _time(contender)))
     columns = ("recipe", "seeds", *metrics, "time")
     stars = any(number.rests_on_masks for each in contenders for number in each.numbers.values())
     note = NOTE + (" *: something upstream was chosen by looking at masks." if stars else "")
@@ -142,6 +165,10 @@ def in_words(found: PairedComparison) -> str:
     if found.low > 0:
         return "better"
     return "worse" if found.high < 0 else "not told apart"
+
+
+def _time(contender: Contender) -> str:
+    return "-" if contender.seconds is None else duration(contender.seconds)
 
 
 def _bounds(found: PairedComparison) -> tuple[str, str]:
