@@ -1,6 +1,7 @@
 """`python reproduce.py` from outside: what it prints, what it leaves, how it ends."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,34 @@ def test_second_time_computes_nothing_and_other_seeds_stand_beside(checkout: Che
     assert sorted(record.seed for record in new) == [3, 4]
     assert [record.executed for record in new] == [0, 0]
     assert "seed 3" in done.stdout and "seed 4" in done.stdout and "spread" in done.stdout
+
+
+@pytest.mark.usefixtures("finished")
+def test_several_methods_run_one_after_another_and_stand_side_by_side(checkout: Checkout) -> None:
+    """A second method of the same stages under another name: the store has them, and both are told to be equal."""
+    folder, other = checkout.root / "methods" / "wsss_methods", f"{EXAMPLE}_again"
+    shutil.copytree(folder / EXAMPLE, folder / other, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {record.run_id for record in find_runs(checkout.home)}
+    try:
+        for path in (folder / other).glob("*.py"):
+            path.write_text(path.read_text().replace(f'"{EXAMPLE}"', f'"{other}"'))
+        done = checkout.reproduce("--method", f"{EXAMPLE},{other}", *SMALL)
+        assert done.returncode == 0, done.stderr
+        new = [record for record in find_runs(checkout.home) if record.run_id not in before]
+        assert [(record.method, record.executed) for record in new] == [(EXAMPLE, 0), (other, 0)]
+        *_, table = done.stdout.partition("Comparison")
+        assert re.search(rf"{other} demo.*\(\+0\.00: \+0\.00 to", table.replace("\n", " ")), table
+        assert "all background" in table and "not told apart" in table
+        assert f"wsss compare {new[0].run_id} {new[1].run_id}" in table
+
+        unknown = checkout.reproduce("--method", f"{EXAMPLE},{EXAMPLE}_agian", *SMALL)
+        assert unknown.returncode == 2 and f"did you mean '{other}'?" in unknown.stderr
+        assert unknown.stdout == "", "the second method is looked at before the first one runs"
+    finally:
+        shutil.rmtree(folder / other)
+        for record in find_runs(checkout.home):
+            if record.run_id not in before:
+                shutil.rmtree(checkout.home / "runs" / record.run_id)
 
 
 @pytest.mark.usefixtures("finished")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wsss.commands.arguments import locations, select, with_seed
@@ -66,17 +67,18 @@ def show_plan(request: RunRequest) -> None:
     check_schedulable(prepared.plan, prepared.execution, cluster)
 
 
-def run_all(requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
-    """Run one request after the other, showing progress, and leave the cluster at the end."""
+def run_all(groups: Sequence[tuple[RunRequest, ...]], ended: Callable[[tuple[RunResult, ...]], None]) -> None:
+    """Run one request after the other on one cluster, showing progress, and leave it at the end.
+
+    ended: called with the results of a group as soon as it has run, so that what follows cannot cost its report.
+    """
     from wsss.execution.cluster import disconnect
 
-    results = []
     try:
-        for request in requests:
-            results.append(_run(prepare_run(request)))
+        for group in groups:
+            ended(tuple(_run(prepare_run(request)) for request in group))
     finally:
         disconnect()
-    return tuple(results)
 
 
 def _run(prepared: PreparedRun) -> RunResult:

@@ -20,5 +20,6 @@ def run(arguments: argparse.Namespace, with_verdict: bool = False) -> int:
     from wsss.commands.engine import build_requests, run_all
 
     requests = build_requests(arguments)
-    conclude(run_all(requests), requests[0].home, requests[0].tracking_uri, with_verdict)
+    first = requests[0]
+    run_all([requests], lambda results: conclude(results, first.home, first.tracking_uri, with_verdict))
     return 0
