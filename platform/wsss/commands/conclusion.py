@@ -14,6 +14,7 @@ from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport
 from wsss.reporting.tables import result_table, short_verdicts, stage_table, to_rich
 from wsss.tracking import open_tracker, ui_command
+from wsss.tracking.names import reproductions, run_name
 from wsss.tracking.tracker import RunStatus
 
 
@@ -24,8 +25,8 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
     files = write_report(results[-1].folder, report, home)
     untracked = [result.untracked for result in results if result.untracked]
     last = records[-1]
-    experiment = f"{last.dataset}/{last.method}"
-    untracked.append(track_files([files.folder], last.run_id, last.run_id, experiment, home, tracking_uri))
+    name, experiment = run_name(last.method, last.recipe_name, last.seed), reproductions(last.dataset)
+    untracked.append(track_files([files.folder], name, last.run_id, experiment, home, tracking_uri))
     print_report(report, with_verdict)
     print(f"\nreport:  {files.html}")
     print(f"run:     {results[-1].folder}")

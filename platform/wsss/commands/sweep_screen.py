@@ -13,6 +13,7 @@ from wsss.search.records import BEST_FILE, SweepRecord, TrialRecord, load_trials
 from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
 from wsss.tracking import ui_command
+from wsss.tracking.names import sweep_experiment
 
 NEWS_SECONDS = 15.0
 
@@ -106,7 +107,7 @@ def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) ->
         return index
     paths = [path for path in (index.parent, folder / BEST_FILE) if path.exists()]
     status = "FINISHED" if record.status == "finished" else "FAILED"
-    experiment = f"{record.dataset}/{record.method}"
+    experiment = sweep_experiment(record.dataset, record.sweep_id)
     if message := track_files(
         paths, f"sweep {record.sweep_id}", record.sweep_id, experiment, folder.parents[1], tracking_uri, status
     ):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from wsss.execution.prepare import PreparedRun, used_data
-from wsss.execution.stage_job import load_metrics
+from wsss.execution.stage_job import HISTORY_FILE, load_metrics
 from wsss.files import LockHeld, locked
-from wsss.pipeline import Pipeline, ReduceStage, TrainStage
+from wsss.pipeline import Pipeline, ReduceStage, Stage, TrainStage
 from wsss.plan import PlannedStage
-from wsss.recipe import to_dict
+from wsss.recipe import key_values, to_dict
 from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.store import Artifact
 from wsss.tracking.provenance import collect_provenance
 from wsss.weights import file_digest
 
+_CURVE_POINTS = 500  # of a curve on the page of a run; its stage's page has every step
 # Run folders of this process; each holds its lock.
 _claims: dict[Path, ExitStack] = {}
 
@@ -142,6 +144,35 @@ def run_tags(prepared: PreparedRun, record: RunRecord) -> dict[str, str]:
         "selection": f"by masks: {', '.join(selects)}" if selects else "none",
         **{f"protocol.{name}": text for name, text in record.protocol.items()},
     }
+
+
+def run_note(record: RunRecord) -> str:
+    """What people read on the page of a run, Markdown."""
+    facts = "\n".join(f"- {name}: {text}" for name, text in record.protocol.items())
+    return (
+        f"**{record.method}**, recipe `{record.recipe_name}`, seed {record.seed}, on {record.dataset}.\n\n"
+        f"- run: `{record.run_id}`; where a number comes from: `wsss explain {record.run_id} NUMBER`\n"
+        "- report with image grids and verdicts: artifacts, `report/index.html`\n"
+        f"- stages: the runs nested in this one; their curves stand here as `STAGE/LOSS`\n\nProtocol\n\n{facts}\n"
+    )
+
+
+def stage_params(stage: Stage) -> dict[str, Any]:
+    """What a stage's numbers depend on, for its run in MLflow: its own settings, and the seed of a training."""
+    seed = {"seed": stage.seed} if isinstance(stage, TrainStage) else {}
+    return {**key_values(stage.config), **seed}
+
+
+def curves_of(stage: Stage, artifact: Artifact) -> dict[str, list[tuple[int, float]]]:
+    """Losses of a training for the run that it belongs to: `STAGE/LOSS` -> (step, value), `_CURVE_POINTS` at most."""
+    if not isinstance(stage, TrainStage) or HISTORY_FILE not in artifact.files:
+        return {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name, values in artifact.json(HISTORY_FILE).items():
+        every = max(1, -(-len(values) // _CURVE_POINTS))
+        kept = [(step, value) for step, value in enumerate(values, start=1) if step % every == 0 or step == len(values)]
+        curves[f"{stage.name}/{name}"] = [(step, value) for step, value in kept if math.isfinite(value)]
+    return curves
 
 
 def stage_tags(planned: PlannedStage) -> dict[str, str]:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from wsss.execution.bookkeeping import open_record, run_tags, stage_result, stage_tags
+from wsss.execution.bookkeeping import (
+    curves_of,
+    open_record,
+    run_note,
+    run_tags,
+    stage_params,
+    stage_result,
+    stage_tags,
+)
 from wsss.execution.observer import RunObserver
 from wsss.execution.prepare import PreparedRun, plan_again
 from wsss.execution.scheduling import check_schedulable, growth_in_words
@@ -20,6 +28,7 @@ from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict
 from wsss.run_record import RunRecord, RunRecordError, StageResult
 from wsss.store import Artifact, DamagedArtifact
+from wsss.tracking.names import reproductions, run_name
 from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
 from wsss.weights import fetch_missing
 
@@ -69,11 +78,17 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     home = request.home.absolute()
     _get_ready(prepared, observer)  # before anything is written down: what is refused here leaves no failed run
     record, folder = open_record(prepared)
-    experiment = f"{prepared.dataset.name}/{request.method.name}"
-    tracker = open_tracker(request.tracking_uri, home, experiment)
+    tracker = open_tracker(
+        request.tracking_uri,
+        home,
+        reproductions(prepared.dataset.name),
+        note=f"All reproductions on {prepared.dataset.name}, one run for each method, recipe and seed; its stages are "
+        "nested in it. Choose runs and press Compare. The same table with paired differences: `wsss compare`.",
+    )
     parent = tracker.run(
         key=record.run_id,
-        name=f"{request.recipe_name}, seed {record.seed}",
+        name=run_name(record.method, record.recipe_name, record.seed),
+        note=run_note(record),
         tags=run_tags(prepared, record),
         params=flat_dict(request.recipe),
         dataset=(prepared.dataset.name, str(prepared.dataset.root), record.data_digest),
@@ -154,8 +169,11 @@ def _settle_stage(
                 record = log.record
                 tracked = log.tracker.run(
                     key=f"{record.run_id}/{stage.name}",
-                    name=stage.name,
+                    name=f"{stage.name}, {run_name(record.method, record.recipe_name, record.seed)}",
                     tags={**stage_tags(planned), "run_id": record.run_id},
+                    params=stage_params(stage),
+                    note=f"Stage `{stage.name}` of the run `{record.run_id}`, key `{planned.key}`. A stage that the "
+                    "store has already is not computed again and has no run here.",
                     parent=log.parent,
                 )
                 try:
@@ -167,6 +185,7 @@ def _settle_stage(
                     raise
                 status = "executed"
     artifacts[stage.name] = artifact
+    log.parent.series(curves_of(stage, artifact))
     return stage_result(prepared.pipeline, planned, artifact, status)
 
 

@@ -41,6 +41,7 @@ from wsss.search.request import PreparedSweep, SweepError, racing
 from wsss.search.space.pipelines import metric_stage
 from wsss.search.study.ledger import Ledger
 from wsss.store import Artifact, DamagedArtifact
+from wsss.tracking.names import sweep_experiment
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker
@@ -70,7 +71,14 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
         record = _open_record(prepared)
         record.save(folder)
         home = request.home.absolute()
-        tracker = open_tracker(request.tracking_uri, home, f"{record.dataset}/{record.method}")
+        tracker = open_tracker(
+            request.tracking_uri,
+            home,
+            sweep_experiment(record.dataset, record.sweep_id),
+            note=f"The sweep `{record.sweep_id}`: {record.method}, space `{record.space_name}`, number "
+            f"`{record.metric}`. Its trials are nested in one run; choose them and press Compare for parallel "
+            "coordinates. The report is among the artifacts of that run.",
+        )
         ledger = Ledger(record, folder, tracker, request.study_url or f"sqlite:///{folder / STUDY_FILE}")
         try:
             search = _search(prepared, ledger.trials)

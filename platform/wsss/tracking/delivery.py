@@ -29,6 +29,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from wsss.files import finish, locked, unfinished
 from wsss.tracking.location import artifact_root, sqlite_path, sqlite_uri
+from wsss.tracking.names import NOTE_TAG
 from wsss.tracking.redact import redact_text
 from wsss.tracking.spool import ROOT, Cursor, Event, RecordLost, kept_file, tracking_folder
 
@@ -66,13 +67,14 @@ class Destination:
         self.client = MlflowClient(tracking_uri=uri)
         self._experiments: dict[str, str] = {}
 
-    def experiment_id(self, name: str) -> str:
-        """The id of the experiment, created or restored when needed."""
+    def experiment_id(self, name: str, note: str = "") -> str:
+        """The id of the experiment, created (with the note) or restored when needed."""
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    self._experiments[name] = self.client.create_experiment(name, artifact_location=self._artifacts)
+                    tags = {NOTE_TAG: note} if note else None
+                    self._experiments[name] = self.client.create_experiment(name, self._artifacts, tags)
                 except MlflowException as error:
                     if error.error_code != _EXISTS:
                         raise
@@ -142,7 +144,7 @@ class RunDelivery:
 
     def _open(self, event: Event) -> None:
         run = event["run"]
-        experiment_id = self._destination.experiment_id(event["experiment"])
+        experiment_id = self._destination.experiment_id(event["experiment"], event.get("experiment_note", ""))
         tags = event["tags"] | _identity_tags(self._run_id, run)
         if event["parent"]:
             tags["mlflow.parentRunId"] = self._parent_id(event["parent"], experiment_id)

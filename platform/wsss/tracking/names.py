@@ -13,6 +13,22 @@ from wsss.tracking.redact import redact_value
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 NAME_CHARACTERS = 250
+NOTE_TAG = "mlflow.note.content"  # where MLflow keeps the note of a run or an experiment
+
+
+def reproductions(dataset: str) -> str:
+    """Experiment of all reproductions on a data set: its page puts the methods side by side."""
+    return dataset
+
+
+def sweep_experiment(dataset: str, sweep_id: str) -> str:
+    """Experiment of one sweep, whose trials are compared with each other."""
+    return f"{dataset}, {sweep_id}"
+
+
+def run_name(method: str, recipe_name: str, seed: int) -> str:
+    """Name of a reproduction; it begins with what tells runs apart, as lists cut off the end."""
+    return f"{method} {recipe_name}, seed {seed}"
 
 
 def metric_name(*parts: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsss.tracking.location import bound_requests, check_uri, default_uri
-from wsss.tracking.names import flatten_params, metric_name, tag_texts
+from wsss.tracking.names import NOTE_TAG, flatten_params, metric_name, tag_texts
 from wsss.tracking.redact import redact_text
 from wsss.tracking.sender import Outbox, TrackingReport, process_sender, report
 from wsss.tracking.spool import ROOT, Event, Spool, TrackingError, now_ms
@@ -27,13 +27,14 @@ _POINTS_PER_EVENT = 500
 _CLOSE_SECONDS = 15.0
 
 
-def open_tracker(uri: str | None, home: Path, experiment: str) -> Tracker:
-    """A tracker for one experiment ("<dataset>/<method>").
+def open_tracker(uri: str | None, home: Path, experiment: str, note: str = "") -> Tracker:
+    """A tracker for one experiment (`wsss.tracking.names`).
 
     Args:
         uri: an MLflow address; None is the database `<home>/mlflow.db` with artifacts in `<home>/mlartifacts`.
         home: folder of runs and records.
         experiment: MLflow experiment; created when missing.
+        note: what people read above the list of its runs, Markdown; written when the experiment is created.
 
     Raises:
         TrackingError: the address cannot work (whether its server answers is not asked here), or no experiment name.
@@ -41,19 +42,20 @@ def open_tracker(uri: str | None, home: Path, experiment: str) -> Tracker:
     home = Path(home).absolute()
     if not experiment.strip() or len(experiment) > 250:
         raise TrackingError(
-            f"The experiment name {experiment!r} is not usable.", "", "Use <dataset>/<method>, 250 characters at most."
+            f"The experiment name {experiment!r} is not usable.", "", "Use a name of 1 to 250 characters."
         )
     bound_requests()
-    return Tracker(check_uri(uri or default_uri(home)), home, experiment)
+    return Tracker(check_uri(uri or default_uri(home)), home, experiment, note)
 
 
 class Tracker:
     """Runs of one experiment at one address; call `close` at the end."""
 
-    def __init__(self, uri: str, home: Path, experiment: str) -> None:
+    def __init__(self, uri: str, home: Path, experiment: str, note: str = "") -> None:
         self.uri = uri
         self.home = home
         self.experiment = experiment
+        self.note = note
         self._outboxes: dict[str, Outbox] = {}
         self._mutex = threading.RLock()
 
@@ -66,6 +68,7 @@ class Tracker:
         *,
         key: str | None = None,
         dataset: tuple[str, str, str] | None = None,
+        note: str = "",
     ) -> TrackedRun:
         """Start a run, or continue the one with the same key after an interruption.
 
@@ -78,6 +81,7 @@ class Tracker:
                 time may write: "20260101-1" is a run, "20260101-1/seed-0/cam" one nested in its record. A trial
                 of another process has a run id of its own and names its `parent`. Made from `name` by default.
             dataset: (name, folder or address, content hash) of the data that it reads.
+            note: what people read on the run's page, Markdown.
 
         Raises:
             TrackingError: another process writes this run, or the key is not usable.
@@ -94,9 +98,10 @@ class Tracker:
             opened = {
                 "name": name,
                 "experiment": self.experiment,
+                "experiment_note": self.note,
                 "uri": redact_text(self.uri),
                 "parent": {"run_id": parent_id, "run": parent_part or ROOT} if parent_id else None,
-                "tags": _source_tags(tags or {}) | tag_texts(tags or {}),
+                "tags": _source_tags(tags or {}) | tag_texts({**(tags or {}), NOTE_TAG: note}),
             }
             run._write("open", opened)
             run.params(params or {})

@@ -248,7 +248,7 @@ class Ledger:
             if stage.executed:
                 nested = self._tracker.run(
                     key=f"{self._key(trial)}/{stage.name}",
-                    name=stage.name,
+                    name=f"{stage.name}, trial {trial.number}",
                     parent=run,
                     tags={"stage": stage.name, "stage_kind": stage.kind, "stage_key": stage.key},
                 )
