@@ -34,6 +34,9 @@ _DRIVER_ENVIRONMENT = {
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# Nodes of a Ray of our own are not taken away with notice: the process that would watch for it costs every training the
+# time in which it loads Ray Train.
+_OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # A Ray of our own keeps processes without work for so long, not a second: the stages around a short training then find
 # them warm, and do not load PyTorch once more.
 _OWN_RAY = {"idle_worker_killing_time_threshold_ms": 120_000}
@@ -81,7 +84,8 @@ def connect(cpus: int | None = None) -> Cluster:
         else:
             folder = session_folder()
         if not address:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            for name, value in _OWN_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
         dashboard_port = None if address else _free_port()
         try:
             _init(

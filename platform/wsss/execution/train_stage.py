@@ -20,6 +20,7 @@ from ray._raylet import RAY_NODE_ID_KEY  # pyright: ignore[reportAttributeAccess
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from wsss.data.firewall import forbid_mask_reading
 from wsss.errors import WsssError
@@ -28,6 +29,7 @@ from wsss.execution.nodes import Resources
 from wsss.execution.numeric_mode import numeric_mode
 from wsss.execution.stage_job import HISTORY_FILE, StageJob, training_name
 from wsss.execution.tasks import last_line
+from wsss.execution.train_board import Steps, TrainBoard
 from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, is_candidate, run_training, steps_until
 from wsss.execution.waiting import NodesMissingError, NodeWatch, Tell, waits_for_group
 from wsss.formatting import count
@@ -37,10 +39,6 @@ from wsss.pipeline import TrainStage
 _STATE_FILE = "state.pt"
 _TELL_EVERY_SECONDS = 0.5
 
-# [(steps done, losses and learning rates)], every step once
-Steps = list[tuple[int, dict[str, float]]]
-# What the board has heard since it was last asked: steps of the whole stage, steps, where workers started.
-News = tuple[int, Steps, list[int]]
 # (steps of the whole stage, those done since the last call)
 OnSteps = Callable[[int, Steps], None]
 
@@ -61,39 +59,6 @@ class TrainPlan:
     def each(self) -> Resources:
         """What one worker asks of a node."""
         return Resources(cpus=self.threads, gpus=int(self.gpu))
-
-
-class _Board:
-    """An actor beside the driver: the workers of a training write their progress there, the driver reads it."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._steps: Steps = []
-        self._starts: list[int] = []
-        self._failure: WsssError | None = None
-
-    def start(self, step: int) -> None:
-        """The workers start, or start again, after this step."""
-        self._starts.append(step)
-
-    def tell(self, total: int, steps: Steps) -> None:
-        """Add the steps that rank 0 took since its last report."""
-        self._total = total
-        self._steps.extend(steps)
-
-    def news(self) -> News:
-        """Steps of the whole stage, and what was reported since the last call."""
-        steps, self._steps = self._steps, []
-        starts, self._starts = self._starts, []
-        return self._total, steps, starts
-
-    def fail(self, error: WsssError) -> None:
-        """Keep an error with a remedy for the driver: another attempt would only raise it again."""
-        self._failure = error
-
-    def failure(self) -> WsssError | None:
-        """The kept error, if any."""
-        return self._failure
 
 
 class _Teller:
@@ -167,6 +132,13 @@ class _Watch:
             self._on_progress(total, steps)
 
 
+class _Trainer(TorchTrainer):
+    """Without the process that hands out Ray data sets: there are none, and it takes seconds to start."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+
 def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: Tell) -> dict[str, Any]:
     """Train, store weights and history, and return facts. Continues an attempt that was killed.
 
@@ -180,8 +152,8 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
     """
     # On the driver's node, which outlives the training: any other may be lost.
     here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
-    trainer = TorchTrainer(
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(TrainBoard).remote()
+    trainer = _Trainer(
         _worker,
         train_loop_config={"job": job, "plan": plan, "board": board},
         scaling_config=ScalingConfig(
