@@ -225,6 +225,7 @@ def test_failures_are_recorded_with_their_reason_and_stop_nothing(cluster: None,
     assert states == {"COMPLETE": 9, "FAIL": 1}
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_worker_fails_alone(cluster: None, tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()

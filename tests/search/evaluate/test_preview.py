@@ -81,6 +81,7 @@ def test_a_preview_has_a_key_of_its_own_and_leaves_that_of_the_whole_alone(tmp_p
     assert evaluator._pipelines.preview(one_epoch, "toy_train", 0.5) is None, "that is the whole training"
 
 
+@pytest.mark.slow
 def test_a_training_that_was_looked_at_equals_one_that_was_not(cluster: None, tmp_path: Path) -> None:
     undisturbed = toy_method.run(
         tmp_path / "plain",
