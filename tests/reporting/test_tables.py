@@ -117,6 +117,34 @@ def test_the_best_number_of_iterations_stands_beside_the_recipes():
     assert other_metrics_table(found).rows == ()
 
 
+@pytest.mark.parametrize(("best", "told"), [(0, True), (1, False), (2, True)])
+def test_a_best_choice_at_the_end_of_the_range_says_so(best: int, told: bool):
+    metrics = {"cam/miou_train": 0.5, "cam/miou_train_oracle": 0.6, "cam/oracle_threshold_train": 0.3}
+    curve = [{"threshold": 0.1 * step, "miou": 0.5, "default": False, "oracle": step == best} for step in range(3)]
+    stage = StageReport(
+        name="cam_evaluation",
+        kind="reduce",
+        status="executed",
+        seconds=1,
+        key="c" * 32,
+        metrics=metrics,
+        tables={"curve": curve},
+    )
+    table = result_table(
+        RunReport(method="m", title="", citation="", dataset="", recipe="", classes=(), stages=(stage,))
+    )
+    assert cell(table, 0, "at") == ("0.3 (end)" if told else "0.3")
+    assert ("a better one may lie beyond" in table.note) == told
+
+
+def test_numbers_say_what_their_interval_does_not_cover():
+    one, two = report((0, 0.0)), report((0, 0.0), (1, 0.01))
+    assert "what another training would give is not in it" in result_table(one).note
+    assert "over the trainings of 2 seeds" in result_table(two).note
+    assert "A number of one seed is one training" in verdict_table(one.verdicts).note
+    assert "one training" not in verdict_table(two.verdicts).note
+
+
 def test_one_seed_has_no_spread():
     table = result_table(report((0, 0.0)))
     assert "spread" not in table.columns

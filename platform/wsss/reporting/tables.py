@@ -28,6 +28,9 @@ _OUTCOME_STYLE = {
     "context": "dim",
 }
 
+END_OF_RANGE = " (end)"
+ONE_TRAINING = "what another training would give is not in it (`--seeds 0,1,2` shows it)"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -73,7 +76,10 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         )
     columns = ("number", "claim", "source", "claim's protocol", "ours", "difference", "tolerance", "verdict", "why")
     right = frozenset({"claim", "ours", "difference", "tolerance"})
-    return Table("Verdict", columns, tuple(rows), right, "mIoU in percent; ours is mean ± spread over seeds.")
+    note = "mIoU in percent; ours is mean ± spread over seeds."
+    if any(verdict.ours is not None and len(verdict.ours.seeds) == 1 for verdict in verdicts):
+        note += " A number of one seed is one training: another one may fall on the other side of the tolerance."
+    return Table("Verdict", columns, tuple(rows), right, note)
 
 
 def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
@@ -85,7 +91,7 @@ def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
         cells = dict(zip(full.columns, row, strict=True))
         cells["claim"] += f" ({source_words(verdict.claim)})"
         rows.append(tuple(cells[column] for column in columns))
-    return Table(full.title, columns, tuple(rows), full.right & set(columns))
+    return Table(full.title, columns, tuple(rows), full.right & set(columns), full.note)
 
 
 def result_table(report: RunReport) -> Table:
@@ -108,14 +114,19 @@ def result_table(report: RunReport) -> Table:
                 *(metric, *(percent(value) for value in values if several), percent(_mean(values))),
                 *([percent(_spread(values))] * several),
                 "-" if low is None or high is None else interval(low, high),
-                *(percent(cross_fitted), percent(oracle), _oracle_setting(list(by_seed.values()), name)),
+                *(percent(cross_fitted), percent(oracle)),
+                _oracle_setting(list(by_seed.values()), name) + (END_OF_RANGE if _ends_range(report, metric) else ""),
                 percent(background),
             )
         )
+    trainings = f"the spread is over the trainings of {len(seeds)} seeds" if several else ONE_TRAINING
     note = (
-        "mIoU in percent at the recipe's own threshold or number of iterations; the interval is over images. Best "
-        "choice: masks of these images made it. Cross-fitted choice: each half of the images at the other half's best."
+        f"mIoU in percent at the recipe's own threshold or number of iterations; the interval is over images, "
+        f"{trainings}. Best choice: masks of these images made it. Cross-fitted choice: each half of the images at the "
+        "other half's best."
     )
+    if any(END_OF_RANGE in cell for row in rows for cell in row):
+        note += f"{END_OF_RANGE}: the first or last that was scored; a better one may lie beyond."
     return Table("Results", tuple(columns), tuple(rows), frozenset(columns[1:]), note)
 
 
@@ -263,6 +274,17 @@ def results_csv(report: RunReport) -> str:
 def _oracle_names(metric: MetricName) -> dict[str, str]:
     """What masks may have chosen -> the metric that holds the choice."""
     return {kind: str(metric.of(f"oracle_{kind}")) for kind in ("threshold", "iterations")}
+
+
+def _ends_range(report: RunReport, metric: str) -> bool:
+    """Whether the best choice of a number is the first or the last of several that were scored, for some seed."""
+    ending = f"_{variant}" if (variant := MetricName.parse(metric).variant) else ""
+    for stage in report.stages:
+        for table in (f"curve{ending}", f"iterations{ending}", "curve"):
+            rows = stage.tables.get(table) if metric in stage.metrics else None
+            if rows and len(rows) > 1:
+                return bool(rows[0].get("oracle") or rows[-1].get("oracle"))
+    return False
 
 
 def _oracle_setting(by_seed: Sequence[Mapping[str, float]], metric: MetricName) -> str:
