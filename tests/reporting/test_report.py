@@ -14,6 +14,7 @@ from wsss.reporting.grid import draw, heat_overlay, segment_outlines, write_grid
 from wsss.reporting.plots import plot_class_iou, plot_history, plot_threshold_curve, running_mean
 from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
+from wsss.reporting.tables import other_data
 
 CLASSES = ("background", "cat", "dog")
 
@@ -83,9 +84,13 @@ class Links(HTMLParser):
         super().__init__()
         self.sources: list[str] = []
         self.open: list[str] = []
+        self.anchors: list[str] = []
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag, attrs):
-        self.sources += [value for name, value in attrs if name in ("src", "href") and value]
+        self.sources += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
+        self.anchors += [value[1:] for name, value in attrs if name == "href" and value and value[0] == "#"]
+        self.ids += [value for name, value in attrs if name == "id"]
         if tag not in ("img", "meta"):
             self.open.append(tag)
 
@@ -110,15 +115,25 @@ def test_report_is_complete_and_self_contained(tmp_path, seeds):
         "loss_train.png",
     }
     assert "val <first>" not in page
-    order = [page.index(f"<h2>{title}</h2>") for title in ("Verdict", "Results", "Stages")]
-    assert order == sorted(order)
+    assert links.anchors == links.ids and len(set(links.ids)) == len(links.ids), "the contents list is the page"
+    headings = ("results", "images", "verdict", "stages")
+    assert [name for name in links.ids if name in headings] == list(headings), "first what was made"
     for text in ("abc123", "cam.epochs", "3  (differs from the recipe)", "d" * 32, "reproduced"):
         assert text in page
     markdown = files.markdown.read_text()
     images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown)
     assert sorted(images) == sorted(links.sources)
-    assert markdown.index("## Verdict") < markdown.index("## Results") < markdown.index("## Stages")
+    assert markdown.index("## Results") < markdown.index("## Verdict") < markdown.index("## Stages")
     assert files.csv.read_text().count("\n") == 1 + 10 * len(seeds)
+
+
+def test_on_other_data_one_sentence_stands_in_the_place_of_the_verdicts(tmp_path: Path) -> None:
+    elsewhere = replace(full_report(0), dataset="shapes")
+    assert other_data(elsewhere).startswith("not comparable: ours is on shapes, the ")
+    assert other_data(full_report(0)) == ""
+    page = write_report(tmp_path, elsewhere).html.read_text()
+    assert '<h2 id="verdict">' not in page and '<details id="verdict">' in page
+    assert "<p>Not comparable: ours is on shapes" in page
 
 
 def test_names_and_values_are_no_html(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_report_is_complete_and_self_contained(sweep, folder):
             assert min(image.size) > 250 and len(np.unique(np.asarray(image.convert("L")))) > 5
     order = ["Recipe and best", "Search", "Rules of choosing the trial", "How the number was chosen"]
     order += ["Confirmation over seeds", "Cost and reuse", "Importance of the searched keys", "Trials without a value"]
-    positions = [page.index(f"<h2>{title}</h2>") for title in order]
+    positions = [page.index(f">{title}</h2>") for title in order]
     assert positions == sorted(positions)
     assert "&lt;at 2007_000033&gt;" in page and "<at 2007" not in page
     for text in ("50.80 with trial", "47.10 with the recipe", "+3.70", "mean over 3 seeds", "best.yaml"):

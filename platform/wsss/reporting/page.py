@@ -59,20 +59,22 @@ def write_page(page: Page, target: Path) -> tuple[Path, Path]:
         if words:
             web.append(_paragraph(words, style))
             text.append(f"{markdown_text(words)}\n")
+    web.append(_contents(page))
     for block in page.blocks:
         if isinstance(block, Table) and block.rows:
-            web.append(f"<h2>{html.escape(block.title)}</h2>\n{to_html(block)}")
+            web.append(f"{_heading(block.title)}\n{to_html(block)}")
             text.append(to_markdown(block))
         elif isinstance(block, Section) and block.figures:
-            web.append(f"<h2>{html.escape(block.title)}</h2>")
+            web.append(_heading(block.title))
             web += [_figure(title, path, target) for title, path in block.figures]
             text.append(f"## {markdown_text(block.title)}\n")
             figures = ((markdown_text(title), path.relative_to(target).as_posix()) for title, path in block.figures)
             text += [f"![{title}]({source})\n" for title, source in figures]
     for table in page.details:
         if table.rows:
-            opening = "<details open>" if table.title == "Protocol" else "<details>"
-            web.append(f"{opening}<summary>{html.escape(table.title)}</summary>{to_html(table)}</details>")
+            opened = " open" if table.title == "Protocol" else ""
+            web.append(f'<details id="{slug(table.title)}"{opened}>')
+            web.append(f"<summary>{html.escape(table.title)}</summary>{to_html(table)}</details>")
             text.append(to_markdown(table))
     head, tail = _PAGE.replace("{title}", html.escape(f"{page.title}: {page.subtitle}")).rsplit("{body}", 1)
     whole = head + "\n".join(web) + tail
@@ -84,6 +86,18 @@ def write_page(page: Page, target: Path) -> tuple[Path, Path]:
 def slug(text: str) -> str:
     """Part of a file name: small letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def _heading(title: str) -> str:
+    return f'<h2 id="{slug(title)}">{html.escape(title)}</h2>'
+
+
+def _contents(page: Page) -> str:
+    """Links to all that the page shows, in its order."""
+    shown = [block.title for block in page.blocks if (block.rows if isinstance(block, Table) else block.figures)]
+    shown += [table.title for table in page.details if table.rows]
+    links = (f'<a href="#{slug(title)}">{html.escape(title)}</a>' for title in shown)
+    return f"<nav>{' · '.join(links)}</nav>"
 
 
 def _paragraph(words: str, style: str) -> str:
@@ -111,6 +125,7 @@ body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color
 h1 { font-size: 1.65rem; margin: 0; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
 .subtitle { color: #56606b; margin: .2rem 0; }
+nav { font-size: .87rem; margin: .8rem 0; }
 .note { color: #56606b; font-size: .87rem; margin: .45rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }

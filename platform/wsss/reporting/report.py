@@ -16,6 +16,7 @@ from wsss.reporting.tables import (
     Table,
     class_iou_series,
     class_table,
+    other_data,
     other_metrics_table,
     result_table,
     results_csv,
@@ -44,26 +45,37 @@ def write_report(folder: Path, report: RunReport, home: Path | None = None) -> R
     """
     target, figures_folder = new_report_folder(folder)
     pictures = PictureCache(home / "cache" / "pictures" if home else None)
-    sections = _draw(report, figures_folder, pictures)
+    images, *sections = _draw(report, figures_folder, pictures)
+    verdict, elsewhere = verdict_table(report.verdicts), other_data(report)
     seeds = f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
     page = Page(
         title=report.title,
         subtitle=f"{report.dataset}, recipe {report.recipe}, {seeds}",
-        lead="",
+        lead=f"{elsewhere[0].upper()}{elsewhere[1:]}." if elsewhere else "",
         notes=[report.citation],
-        # The verdict first, then our numbers and how they came about.
-        blocks=[verdict_table(report.verdicts), result_table(report), stage_table(report), *sections],
-        details=[class_table(report), other_metrics_table(report), *_fact_tables(report)],
+        # First what was made, then how it compares with what is published, then how it came about.
+        blocks=[result_table(report), images, *([] if elsewhere else [verdict]), *sections, stage_table(report)],
+        details=[
+            class_table(report),
+            other_metrics_table(report),
+            *([verdict] if elsewhere else []),
+            *_fact_tables(report),
+        ],
     )
     html, markdown = write_page(page, target)
     csv = target / "results.csv"
     csv.write_text(results_csv(report), encoding="utf-8")
-    figures = tuple(path for section in sections for _, path in section.figures)
+    figures = tuple(path for section in (images, *sections) for _, path in section.figures)
     return ReportFiles(target, html, markdown, csv, figures)
 
 
 def _draw(report: RunReport, folder: Path, pictures: PictureCache) -> list[Section]:
-    sections = []
+    grids = [
+        (grid.title, pictures.draw(folder / f"grid_{index}_{slug(grid.title)}.png", write_grid, grid, report.classes))
+        for index, grid in enumerate(report.grids)
+        if grid.samples
+    ]
+    sections = [Section("Images", tuple(grids))]
     for parameter, what in (("threshold", "the background threshold"), ("iterations", "the iterations of the CRF")):
         drawn = []
         for name, lines in _curves(report, parameter).items():
@@ -74,13 +86,7 @@ def _draw(report: RunReport, folder: Path, pictures: PictureCache) -> list[Secti
     series = class_iou_series(report)
     if any(series.values()):
         path = pictures.draw(folder / "class_iou.png", plot_class_iou, "IoU by class", report.classes, series)
-        sections.append(Section("IoU by class", (("IoU by class", path),)))
-    grids = [
-        (grid.title, pictures.draw(folder / f"grid_{index}_{slug(grid.title)}.png", write_grid, grid, report.classes))
-        for index, grid in enumerate(report.grids)
-        if grid.samples
-    ]
-    sections.append(Section("Images", tuple(grids)))
+        sections.append(Section("IoU by class, as bars", (("IoU by class", path),)))
     losses = [
         (name, pictures.draw(folder / f"loss_{slug(name)}.png", plot_history, name, histories))
         for name, histories in _histories(report).items()

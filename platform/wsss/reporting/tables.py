@@ -82,6 +82,17 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     return Table("Verdict", columns, tuple(rows), right, note)
 
 
+def other_data(report: RunReport) -> str:
+    """One sentence where no published number is on the data set of the run; else empty."""
+    published = [each.claim for each in report.verdicts if not each.claim.context]
+    elsewhere = sorted({claim.dataset for claim in published})
+    if not published or report.dataset in elsewhere:
+        return ""
+    numbers = f"{len(published)} published number{'s' if len(published) > 1 else ''}"
+    verb = "are" if len(published) > 1 else "is"
+    return f"not comparable: ours is on {report.dataset}, the {numbers} {verb} on {' and '.join(elsewhere)}"
+
+
 def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
     """The verdict table for a terminal: without the columns that only the written report has room for."""
     full = verdict_table(verdicts)
