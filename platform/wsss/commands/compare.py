@@ -2,7 +2,8 @@
 
 Runs that differ by their seed alone are one row. The others are held against the first row, over the same images;
 runs on other data stand in the table but are not held against it. References that the runs computed (the same network
-trained on masks, on image-sized boxes) and a predictor that says background everywhere are rows of their own.
+trained on masks, on image-sized boxes) and a predictor that says background everywhere are rows of their own. A page
+with pictures, classes, ranks over seeds and cost is written below HOME/comparisons.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from wsss.commands.arguments import locations, run_folder
 from wsss.commands.artifacts import selection_of, store_at
+from wsss.commands.comparison_page import write_comparison_page
 from wsss.commands.gather import changed_settings
 from wsss.commands.methods import UsageError
 from wsss.commands.readme_block import add_block, require_whole_block, write_block
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[str] = ()) -> Table:
-    """Print the numbers of the runs and their differences; returns the table of the numbers.
+    """Print the numbers of the runs and their differences, and write the page; returns the table of the numbers.
 
     asked: names of numbers; empty for all that at least two of them have.
 
@@ -66,11 +68,13 @@ def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[st
     """
     contenders = gather_contenders(records, home)
     metrics = _chosen_metrics(asked, contenders)
-    rows = [*contenders, *gather_references(records, home), *all_background(contenders)]
+    others = [*gather_references(records, home), *all_background(contenders)]
+    rows = [*contenders, *others]
     table = number_table(rows, metrics)
     for each in (table, difference_table(rows, metrics)):
         if each.rows:
             console().print(to_rich(each))
+    print(f"page:    {write_comparison_page(records, contenders, others, metrics, home)}")
     return table
 
 
