@@ -6,8 +6,8 @@ WEIGHTS: the network's file, as `wsss export msa superpixel_train` writes it or 
 (within 2 pixels), undersegmentation error, achievable segmentation accuracy, superpixels of a picture, the share of its
 pixels that lie on their borders (ragged borders find more of a boundary by chance), seconds of a picture on one thread,
 and what is left of masks that are shrunk to 12 x 12 and refined by the network's superpixels, the number by which the
-official training watches itself. No mask was used to train either. With --picture: some of the pictures with the borders
-of both.
+official training watches itself. No mask was used to train either. With --picture: some of the pictures with the
+borders of both.
 """
 
 from __future__ import annotations
