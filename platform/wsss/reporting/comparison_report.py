@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from wsss.reporting.tables import Table
 
 SHOWN_IMAGES = 6
 _BEST = " ●"
+_LEGEND_WIDTH = 100  # letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def plot_cost(metric: str, points: Sequence[tuple[str, float, float]], path: Pat
     """mIoU in percent against the time of all stages in minutes, one point for each contender."""
     figure, axes = new_plot(7.2, 4.2, metric, "minutes of stages", "mIoU (percent)")
     for color, (title, seconds, value) in zip(line_colors(len(points)), points, strict=True):
-        label = f"{title}: {percent(value)} in {duration(seconds)}"
+        label = textwrap.fill(f"{title}: {percent(value)} in {duration(seconds)}", _LEGEND_WIDTH)
         axes.plot([seconds / 60], [100 * value], "o", markersize=9, color=color, label=label)
     axes.margins(0.15)
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
