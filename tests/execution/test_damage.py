@@ -131,9 +131,9 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plain:
     monkeypatch.setattr(run_module, "growth_in_words", lambda *_: [])
     monkeypatch.setitem(sys.modules, "wsss.execution.compute", compute)
     monkeypatch.setitem(sys.modules, "wsss.execution.cluster", cluster)
-    log = SimpleNamespace(metrics=lambda *_: None, finish=lambda *_: None)
+    log = SimpleNamespace(metrics=lambda *_: None, series=lambda *_: None, finish=lambda *_: None)
     tracker = SimpleNamespace(run=lambda **_: log, close=lambda **_: SimpleNamespace(message=""))
-    monkeypatch.setattr(run_module, "open_tracker", lambda *_: tracker)
+    monkeypatch.setattr(run_module, "open_tracker", lambda *_, **__: tracker)
     return found
 
 
