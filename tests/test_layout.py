@@ -124,6 +124,16 @@ def test_the_platform_never_names_a_method() -> None:
     assert offenders == []
 
 
+def test_the_board_of_a_training_starts_without_torch_and_ray() -> None:
+    """Every training starts a process for it, beside those that have to load them."""
+    code = (
+        "import sys, wsss.execution.train_board as board; print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_methods_do_not_import_one_another() -> None:
     offenders = [
         f"{path.relative_to(ROOT)} imports {name}"

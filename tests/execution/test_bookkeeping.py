@@ -1,15 +1,17 @@
 """Which record a run writes: its own, whoever else runs at the same time and in whatever store."""
 
+import math
 import multiprocessing
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.execution import toy_method
 
 from wsss.execution import bookkeeping
-from wsss.execution.bookkeeping import open_record
+from wsss.execution.bookkeeping import curves_of, open_record, stage_params
 from wsss.execution.prepare import PreparedRun, RunRequest, prepare_run
 from wsss.recipe import load_recipe
 from wsss.run_record import find_runs
@@ -71,3 +73,22 @@ def test_runs_that_begin_at_once_have_records_of_their_own(
     assert found == sorted([stem, *(f"{stem}-{number}" for number in range(2, 9))])
     assert [child.exitcode for child in children] == [0] * 8
     assert len(find_runs(tmp_path)) == 8
+
+
+def test_a_run_has_the_curves_of_its_trainings_thinned_with_their_last_step(tmp_path: Path) -> None:
+    pipeline = prepared(tmp_path).pipeline
+    history = {"loss": [float(step) for step in range(1, 1202)], "late": [math.nan, math.nan, 7.0]}
+    artifact = cast(Any, SimpleNamespace(files={"history.json": None}, json=lambda file: history))
+    curves = curves_of(pipeline.stage("toy_train"), artifact)
+    assert set(curves) == {"toy_train/loss", "toy_train/late"} and curves["toy_train/late"] == [(3, 7.0)]
+    assert len(curves["toy_train/loss"]) <= 501 and curves["toy_train/loss"][-1] == (1201, 1201.0)
+    assert all(step == value for step, value in curves["toy_train/loss"])
+    assert curves_of(pipeline.stage("toy_score"), artifact) == {}
+
+
+def test_a_stage_is_tracked_with_its_own_settings(tmp_path: Path) -> None:
+    changed = prepared(tmp_path, "store", "toy", "train.learning_rate=0.25", "seed=7").pipeline
+    params = stage_params(changed.stage("toy_train"))
+    assert params["settings"]["learning_rate"] == 0.25 and params["seed"] == 7
+    params = stage_params(changed.stage("toy_score"))
+    assert "learning_rate" not in params["settings"] and "seed" not in params

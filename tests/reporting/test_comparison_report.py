@@ -15,6 +15,7 @@ from wsss.evaluation.confusion import class_counts
 from wsss.reporting.comparison import Contender, Scored, all_background
 from wsss.reporting.comparison_report import (
     ComparisonReport,
+    _class_table,
     comparison_grids,
     image_mious,
     rank_table,
@@ -42,6 +43,30 @@ def test_disputed_pictures_come_first_then_those_that_are_worst_for_all() -> Non
     assert telling_images([one, one], 2) == ["image1", "image2"], "nobody disagrees: the worst alone"
     assert len(telling_images([one, two], 99)) == 5
     assert image_mious(one)[0] == pytest.approx(90 / 110)
+
+
+def test_an_image_without_a_scored_pixel_is_neither_disputed_nor_worst() -> None:
+    one, two = right_in(0.9, 0.2, 0.0), right_in(0.9, 0.3, 0.0)
+    for each in (one, two):
+        each.counts[0][2] = 0
+    assert telling_images([one, two], 2) == ["image1", "image0"]
+
+
+def test_the_best_of_a_class_is_marked_over_the_seeds_that_have_it() -> None:
+    """A class that one seed neither has nor predicts must not pull the mean of the others down."""
+    with_class, without = np.zeros((1, 4, 4), np.int64), np.zeros((1, 4, 4), np.int64)
+    with_class[0, 0, 0], with_class[0, 1, 1], with_class[0, 0, 1] = 50, 10, 10
+    without[0, 0, 0] = 50
+    report = ComparisonReport(
+        title="",
+        contenders=[contender("two seeds", with_class, without), contender("one seed", without)],
+        metrics=[METRIC],
+        classes={"voc2012": NAMES},
+        grids=[],
+    )
+    rows = {row[0]: row[1:] for row in _class_table(report, METRIC).rows}
+    assert rows["cat"] == ("50.00 ●", "-") and rows["dog"] == ("-", "-")
+    assert rows["background"] == ("91.67", "100.00 ●")
 
 
 def test_ranks_are_means_over_the_seeds_that_all_have() -> None:

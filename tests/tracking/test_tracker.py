@@ -27,9 +27,10 @@ def tracked(home: Path) -> Tracked:
 def test_everything_of_a_run_arrives(home: Path, tracked: Tracked, tmp_path: Path) -> None:
     table = tmp_path / "iou.csv"
     table.write_text("class,iou\n")
-    tracker = open_tracker(None, home, EXPERIMENT)
+    tracker = open_tracker(None, home, EXPERIMENT, note="What the **experiment** is.")
     parent = tracker.run(
         "reproduce ssc",
+        note="What the run is.",
         tags={"method": "ssc", "git_commit": "abc123-dirty", "selection": None},
         params={"cam": {"learning_rate": 0.1, "store": "https://u:p@host/b"}, "api_key": "hunter2"},
         key="r1",
@@ -52,6 +53,9 @@ def test_everything_of_a_run_arrives(home: Path, tracked: Tracked, tmp_path: Pat
         "api_key": "[redacted]",
     }
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert run.data.tags["mlflow.note.content"] == "What the run is." and "mlflow.note.content" not in child.data.tags
+    experiment = tracked.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None and experiment.tags["mlflow.note.content"] == "What the **experiment** is."
     assert "selection" not in run.data.tags
     assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs

@@ -83,10 +83,11 @@ def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contende
 
     Methods whose network, training and start are the same share a reference's artifacts, and its row.
     """
-    rows: dict[tuple[Any, ...], list[Contender]] = {}
+    rows: dict[tuple[Any, ...], Contender] = {}
+    whose: dict[tuple[Any, ...], list[str]] = {}
     for group in _grouped(records):
-        scored = [_scored(record, home) for record in group]
-        for reference, words in REFERENCE_TITLES.items():
+        first, scored = group[0], [_scored(record, home) for record in group]
+        for reference in REFERENCE_TITLES:
             numbers = {
                 str(replace(MetricName.parse(name), scored=SEGMENTATION)): _together([each[name] for each in scored])
                 for name in scored[0]
@@ -94,27 +95,19 @@ def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contende
             }
             if not numbers:
                 continue
-            first, own = group[0], [[s for s in each.stages if is_of_reference(s.name, reference)] for each in group]
-            identity = (reference, first.dataset, *(stage.key for stages in own for stage in stages))
-            rows.setdefault(identity, []).append(
-                Contender(
-                    title=f"{words} ({first.method} {first.recipe_name})",
-                    runs=tuple(record.run_id for record in group),
-                    seeds=tuple(record.seed for record in group),
-                    dataset=first.dataset,
-                    seconds=sum(stage.seconds for stages in own for stage in stages) / len(group),
-                    numbers=numbers,
-                )
+            own = [stage for each in group for stage in each.stages if is_of_reference(stage.name, reference)]
+            identity = (reference, first.dataset, *(stage.key for stage in own))
+            whose.setdefault(identity, []).append(f"{first.method} {first.recipe_name}")
+            row = Contender(
+                title=f"{REFERENCE_TITLES[reference]} ({', '.join(whose[identity])})",
+                runs=tuple(record.run_id for record in group),
+                seeds=tuple(record.seed for record in group),
+                dataset=first.dataset,
+                seconds=sum(stage.seconds for stage in own) / len(group),
+                numbers=numbers,
             )
-    return [_shared(contenders) for contenders in rows.values()]
-
-
-def _shared(contenders: Sequence[Contender]) -> Contender:
-    """One row of contenders that are the same artifacts under several methods."""
-    first = contenders[0]
-    words = first.title.partition(" (")[0]
-    whose = dict.fromkeys(each.title.partition(" (")[2].removesuffix(")") for each in contenders)
-    return replace(first, title=f"{words} ({', '.join(whose)})")
+            rows[identity] = replace(rows.get(identity, row), title=row.title)
+    return list(rows.values())
 
 
 def _grouped(records: Sequence[RunRecord]) -> list[list[RunRecord]]:

@@ -1,7 +1,7 @@
 """Where the workers of a training write their progress and the driver reads it.
 
-The board is an actor, a process of its own that every training starts. This module imports nothing, so that the process
-is there at once: Ray Train and torch would take it seconds, in which the training's own processes load them too.
+The board is an actor, a process of its own that every training starts. This module loads neither torch nor Ray Train,
+so that the process is there at once: they would take it seconds, in which the training's own processes load them too.
 """
 
 from __future__ import annotations

@@ -81,8 +81,9 @@ def telling_images(scored: Sequence[Scored], number: int = SHOWN_IMAGES) -> list
     Every score must be of the same images. An image's score is its mIoU, of the first seed.
     """
     first = scored[0]
-    scores = np.stack([image_mious(each) for each in scored])
-    means, disputed = np.nanmean(scores, axis=0), np.nan_to_num(np.nanstd(scores, axis=0))
+    # An image of which no pixel is scored is neither disputed nor bad.
+    scores = np.nan_to_num(np.stack([image_mious(each) for each in scored]), nan=1.0)
+    means, disputed = scores.mean(axis=0), scores.std(axis=0)
     by_dispute = [int(place) for place in np.argsort(-disputed, kind="stable") if disputed[place] > 0]
     chosen = by_dispute[: (number + 1) // 2]
     chosen += [int(place) for place in np.argsort(means, kind="stable") if place not in chosen]
@@ -151,13 +152,16 @@ def _class_table(report: ComparisonReport, metric: str) -> Table:
 
 
 def _class_ious(scored: Scored) -> np.ndarray:
-    of_seeds = [iou_from_counts(*counts.sum(axis=0)) for counts in scored.counts]
-    return np.nan_to_num(np.stack(of_seeds), nan=-1.0).mean(axis=0)
+    """IoU of each class (C,), mean over the seeds that have the class; NaN where none has."""
+    values = np.stack([iou_from_counts(*counts.sum(axis=0)) for counts in scored.counts])
+    known = ~np.isnan(values)
+    total, number = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
 def _best_marked(values: np.ndarray) -> list[str]:
-    best = values.max()
-    return ["-" if value < 0 else percent(value) + (_BEST if value == best > 0 else "") for value in values.tolist()]
+    best = np.nan_to_num(values).max()
+    return [percent(value) + (_BEST if value == best > 0 else "") if value == value else "-" for value in values]
 
 
 # Fills a grid: (metric, its scored contenders, names of images) -> the grid and the names of its classes.

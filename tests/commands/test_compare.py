@@ -1,0 +1,64 @@
+"""References among the rows of a comparison: where their numbers stand, and one row for what methods share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsss.commands import compare
+from wsss.reporting.comparison import Scored
+from wsss.run_record import RunRecord, StageResult
+
+
+def record(method: str, seed: int = 0, key: str = "k", wanted: bool = True) -> RunRecord:
+    stages = [StageResult("segmentation_evaluation", "reduce", f"own {method}", "cached", 60.0)]
+    if wanted:
+        stages += [StageResult(f"upper_bound{part}", "map", f"{key}{part}", "cached", 5.0) for part in ("", "_train")]
+    return RunRecord(
+        run_id=f"{method}-{seed}",
+        method=method,
+        recipe_name="mini",
+        recipe={"seed": seed, "references": {"upper_bound": wanted}},
+        seed=seed,
+        dataset="voc2012",
+        store_url="",
+        keys={},
+        protocol={},
+        provenance={},
+        status="finished",
+        stages=stages,
+    )
+
+
+@pytest.fixture(autouse=True)
+def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scored(of: RunRecord, home: Path) -> dict[str, Scored]:
+        found = {"segmentation/miou_val_crf": Scored((0.3,)), "cam/miou_train": Scored((0.2,))}
+        if of.recipe["references"]["upper_bound"]:
+            found["upper_bound/miou_val_crf"] = Scored((0.5 + of.seed / 10,))
+        return found
+
+    monkeypatch.setattr(compare, "_scored", scored)
+    monkeypatch.setattr(compare, "_changed", lambda record: {})
+
+
+def test_the_number_of_a_reference_stands_where_that_of_the_segmentation_stands(tmp_path: Path) -> None:
+    records = [record("one"), record("one", seed=1), record("two", wanted=False)]
+    (row,) = compare.gather_references(records, tmp_path)
+    assert row.title == "trained on masks (one mini)" and row.seeds == (0, 1) and row.seconds == 10.0
+    assert {name: number.values for name, number in row.numbers.items()} == {"segmentation/miou_val_crf": (0.5, 0.6)}
+    first, second = compare.gather_contenders(records, tmp_path)
+    assert set(first.numbers) == set(second.numbers) == {"segmentation/miou_val_crf", "cam/miou_train"}
+    assert first.seconds == second.seconds == 60.0, "references are no cost of the method"
+
+
+def test_methods_with_the_same_artifacts_share_a_row(tmp_path: Path) -> None:
+    rows = compare.gather_references([record("one"), record("two"), record("three", key="other")], tmp_path)
+    assert [row.title for row in rows] == ["trained on masks (one mini, two mini)", "trained on masks (three mini)"]
+    assert rows[0].runs == ("one-0",)
+
+
+def test_runs_with_and_without_references_are_one_recipe(tmp_path: Path) -> None:
+    (row,) = compare.gather_contenders([record("one"), record("one", seed=1, wanted=False)], tmp_path)
+    assert row.seeds == (0, 1)
