@@ -300,8 +300,12 @@ def test_references_train_the_methods_network_on_other_labels(
         (label,) = {key for key, value in samples[0].items() if value.dtype == torch.uint8} - {"mask"}
         seen.append(torch.stack([sample[label] for sample in samples]))
         batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-        losses = task.module(batch, 0, 0)
-        assert all(torch.isfinite(value).all() for value in losses.values())
+        losses, others = [], {**batch, label: torch.zeros_like(batch[label])}
+        for given in (batch, others):
+            torch.manual_seed(1)
+            losses.append(task.module(given, 0, 0))
+        assert all(torch.isfinite(value).all() for value in losses[0].values())
+        assert any(not torch.equal(losses[0][key], losses[1][key]) for key in losses[0]), "no loss looks at the labels"
     masks, bands = seen
     assert (masks == 0).any() and not (bands == 0).any(), "boxes have no background"
 
