@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from wsss.errors import WsssError
+from wsss.execution.shared_memory import PREFETCH_FACTOR, check_shared_memory
 from wsss.nn.norms import no_share_in_statistics
 from wsss.train_task import Batch, TrainTask
 
@@ -69,6 +70,7 @@ def run_training(
 
     Raises:
         TrainingError: a batch that cannot be split, an empty epoch, or a loss that is not finite.
+        SharedMemoryError: the machine's shared memory does not hold the batches of loading processes.
     """
     total_steps = task.total_steps()
     if total_steps == 0:
@@ -239,10 +241,15 @@ def _batches(
         share = 1 if any(shares[settings.rank]) else 0
         micro_batches = shares[settings.rank] if share else [indices[: task.group_size]]
         plan.append(([[(epoch, index) for index in micro] for micro in micro_batches], share))
+    micros = [micro for micro_batches, _ in plan for micro in micro_batches]
+    samples = _SeededSamples(task, seed)
+    if micros and settings.loader_workers:
+        check_shared_memory(samples[micros[0][0]], max(map(len, micros)), settings.loader_workers)
     loader = DataLoader(
-        _SeededSamples(task, seed),
-        batch_sampler=[micro for micro_batches, _ in plan for micro in micro_batches],
+        samples,
+        batch_sampler=micros,
         num_workers=settings.loader_workers,
+        prefetch_factor=PREFETCH_FACTOR if settings.loader_workers else None,
         pin_memory=settings.device.startswith("cuda"),
         persistent_workers=False,
     )
