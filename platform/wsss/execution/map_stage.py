@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from wsss.execution.cluster import ClusterError
 from wsss.execution.last_image import last_image, noted
 from wsss.execution.nodes import Resources
 from wsss.execution.numeric_mode import numeric_mode
+from wsss.execution.space import SpaceError, check_rest
 from wsss.execution.stage_job import ARRAYS_FILE, METRICS_FILE, TABLES_FILE, StageJob, shard_size
 from wsss.execution.tasks import TASK_OPTIONS, Piece, describe, parts, portable, run_tasks
 from wsss.execution.waiting import NodeWatch, Tell
@@ -57,6 +59,7 @@ def run_map_stage(job: StageJob, workers: int, use_gpu: bool, on_progress: OnPro
     Raises:
         Exception: the first that a worker raised, as it was. No shard starts after it; those under way are kept.
         ClusterError: the worker of a shard died more often than Ray retries it.
+        SpaceError: after a shard, the others will not fit on the disk of the store.
     """
     (outcome,) = run_map_jobs([job], workers, use_gpu, tell, on_progress)
     if outcome.error is not None:
@@ -104,15 +107,16 @@ def run_map_jobs(
     started, done = time.monotonic(), sum(resumed)
     on_progress(done, len(jobs) * len(names))
     watch = NodeWatch(jobs[0].stage.name, 1, Resources(gpus=int(use_gpu)), tell)
-    for (numbers, index), answer in run_tasks(
-        pieces, start, workers, watch, tell, wanted=lambda number: outcomes[number].error is None
-    ):
+    answers = run_tasks(pieces, start, workers, watch, tell, wanted=lambda number: outcomes[number].error is None)
+    for turn, ((numbers, index), answer) in enumerate(answers):
         answer = [
             _with_image(told, jobs[number], index, shards[index]) for number, told in zip(numbers, answer, strict=True)
         ]
         _note(outcomes, numbers, answer)
         done += len(shards[index]) * sum(not isinstance(told, Exception) for told in answer)
         on_progress(done, len(jobs) * len(names))
+        if turn == 0 and len(jobs) == 1 and outcomes[0].error is None:
+            outcomes[0].error = _shortage(jobs[0], len(names) - done)
     for number, outcome in enumerate(outcomes):
         parallel = min(workers, len(shards)) or 1
         outcome.seconds = time.monotonic() - started if len(jobs) == 1 else outcome.seconds / parallel
@@ -253,6 +257,17 @@ def _note(outcomes: Sequence[JobOutcome], numbers: Sequence[int], answer: Sequen
             outcome.error = outcome.error or told
         else:
             outcome.seconds += told
+
+
+def _shortage(job: StageJob, images: int) -> SpaceError | None:
+    """Why the images that are left will not fit on the store's disk; None when they will."""
+    if not images or "://" in job.store.url:  # an object store has no such limit
+        return None
+    try:
+        check_rest(job.stage.name, job.writer().bytes_per_image(), images, Path(job.store.url))
+    except SpaceError as error:
+        return error
+    return None
 
 
 def _with_image(told: Told, job: StageJob, index: int, names: Sequence[str]) -> Told:

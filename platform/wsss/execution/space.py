@@ -1,4 +1,4 @@
-"""Whether the disk of a local store will hold what a plan writes, as far as earlier runs tell."""
+"""Whether the disk of a local store will hold what is written: a plan, as far as earlier runs tell; then a stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from wsss.errors import WsssError
-from wsss.formatting import byte_count
+from wsss.formatting import byte_count, count
 from wsss.plan import Plan
 from wsss.store import Store
 
@@ -50,6 +50,27 @@ def check_space(plan: Plan, store: Store, home: Path) -> None:
             f"the plan writes about {byte_count(total)} ({parts}), {byte_count(free)} are free on the store's disk",
             store.url,
             "free some space (`wsss ls store`, `wsss rm`), or put the store elsewhere with --store FOLDER",
+        )
+
+
+def check_rest(stage: str, bytes_per_image: float, images: int, store: Path) -> None:
+    """Refuse to go on with a stage whose other images will not fit on the disk of the folder `store`.
+
+    Args:
+        bytes_per_image: mean over the images that are stored.
+        images: how many are not.
+
+    Raises:
+        SpaceError: what is expected, and what is free. What is stored stays.
+    """
+    rest, free = bytes_per_image * images, _free(store)
+    if rest > free:
+        raise SpaceError(
+            f"the other {count(images, 'image')} of stage {stage} will take about {byte_count(rest)},"
+            f" {byte_count(free)} are free on the store's disk",
+            str(store),
+            "free some space (`wsss ls store`, `wsss rm`) and run the same command, which continues; or put the store"
+            " elsewhere with --store FOLDER",
         )
 
 

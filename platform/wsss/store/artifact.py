@@ -231,6 +231,12 @@ class ArtifactWriter:
         shards = {int(file[6:-4]): note for file, note in notes.items() if file not in damaged}
         return {index: tuple(note["images"]) for index, note in sorted(shards.items())}
 
+    def bytes_per_image(self) -> float:
+        """Bytes for each image of the shards finished so far; 0.0 where none is."""
+        notes = [note for file, note in self._notes().items() if _SHARD.fullmatch(file)]
+        images = sum(len(note["images"]) for note in notes)
+        return sum(note["size"] for note in notes) / images if images else 0.0
+
     def discard_shard(self, index: int) -> None:
         """Forget a finished shard, for a run that divides the images into other shards. No error when it is absent."""
         if self._published():
