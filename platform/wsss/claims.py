@@ -125,6 +125,7 @@ class Verdict:
         ours: None when the run has no such number, and beside context.
         difference: ours minus the claim, percent points; None unless the two are comparable.
         reason: why the outcome is what it is, in one sentence.
+        obstacles: what stands in the way of a comparison, one by one.
     """
 
     claim: Claim
@@ -132,6 +133,7 @@ class Verdict:
     difference: float | None
     outcome: Outcome
     reason: str
+    obstacles: tuple[str, ...] = ()
 
 
 def load_claims(path: Path, recipes: Sequence[str]) -> tuple[Claim, ...]:
@@ -199,7 +201,7 @@ def verdict(claim: Claim, ours: OurNumber | None, protocol: OurProtocol) -> Verd
     )
     obstacles = [text for holds, text in found if holds]
     if obstacles or ours is None:
-        return Verdict(claim, ours, None, "not comparable", "; ".join(obstacles))
+        return Verdict(claim, ours, None, "not comparable", "; ".join(obstacles), tuple(obstacles))
     difference = 100 * ours.mean - claim.value
     # A difference that is the tolerance itself must not fail by the last bit of 100 * fraction.
     within = abs(difference) <= claim.tolerance + 1e-9

@@ -14,7 +14,7 @@ from wsss.reporting.grid import draw, heat_overlay, segment_outlines, write_grid
 from wsss.reporting.plots import plot_class_iou, plot_history, plot_threshold_curve, running_mean
 from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
-from wsss.reporting.tables import other_data
+from wsss.reporting.tables import common_obstacles, other_data
 
 CLASSES = ("background", "cat", "dog")
 
@@ -134,6 +134,23 @@ def test_on_other_data_one_sentence_stands_in_the_place_of_the_verdicts(tmp_path
     page = write_report(tmp_path, elsewhere).html.read_text()
     assert '<h2 id="verdict">' not in page and '<details id="verdict">' in page
     assert "<p>Not comparable: ours is on shapes" in page
+
+
+def test_what_stands_in_the_way_of_every_number_is_said_once() -> None:
+    report = full_report(0)
+    judged = [each for each in report.verdicts if not each.claim.context]
+    assert judged and common_obstacles(report) == "", "numbers that are judged stand in the table"
+
+    def blocked(*reasons: tuple[str, ...]) -> str:
+        verdicts = [replace(judged[0], outcome="not comparable", difference=None, obstacles=each) for each in reasons]
+        context = replace(judged[0], claim=replace(judged[0].claim, context=True), outcome="context")
+        return common_obstacles(replace(report, verdicts=(*verdicts, context)))
+
+    said = blocked(("another recipe", "train is short"), ("train is short", "no such number"))
+    assert said.startswith("not comparable with any of the 2 published numbers: train is short")
+    assert blocked(("another recipe",), ("no such number",)) == ""
+    assert blocked(("train is short",), ()) == "", "one of them is judged"
+    assert common_obstacles(replace(report, dataset="shapes")) == other_data(replace(report, dataset="shapes"))
 
 
 def test_names_and_values_are_no_html(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from wsss.commands.screen import console
 from wsss.execution.run import RunResult
 from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport
-from wsss.reporting.tables import other_data, result_table, short_verdicts, stage_table, to_rich
+from wsss.reporting.tables import common_obstacles, result_table, short_verdicts, stage_table, to_rich
 from wsss.tracking import open_tracker, ui_command
 from wsss.tracking.names import reproductions, run_name
 from wsss.tracking.tracker import RunStatus
@@ -41,13 +41,13 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
 def print_report(report: RunReport, with_verdict: bool) -> None:
     """Stages, results and, when there are numbers to judge, the verdict."""
     verdicts = report.verdicts if with_verdict and any(stage.metrics for stage in report.stages) else ()
-    elsewhere = other_data(report)
-    for table in (stage_table(report), result_table(report), short_verdicts(() if elsewhere else verdicts)):
+    obstacles = common_obstacles(report)
+    for table in (stage_table(report), result_table(report), short_verdicts(() if obstacles else verdicts)):
         if table.rows:
             print()
             console().print(to_rich(table))
-    if elsewhere and verdicts:
-        print(f"\nverdict: {elsewhere}")
+    if obstacles and verdicts:
+        print(f"\nverdict: {obstacles} (the report has each number with its protocol)")
 
 
 def track_files(

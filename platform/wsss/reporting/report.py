@@ -16,6 +16,7 @@ from wsss.reporting.tables import (
     Table,
     class_iou_series,
     class_table,
+    common_obstacles,
     other_data,
     other_metrics_table,
     result_table,
@@ -46,12 +47,12 @@ def write_report(folder: Path, report: RunReport, home: Path | None = None) -> R
     target, figures_folder = new_report_folder(folder)
     pictures = PictureCache(home / "cache" / "pictures" if home else None)
     images, *sections = _draw(report, figures_folder, pictures)
-    verdict, elsewhere = verdict_table(report.verdicts), other_data(report)
+    verdict, elsewhere, obstacles = verdict_table(report.verdicts), other_data(report), common_obstacles(report)
     seeds = f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
     page = Page(
         title=report.title,
         subtitle=f"{report.dataset}, recipe {report.recipe}, {seeds}",
-        lead=f"{elsewhere[0].upper()}{elsewhere[1:]}." if elsewhere else "",
+        lead=f"{obstacles[0].upper()}{obstacles[1:]}." if obstacles else "",
         notes=[report.citation],
         # First what was made, then how it compares with what is published, then how it came about.
         blocks=[result_table(report), images, *([] if elsewhere else [verdict]), *sections, stage_table(report)],

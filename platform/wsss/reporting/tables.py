@@ -93,6 +93,19 @@ def other_data(report: RunReport) -> str:
     return f"not comparable: ours is on {report.dataset}, the {numbers} {verb} on {' and '.join(elsewhere)}"
 
 
+def common_obstacles(report: RunReport) -> str:
+    """One sentence where nothing published is comparable and the same stands in the way of every number; else empty."""
+    other = other_data(report)
+    published = [each for each in report.verdicts if not each.claim.context]
+    if other or not published:
+        return other
+    common = [each for each in published[0].obstacles if all(each in verdict.obstacles for verdict in published)]
+    if not common:
+        return ""
+    numbers = f"any of the {len(published)} published numbers" if len(published) > 1 else "the published number"
+    return f"not comparable with {numbers}: {'; '.join(common)}"
+
+
 def short_verdicts(verdicts: Sequence[Verdict]) -> Table:
     """The verdict table for a terminal: without the columns that only the written report has room for."""
     full = verdict_table(verdicts)
