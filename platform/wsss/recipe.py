@@ -38,7 +38,7 @@ class RecipeError(WsssError):
         super().__init__(
             "\n".join([head, *(f"  - {problem}" for problem in problems[:_SHOWN]), *more]),
             where,
-            "correct the keys above; `wsss ls METHOD` lists every key with its range",
+            "correct the keys above; `wsss ls METHOD all` lists every key with its range",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -61,7 +61,7 @@ def released_layout(method: Method) -> tuple[ReleasedCheckpoint, Exporter]:
         raise ReleasedModelError(
             f"method {method.name!r} does not say how a released model of it is read",
             "--from-checkpoint",
-            f"take it in with `wsss import {method.name} STAGE FILE`; `wsss ls {method.name}` lists the layouts",
+            f"take it in with `wsss import {method.name} STAGE FILE`; `wsss ls {method.name} all` lists the layouts",
         )
     return released, exporter
 

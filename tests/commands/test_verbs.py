@@ -38,11 +38,39 @@ def test_ls_methods(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{example}  A centered blob" in capsys.readouterr().out
 
 
-def test_ls_method_shows_stages_and_every_key(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [60, 200])
+def test_ls_method_fits_the_width_and_counts_its_keys(
+    example: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     assert wsss("ls", example) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert any(line.split() == ["cam", "map", "train", "superpixels"] for line in lines)
+    assert any(line.split() == ["cam", "1", "width"] for line in lines)
+    assert "standard deviation" not in "".join(lines)
+
+
+def test_ls_of_a_part_shows_the_stage_and_the_keys_of_that_name(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wsss("ls", example, "cam") == 0
     text = capsys.readouterr().out
-    assert "cam_evaluation" in text and "image_labels, images" in text
-    assert "cam.width" in text and "number in (0, 1]" in text and "standard deviation of the blob" in text
+    assert "stage cam\n" in text and "reads: image_labels, images" in text and "settings: width 0.25" in text
+    assert "cam.width = 0.25" in text and "number in (0, 1]" in text and "standard deviation of the blob" in text
+    assert "superpixels.segments" not in text
+    assert wsss("ls", example, "pseudo_label_score") == 0
+    assert "reads: masks" in capsys.readouterr().out
+    assert wsss("ls", example, "all") == 0
+    text = capsys.readouterr().out
+    assert "stage cam_score\n" in text and "superpixels.segments = " in text and "of stage keys" in text
+
+
+def test_ls_of_an_unknown_part_names_the_nearest(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wsss("ls", example, "cam.widht") == 2
+    assert "did you mean 'cam.width'?" in capsys.readouterr().err
+    assert wsss("ls", "runs", "cam") == 2
+    assert "has no parts" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("finished")

@@ -71,7 +71,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`--recipe` and the dotted overrides, which may stand anywhere."""
     text = "a shipped recipe or a .yaml file (default: %(default)s)"
     parser.add_argument("--recipe", metavar="NAME|FILE", default="demo", help=text)
-    text = "recipe values, e.g. cam.learning_rate=0.05; `wsss ls METHOD` lists the keys"
+    text = "recipe values, e.g. cam.learning_rate=0.05; `wsss ls METHOD all` lists the keys"
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 

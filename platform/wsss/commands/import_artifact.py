@@ -16,7 +16,7 @@ from wsss.formatting import count
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options.add_argument("method", help="name of the method; `wsss ls METHOD` lists what it can take in")
+    options.add_argument("method", help="name of the method; `wsss ls METHOD all` lists what it can take in")
     options.add_argument("stage", help="stage, or the name of one of its layouts")
     options.add_argument("path", type=Path, help="file or folder in the layout of the official code")
     add_recipe(options)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"the layout of stage {exporter.stage!r} can only be written",
             "STAGE",
-            "choose one that `wsss ls METHOD` lists for export and import",
+            "choose one that `wsss ls METHOD all` lists for export and import",
         )
     if not arguments.path.exists():
         raise UsageError("the path to import does not exist", str(arguments.path), "check the path")

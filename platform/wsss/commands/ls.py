@@ -1,4 +1,4 @@
-"""`wsss ls`: methods; `wsss ls METHOD`: its stages, recipes and recipe keys; `wsss ls runs`, `sweeps` or `store`."""
+"""`wsss ls`: methods; `wsss ls METHOD [PART]`: its stages and recipe keys; `wsss ls runs`, `sweeps` or `store`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import argparse
 import time
 from pathlib import Path
 
-from wsss.commands.arguments import locations, select
-from wsss.commands.methods import find_methods, recipe_names
+from wsss.commands.arguments import locations
+from wsss.commands.ls_method import list_method
+from wsss.commands.methods import UsageError, find_methods, recipe_names
 from wsss.commands.screen import print_table
 from wsss.formatting import byte_count, count, duration, percent
-from wsss.method import Method
 from wsss.metric_name import MetricName
-from wsss.pipeline import Stage
-from wsss.recipe import settings_of
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     options.add_argument("what", nargs="?", help="a method, `runs`, `sweeps` or `store`; nothing lists the methods")
+    options.add_argument(
+        "part", nargs="?", help="of a method: a stage, a section of the recipe, a recipe key, or `all` of them"
+    )
     options.add_argument(
         "--recipe", default="demo", metavar="NAME|FILE", help="recipe whose values and stages are shown"
     )
@@ -27,6 +28,8 @@ def add_options(options: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the list that was asked for."""
     places = locations(arguments)
+    if arguments.part is not None and arguments.what in ("runs", "sweeps", "store"):
+        raise UsageError(f"`wsss ls {arguments.what}` has no parts", arguments.part, f"say `wsss ls {arguments.what}`")
     if arguments.what is None:
         list_methods()
     elif arguments.what == "runs":
@@ -36,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.what == "store":
         list_store(places.store_url, places.home)
     else:
-        list_method(arguments.what, arguments.recipe, places.home)
+        list_method(arguments.what, arguments.part, arguments.recipe, places.home)
     return 0
 
 
@@ -44,28 +47,6 @@ def list_methods() -> None:
     """Every method with its title and recipes."""
     rows = [(method.name, method.title, ", ".join(recipe_names(method))) for method in find_methods().values()]
     print_table("methods", ["name", "title", "recipes"], rows)
-
-
-def list_method(name: str, recipe: str, home: Path) -> None:
-    """Stages as the recipe connects them, layouts that can be written or read, and every recipe key."""
-    from wsss.data.dataset import load_dataset
-
-    selection = select(name, recipe, ())
-    method = selection.method
-    print(f"{method.name}: {method.title}\n{method.citation}\nrecipes: {', '.join(recipe_names(method))}\n")
-    pipeline = method.pipeline(selection.recipe, load_dataset(selection.recipe.dataset, home))
-    rows = []
-    for stage in pipeline:
-        reads, inputs = ", ".join(sorted(stage.reads)), ", ".join(stage.inputs.values())
-        rows.append((stage.name, stage.kind, stage.image_list or "", reads, inputs, _layouts(method, stage)))
-    columns = ["stage", "kind", "images", "reads", "from stages", "official layouts"]
-    print_table(f"stages (recipe {selection.recipe_name})", columns, rows)
-    print()
-    keys = []
-    for key, info in settings_of(method.recipe_type).items():
-        meaning = info.help if info.in_key else f"{info.help} (not part of stage keys)"
-        keys.append((key, _value(info.default), info.describe(), meaning))
-    print_table("recipe keys", ["key", "default", "range", "meaning"], keys)
 
 
 def list_runs(home: Path) -> None:
@@ -106,19 +87,3 @@ def list_store(url: str, home: Path) -> None:
     rows = [(ref.stage, ref.key, byte_count(ref.size), "" if ref.published else "unfinished") for ref in refs]
     print_table(f"store {url}", ["stage", "key", "size", ""], rows, right="size")
     print(f"\n{count(len(refs), 'artifact')}, {byte_count(sum(ref.size for ref in refs))}")
-
-
-def _layouts(method: Method, stage: Stage) -> str:
-    found: list[str] = []
-    for name, exporter in method.exporters.items():
-        if exporter.stage == stage.name:
-            ways = ["export", *(["import"] if exporter.read else [])]
-            ways += ["--from-checkpoint"] if method.released is not None and method.released.layout == name else []
-            found.append(f"{exporter.description} ({', '.join(ways)})")
-    return "; ".join(found)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_value(element) for element in value) + "]"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +16,9 @@ LOG_WIDTH = 140
 
 
 def console() -> Console:
-    """Standard output; a log file has no width of its own, so it gets one that tables fit into."""
-    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+    """Standard output; a log file has no width of its own: it gets that of COLUMNS, else one that tables fit into."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if known else LOG_WIDTH, highlight=False, soft_wrap=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: str = "") -> None:

@@ -46,7 +46,7 @@ class SpaceError(WsssError):
         super().__init__(
             "\n".join([head, *(f"  - {problem}" for problem in problems[:_SHOWN]), *more]),
             where,
-            "correct the entries above; `wsss ls METHOD` lists every key with its range",
+            "correct the entries above; `wsss ls METHOD all` lists every key with its range",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
