@@ -64,10 +64,14 @@ class Plan:
         return missing_downloads(path for planned in self.needed for path in planned.stage.files.values())
 
     @property
-    def expected_seconds(self) -> float | None:
-        """Sum over the stages to compute; None while one of them has never been timed."""
-        times = [planned.expected_seconds for planned in self.needed]
-        return None if any(time is None for time in times) else sum(time for time in times if time is not None)
+    def timed(self) -> tuple[PlannedStage, ...]:
+        """Stages to compute that ran on this machine before, so that their time is known."""
+        return tuple(planned for planned in self.needed if planned.expected_seconds is not None)
+
+    @property
+    def expected_seconds(self) -> float:
+        """Sum over the timed stages: all that the plan takes, or the least of it while others were never timed."""
+        return sum(planned.expected_seconds or 0.0 for planned in self.timed)
 
 
 class CostHistory:

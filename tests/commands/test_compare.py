@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from wsss.commands import compare
-from wsss.reporting.comparison import Scored
+from wsss.reporting.comparison import Cost, Scored
 from wsss.run_record import RunRecord, StageResult
+from wsss.store import open_store
 
 
 def record(method: str, seed: int = 0, key: str = "k", wanted: bool = True) -> RunRecord:
-    stages = [StageResult("segmentation_evaluation", "reduce", f"own {method}", "cached", 60.0)]
+    stages = [StageResult("segmentation_evaluation", "reduce", f"own-{method}", "cached", 60.0)]
     if wanted:
         stages += [StageResult(f"upper_bound{part}", "map", f"{key}{part}", "cached", 5.0) for part in ("", "_train")]
     return RunRecord(
@@ -22,7 +23,7 @@ def record(method: str, seed: int = 0, key: str = "k", wanted: bool = True) -> R
         recipe={"seed": seed, "references": {"upper_bound": wanted}},
         seed=seed,
         dataset="voc2012",
-        store_url="",
+        store_url="/nowhere/there",
         keys={},
         protocol={},
         provenance={},
@@ -46,11 +47,11 @@ def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_number_of_a_reference_stands_where_that_of_the_segmentation_stands(tmp_path: Path) -> None:
     records = [record("one"), record("one", seed=1), record("two", wanted=False)]
     (row,) = compare.gather_references(records, tmp_path)
-    assert row.title == "trained on masks (one mini)" and row.seeds == (0, 1) and row.seconds == 10.0
+    assert row.title == "trained on masks (one mini)" and row.seeds == (0, 1) and row.cost == Cost(10.0)
     assert {name: number.values for name, number in row.numbers.items()} == {"segmentation/miou_val_crf": (0.5, 0.6)}
     first, second = compare.gather_contenders(records, tmp_path)
     assert set(first.numbers) == set(second.numbers) == {"segmentation/miou_val_crf", "cam/miou_train"}
-    assert first.seconds == second.seconds == 60.0, "references are no cost of the method"
+    assert first.cost == second.cost == Cost(60.0), "references are no cost of the method"
 
 
 def test_methods_with_the_same_artifacts_share_a_row(tmp_path: Path) -> None:
@@ -62,3 +63,17 @@ def test_methods_with_the_same_artifacts_share_a_row(tmp_path: Path) -> None:
 def test_runs_with_and_without_references_are_one_recipe(tmp_path: Path) -> None:
     (row,) = compare.gather_contenders([record("one"), record("one", seed=1, wanted=False)], tmp_path)
     assert row.seeds == (0, 1)
+
+
+def test_costs_count_gpus_and_what_the_store_still_holds(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    writer = store.writer("cam_train", "k")
+    writer.add_file("weights.bin", bytes(1000))
+    writer.publish({})
+    on_gpus = StageResult("cam_train", "train", "k", "cached", 50.0, workers=4, device="cuda")
+    on_cpus = StageResult("cam", "map", "gone", "cached", 30.0, workers=8)
+    first, second = record("one", wanted=False), record("one", seed=1, wanted=False)
+    first.stages, second.stages = [on_gpus, on_cpus], [on_cpus]
+    first.store_url = second.store_url = str(tmp_path / "store")
+    (row,) = compare.gather_contenders([first, second], tmp_path)
+    assert row.cost == Cost(seconds=(50 + 30 + 30) / 2, gpu_seconds=50 * 4 / 2, size=1000 / 2)

@@ -9,7 +9,15 @@ import pytest
 
 from wsss.evaluation.bootstrap import PairedComparison
 from wsss.evaluation.confusion import class_counts, miou
-from wsss.reporting.comparison import Contender, Scored, common_metrics, difference, difference_table, number_table
+from wsss.reporting.comparison import (
+    Contender,
+    Cost,
+    Scored,
+    common_metrics,
+    difference,
+    difference_table,
+    number_table,
+)
 
 CLASSES = 4
 METRIC = "segmentation/miou_val"
@@ -39,7 +47,7 @@ def contender(title: str, *confusions: np.ndarray) -> Contender:
         runs=tuple(f"{title}-{seed}" for seed in seeds),
         seeds=seeds,
         dataset="voc2012",
-        seconds=60.0,
+        cost=Cost(60.0),
         numbers={METRIC: number},
     )
 
@@ -109,3 +117,18 @@ def test_numbers_of_only_one_recipe_are_left_out() -> None:
     more = replace(base, numbers={**base.numbers, "cam/miou_train": base.numbers[METRIC]})
     assert common_metrics([base, more]) == [METRIC]
     assert common_metrics([more]) == [METRIC, "cam/miou_train"]
+
+
+def test_costs_stand_in_columns_where_some_row_has_them() -> None:
+    first, second = contender("a", predicted(4, 0.6, training=0)), contender("b", predicted(4, 0.6, training=1))
+    baseline = replace(first, title="all background", cost=None)
+    assert number_table([first, second], [METRIC]).columns == ("recipe", "seeds", METRIC, "time")
+    on_gpus = replace(second, cost=Cost(3600.0, gpu_seconds=4 * 3600.0, size=2.5e9))
+    table = number_table([first, on_gpus, baseline], [METRIC])
+    assert table.columns == ("recipe", "seeds", METRIC, "time", "GPU-hours", "stored")
+    assert [row[-3:] for row in table.rows] == [
+        ("1 min 00 s", "0", "0 B"),
+        ("1 h 00 min", "4", "2.5 GB"),
+        ("-", "-", "-"),
+    ]
+    assert "GPU-hours" in table.note and "still holds" in table.note

@@ -12,7 +12,7 @@ from tests.reporting.test_comparison import CLASSES, METRIC, contender, predicte
 from tests.reporting.test_report import Links
 
 from wsss.evaluation.confusion import class_counts
-from wsss.reporting.comparison import Contender, Scored, all_background
+from wsss.reporting.comparison import Contender, Cost, Scored, all_background
 from wsss.reporting.comparison_report import (
     ComparisonReport,
     _class_table,
@@ -73,7 +73,7 @@ def test_ranks_are_means_over_the_seeds_that_all_have() -> None:
     def with_values(title: str, **by_seed: float) -> Contender:
         seeds = tuple(int(name[1:]) for name in by_seed)
         number = Scored(tuple(by_seed.values()))
-        return Contender(title=title, runs=(), seeds=seeds, dataset="d", seconds=1.0, numbers={METRIC: number})
+        return Contender(title=title, runs=(), seeds=seeds, dataset="d", cost=Cost(1.0), numbers={METRIC: number})
 
     first = with_values("first", s0=0.5, s1=0.4, s2=0.9)
     second = with_values("second", s0=0.3, s1=0.6, s2=0.8)
@@ -93,13 +93,13 @@ def test_all_background_is_scored_from_the_truth_of_the_counts() -> None:
     counts = base.numbers[METRIC].counts[0]
     background, pixels = counts[:, 1, 0].sum(), counts[:, 1].sum()
     assert row.numbers[METRIC].mean == pytest.approx(background / pixels / CLASSES)
-    assert row.seconds is None and row.numbers[METRIC].same_truth(base.numbers[METRIC])
+    assert row.cost is None and row.numbers[METRIC].same_truth(base.numbers[METRIC])
 
 
 def test_the_page_has_tables_pictures_and_costs(tmp_path: Path) -> None:
     methods = [
         contender("one", predicted(12, 0.7, training=1), predicted(12, 0.7, training=3)),
-        replace(contender("two", predicted(12, 0.5, training=2), predicted(12, 0.5, training=4)), seconds=600.0),
+        replace(contender("two", predicted(12, 0.5, training=2), predicted(12, 0.5, training=4)), cost=Cost(600.0)),
     ]
     asked: list[tuple[str, list[str]]] = []
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from wsss.metric_name import MetricName
 from wsss.recipe import flat_dict
 from wsss.reporting.comparison import (
     Contender,
+    Cost,
     Scored,
     all_background,
     common_metrics,
@@ -34,7 +35,7 @@ from wsss.reporting.comparison import (
     number_table,
 )
 from wsss.reporting.tables import Table, main_mious, to_markdown, to_rich
-from wsss.run_record import RunRecord, find_runs
+from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.search.choose.score import read_counts
 from wsss.stages.references import REFERENCE_TITLES, REFERENCES_SECTION, SEGMENTATION, is_of_reference
 
@@ -103,7 +104,7 @@ def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contende
                 runs=tuple(record.run_id for record in group),
                 seeds=tuple(record.seed for record in group),
                 dataset=first.dataset,
-                seconds=sum(stage.seconds for stage in own) / len(group),
+                cost=_cost(group, lambda stage, of=reference: is_of_reference(stage.name, of), home),
                 numbers=numbers,
             )
             rows[identity] = replace(rows.get(identity, row), title=row.title)
@@ -180,15 +181,27 @@ def _contender(records: Sequence[RunRecord], home: Path) -> Contender:
     changed = ", ".join(f"{key}={json.dumps(value)}" for key, value in _changed(first).items())
     scored = [_scored(record, home) for record in records]
     names = [name for name in scored[0] if MetricName.parse(name).scored not in REFERENCE_TITLES]
-    own = [[stage for stage in each.stages if not is_of_reference(stage.name)] for each in records]
     return Contender(
         title=f"{first.method} {first.recipe_name}" + (f" with {changed}" if changed else ""),
         runs=tuple(record.run_id for record in records),
         seeds=tuple(record.seed for record in records),
         dataset=first.dataset,
-        seconds=sum(stage.seconds for stages in own for stage in stages) / len(records),
+        cost=_cost(records, lambda stage: not is_of_reference(stage.name), home),
         numbers={name: _together([each[name] for each in scored]) for name in names if _in_all(name, scored)},
     )
+
+
+def _cost(records: Sequence[RunRecord], counts: Callable[[StageResult], bool], home: Path) -> Cost:
+    """What the stages took for which `counts` is true, mean over the runs."""
+    seconds = gpu_seconds = size = 0.0
+    for record in records:
+        store = store_at(record.store_url, home)
+        for stage in filter(counts, record.stages):
+            seconds += stage.seconds
+            gpu_seconds += stage.seconds * stage.workers if stage.device == "cuda" else 0.0
+            artifact = store.find(stage.name, stage.key)
+            size += artifact.size if artifact is not None else 0
+    return Cost(*(total / len(records) for total in (seconds, gpu_seconds, size)))
 
 
 def _in_all(name: str, scored: Sequence[Mapping[str, Scored]]) -> bool:

@@ -41,14 +41,17 @@ def print_plan(plan: Plan, title: str, resources: Mapping[str, str] | None = Non
     if not to_run:
         print("\nEverything is there already: nothing will be computed.")
         return
-    total = plan.expected_seconds
-    cost = (
-        f"expected {duration(total)} in all, from earlier runs on this machine"
-        if total is not None
-        else "no expected time yet: not every stage has run on this machine before"
-    )
-    print(f"\n{to_run} of {len(plan.stages)} stages to compute; {cost}.")
+    print(f"\n{to_run} of {len(plan.stages)} stages to compute; {_cost(plan)}.")
     print_downloads(plan)
+
+
+def _cost(plan: Plan) -> str:
+    known, total = len(plan.timed), duration(plan.expected_seconds)
+    if not known:
+        return "no expected time yet: none of them has run on this machine before"
+    if known == len(plan.needed):
+        return f"expected {total} in all, from earlier runs on this machine"
+    return f"expected at least {total}, the time of the {known} of them that ran on this machine before"
 
 
 def print_downloads(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from wsss.commands.conclusion import track_files
 from wsss.commands.screen import print_downloads, print_table
-from wsss.formatting import duration, interval, mean_and_spread, percent
+from wsss.formatting import count, duration, interval, mean_and_spread, percent
 from wsss.search.records import BEST_FILE, SweepRecord, TrialRecord, load_trials, value_text
 from wsss.search.request import PreparedSweep
 from wsss.search.sweep import SweepObserver
@@ -43,13 +43,16 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
     else:
         print(f"\n{plan.trials} trials;")
     print(f"{ours} stage executions expected, {independent} if every trial ran on its own.")
-    times = [each.seconds for each in expected if each.executions]
-    if times and all(seconds is not None for seconds in times):
-        total = sum((each.seconds or 0.0) * each.executions for each in expected)
-        alone = sum((each.seconds or 0.0) * each.independent for each in expected)
+    executed = [each for each in expected if each.executions]
+    timed = [each for each in executed if each.seconds is not None]
+    if timed:
+        total = duration(sum((each.seconds or 0.0) * each.executions for each in timed))
+        alone = duration(sum((each.seconds or 0.0) * each.independent for each in expected))
+        unknown = len(executed) - len(timed)
+        others = f" without {count(unknown, 'stage')} that never ran on this machine" if unknown else ""
         print(
-            f"At most {duration(total)} expected, less where trials share work or lose a race; "
-            f"{duration(alone)} if every trial ran on its own."
+            f"At most {total} expected{others}, less where trials share work or lose a race; "
+            f"{alone} if every trial ran on its own."
         )
     if prepared.rungs:
         print(f"Outer trials that fall behind stop at {', '.join(rung.text for rung in prepared.rungs)}.")

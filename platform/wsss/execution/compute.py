@@ -56,8 +56,8 @@ def compute_stage(
     workers, resources = stage_resources(stage, execution, current_cluster())
     gpu = resources.gpus > 0
     if not isinstance(stage, TrainStage):
-        tasks = tasks_of(stage, workers, planned.images)
-        wait_for_first_node(stage.name, tasks, resources, observer.message)
+        workers = tasks_of(stage, workers, planned.images)
+        wait_for_first_node(stage.name, workers, resources, observer.message)
     started = time.monotonic()  # what nodes take to come is no cost of the stage
     facts: dict[str, Any] = {}
     if isinstance(stage, TrainStage):

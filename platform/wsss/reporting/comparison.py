@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from wsss.evaluation.bootstrap import PairedComparison, paired_comparison_of_means
 from wsss.evaluation.confusion import MeanOver, miou_from_counts
-from wsss.formatting import duration, interval, mean_and_spread, points
+from wsss.formatting import byte_count, duration, interval, mean_and_spread, points
 from wsss.reporting.tables import Table
 
 NOTE = (
@@ -18,6 +18,7 @@ NOTE = (
     "the same data set, over the same images, with 95 % intervals over images: what another training would give is "
     "not in them."
 )
+_GPU, _STORED = "GPU-hours", "stored"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ class Scored:
         return mean_and_spread(self.mean, spread) + (" *" if self.rests_on_masks else "")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a row took, mean over its seeds.
+
+    Attributes:
+        seconds: wall time of its stages, one after another.
+        gpu_seconds: the same times the GPUs that each stage held; 0 where all ran on CPUs.
+        size: bytes of its artifacts, of those that are still in the store.
+    """
+
+    seconds: float
+    gpu_seconds: float = 0.0
+    size: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """One recipe in a comparison, run under one or more seeds.
@@ -61,7 +77,7 @@ class Contender:
     Attributes:
         title: method, recipe and changed keys, for people.
         dataset: only contenders of the same data set are held against each other.
-        seconds: wall time of all its stages, mean over seeds; None for what took none.
+        cost: of all its stages; None for what took none.
         numbers: metric name -> what was scored.
     """
 
@@ -69,7 +85,7 @@ class Contender:
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     dataset: str
-    seconds: float | None
+    cost: Cost | None
     numbers: Mapping[str, Scored] = field(default_factory=dict)
 
 
@@ -107,7 +123,7 @@ def all_background(contenders: Sequence[Contender]) -> list[Contender]:
         numbers = {metric: _background(found[0]) for metric, found in scored.items() if found[0].counts}
         if numbers:
             rows.append(
-                Contender(title="all background", runs=(), seeds=(), dataset=dataset, seconds=None, numbers=numbers)
+                Contender(title="all background", runs=(), seeds=(), dataset=dataset, cost=None, numbers=numbers)
             )
     return rows
 
@@ -129,16 +145,31 @@ def common_metrics(contenders: Sequence[Contender]) -> list[str]:
 
 def number_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table:
     """One row for each contender, one column for each number; a difference stands below its value."""
+    costs = _cost_columns(contenders)
     rows = []
     for position, contender in enumerate(contenders):
         reference = reference_of(contenders, position)
         cells = [_cell(contender, reference, metric) for metric in metrics]
         seeds = ", ".join(str(seed) for seed in contender.seeds)
-        rows.append((contender.title, seeds or "-", *cells, _time(contender)))
-    columns = ("recipe", "seeds", *metrics, "time")
+        spent = ["-" if contender.cost is None else shown(contender.cost) for shown in costs.values()]
+        rows.append((contender.title, seeds or "-", *cells, *spent))
+    columns = ("recipe", "seeds", *metrics, *costs)
     stars = any(number.rests_on_masks for each in contenders for number in each.numbers.values())
     note = NOTE + (" *: something upstream was chosen by looking at masks." if stars else "")
-    return Table("Comparison", columns, tuple(rows), frozenset((*metrics, "time")), note)
+    note += " Time and GPU-hours: of the stages, one after another." if _GPU in costs else ""
+    note += " Stored: artifacts that the store still holds." if _STORED in costs else ""
+    return Table("Comparison", columns, tuple(rows), frozenset((*metrics, *costs)), note)
+
+
+def _cost_columns(contenders: Sequence[Contender]) -> Mapping[str, Callable[[Cost], str]]:
+    """Title -> text of a cost; without what none of the rows has."""
+    spent = [each.cost for each in contenders if each.cost is not None]
+    columns: dict[str, Callable[[Cost], str]] = {"time": lambda cost: duration(cost.seconds)}
+    if any(cost.gpu_seconds for cost in spent):
+        columns[_GPU] = lambda cost: f"{cost.gpu_seconds / 3600:.3g}"
+    if any(cost.size for cost in spent):
+        columns[_STORED] = lambda cost: byte_count(cost.size)
+    return columns
 
 
 def difference_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table:
@@ -165,10 +196,6 @@ def in_words(found: PairedComparison) -> str:
     if found.low > 0:
         return "better"
     return "worse" if found.high < 0 else "not told apart"
-
-
-def _time(contender: Contender) -> str:
-    return "-" if contender.seconds is None else duration(contender.seconds)
 
 
 def _bounds(found: PairedComparison) -> tuple[str, str]:

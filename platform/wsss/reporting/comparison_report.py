@@ -121,9 +121,9 @@ def rank_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table
 def cost_points(contenders: Sequence[Contender], metric: str) -> list[tuple[str, float, float]]:
     """(title, seconds, mIoU fraction) of the contenders that took time and have the number."""
     return [
-        (each.title, each.seconds, each.numbers[metric].mean)
+        (each.title, each.cost.seconds, each.numbers[metric].mean)
         for each in contenders
-        if each.seconds and metric in each.numbers
+        if each.cost is not None and each.cost.seconds and metric in each.numbers
     ]
 
 
