@@ -14,6 +14,7 @@ from tests.commands.conftest import SMALL, Checkout
 
 from wsss.commands.main import main
 from wsss.commands.sweep_screen import LineSweepObserver
+from wsss.plan import CostHistory
 from wsss.search.records import SweepRecord, TrialRecord, find_sweeps, load_trials, sweep_folder
 
 SPACE = """
@@ -45,6 +46,17 @@ def test_the_plan_shows_stages_levels_and_price(
     assert next(line.split() for line in lines if line.startswith("cam_score"))[2:4] == ["7", "7"]
     assert "22 stage executions expected" in "\n".join(lines)
     assert not (tmp_path / "home" / "sweeps").exists(), "nothing is begun"
+
+
+def test_the_plan_adds_up_the_times_it_knows(
+    space: Path, example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WSSS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(CostHistory, "seconds", lambda self, stage, images: {"cam": 10.0}.get(stage.name))
+    words = ["--method", example, "--space", str(space), "--metric", "cam/miou_train", "--trials", "7", *SMALL]
+    assert main(["tune", *words, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "At most 1 min 10 s expected without 3 stages that never ran on this machine, less where" in text
 
 
 def test_a_continued_sweep_knows_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

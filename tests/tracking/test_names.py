@@ -9,6 +9,7 @@ from wsss.tracking.names import (
     cut_text,
     flatten_params,
     metric_name,
+    run_name,
     tag_texts,
 )
 
@@ -63,3 +64,12 @@ def test_tags_leave_none_out_and_redact() -> None:
         "seed": "0",
         "store": "https://[redacted]@host/x",
     }
+
+
+def test_a_run_is_told_apart_by_its_name() -> None:
+    assert run_name("toy", "mini", 3) == "toy mini, seed 3"
+    assert run_name("toy", "mini", 3, ["upper_bound", "cam.rate=0.02"]) == (
+        "toy mini with upper_bound, cam.rate=0.02, seed 3"
+    )
+    long = run_name("toy", "mini", 3, ["cam.scales=[" + "1.0, " * 50, "a=1", "b=2", "c=3", "d=4"])
+    assert long.endswith("..., a=1, b=2, 2 more, seed 3") and len(long) < 100

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsss.changed_settings import changed_settings
 from wsss.commands.arguments import locations, run_folder
 from wsss.commands.artifacts import selection_of, store_at
 from wsss.commands.comparison_page import write_comparison_page
-from wsss.commands.gather import changed_settings
 from wsss.commands.methods import UsageError
 from wsss.commands.readme_block import add_block, require_whole_block, write_block
 from wsss.commands.screen import console

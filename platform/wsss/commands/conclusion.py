@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsss.changed_settings import name_of_run
+from wsss.commands.artifacts import selection_of
 from wsss.commands.gather import gather_report
 from wsss.commands.screen import console
 from wsss.execution.run import RunResult
@@ -14,7 +16,7 @@ from wsss.reporting.report import write_report
 from wsss.reporting.run_report import RunReport
 from wsss.reporting.tables import common_obstacles, result_table, short_verdicts, stage_table, to_rich
 from wsss.tracking import open_tracker, ui_command
-from wsss.tracking.names import reproductions, run_name
+from wsss.tracking.names import reproductions
 from wsss.tracking.tracker import RunStatus
 
 
@@ -25,7 +27,8 @@ def conclude(results: Sequence[RunResult], home: Path, tracking_uri: str | None,
     files = write_report(results[-1].folder, report, home)
     untracked = [result.untracked for result in results if result.untracked]
     last = records[-1]
-    name, experiment = run_name(last.method, last.recipe_name, last.seed), reproductions(last.dataset)
+    selection = selection_of(last)
+    name, experiment = name_of_run(last, selection.method, selection.recipe), reproductions(last.dataset)
     untracked.append(track_files([files.folder], name, last.run_id, experiment, home, tracking_uri))
     print_report(report, with_verdict)
     print(f"\nreport:  {files.html}")

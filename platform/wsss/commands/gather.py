@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsss.changed_settings import changed_settings
 from wsss.claims import OurProtocol, load_claims, verdicts
 from wsss.commands.artifacts import selection_of, store_at
 from wsss.commands.methods import UsageError, recipe_names
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.execution.stage_job import HISTORY_FILE, TABLES_FILE
-from wsss.method import Method
 from wsss.pipeline import GridColumn, GridKind, Pipeline, SampleGrid
-from wsss.recipe import flat_dict, load_recipe, settings_of
+from wsss.recipe import flat_dict
 from wsss.released import pipeline_of
 from wsss.reporting.comparability import list_deviations
 from wsss.reporting.run_report import RunReport, SampleImage, SampleRows, StageReport
 from wsss.run_record import RunRecord, StageResult
-from wsss.stages.references import REFERENCES_SECTION
 from wsss.store import Artifact, Store
 from wsss.tracking.provenance import commit_in_words, machine_in_words
 
@@ -74,20 +73,6 @@ def gather_report(records: Sequence[RunRecord], home: Path) -> RunReport:
         changed_settings=changed,
         provenance=_provenance(records),
     )
-
-
-def changed_settings(method: Method, recipe: Any, recipe_name: str) -> tuple[str, ...]:
-    """Dotted keys that determine results and differ from the shipped recipe of that name; none if there is no such."""
-    path = method.recipe_path(recipe_name)
-    if not path.is_file():
-        return ()
-    shipped, ours = flat_dict(load_recipe(method.recipe_type, path)), flat_dict(recipe)
-    known = settings_of(method.recipe_type)
-    # A switch outside of keys (may weights be random?) changes what is reproduced; paths and workers do not.
-    counts = {key for key, info in known.items() if (info.in_key or info.type is bool) and key != "seed"}
-    # References stand beside the method and change none of its numbers.
-    counts = {key for key in counts if not key.startswith(f"{REFERENCES_SECTION}.")}
-    return tuple(key for key in known if key in counts and ours[key] != shipped[key])
 
 
 def choices_by_masks(pipeline: Pipeline, record: RunRecord) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from wsss.changed_settings import name_of_run
 from wsss.execution.bookkeeping import (
     curves_of,
     open_record,
@@ -28,7 +29,7 @@ from wsss.plan import PlannedStage
 from wsss.recipe import flat_dict
 from wsss.run_record import RunRecord, RunRecordError, StageResult
 from wsss.store import Artifact, DamagedArtifact
-from wsss.tracking.names import reproductions, run_name
+from wsss.tracking.names import reproductions
 from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
 from wsss.weights import fetch_missing
 
@@ -87,7 +88,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
     )
     parent = tracker.run(
         key=record.run_id,
-        name=run_name(record.method, record.recipe_name, record.seed),
+        name=name_of_run(record, request.method, request.recipe),
         note=run_note(record),
         tags=run_tags(prepared, record),
         params=flat_dict(request.recipe),
@@ -169,7 +170,7 @@ def _settle_stage(
                 record = log.record
                 tracked = log.tracker.run(
                     key=f"{record.run_id}/{stage.name}",
-                    name=f"{stage.name}, {run_name(record.method, record.recipe_name, record.seed)}",
+                    name=f"{stage.name}, {name_of_run(record, prepared.request.method, prepared.request.recipe)}",
                     tags={**stage_tags(planned), "run_id": record.run_id},
                     params=stage_params(stage),
                     note=f"Stage `{stage.name}` of the run `{record.run_id}`, key `{planned.key}`. A stage that the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wsss.tracking.redact import redact_value
@@ -13,6 +13,8 @@ from wsss.tracking.redact import redact_value
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 8000
 NAME_CHARACTERS = 250
+# Of a run's name: more than these no list of runs shows.
+_DIFFERENCES, _DIFFERENCE_CHARACTERS = 3, 40
 NOTE_TAG = "mlflow.note.content"  # where MLflow keeps the note of a run or an experiment
 
 
@@ -26,9 +28,15 @@ def sweep_experiment(dataset: str, sweep_id: str) -> str:
     return f"{dataset}, {sweep_id}"
 
 
-def run_name(method: str, recipe_name: str, seed: int) -> str:
-    """Name of a reproduction; it begins with what tells runs apart, as lists cut off the end."""
-    return f"{method} {recipe_name}, seed {seed}"
+def run_name(method: str, recipe_name: str, seed: int, differences: Sequence[str] = ()) -> str:
+    """Name of a reproduction; it begins with what tells runs apart, as lists cut off the end.
+
+    differences: what differs from the recipe, in words; the first few are named and the others counted.
+    """
+    shown = [cut_text(text, _DIFFERENCE_CHARACTERS, "...") for text in differences[:_DIFFERENCES]]
+    more = len(differences) - len(shown)
+    words = ", ".join([*shown, *([f"{more} more"] if more else [])])
+    return f"{method} {recipe_name}{f' with {words}' if words else ''}, seed {seed}"
 
 
 def metric_name(*parts: str) -> str:
@@ -62,11 +70,11 @@ def tag_texts(tags: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def cut_text(text: str, limit: int) -> str:
-    """`text`, or its beginning and a note of its full length when it is longer than `limit` characters."""
+def cut_text(text: str, limit: int, note: str = "") -> str:
+    """`text`, or its beginning and a note (of its full length) when it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
-    note = f"... [cut, {len(text)} characters]"
+    note = note or f"... [cut, {len(text)} characters]"
     return text[: limit - len(note)] + note
 
 

@@ -22,11 +22,13 @@ from wsss.search.choose.best import best_of
 from wsss.search.evaluate.trial import TrialOutcome
 from wsss.search.propose.nested import ProposedTrial
 from wsss.search.propose.samplers import DIRECTIONS, study_trial
-from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_trials
+from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_trials, value_text
+from wsss.tracking.names import cut_text
 from wsss.tracking.tracker import Tracker
 
 COST = "cost_seconds"
 _NUMBER = "trial"
+_NAME_CHARACTERS = 80  # of a trial in MLflow
 _NUMBERS = ("threshold", "quoted", "oracle", "chosen", "held_out", "label_free")
 
 
@@ -224,7 +226,7 @@ class Ledger:
             **{f"stage.{stage.name}": f"{stage.key} ({_how(stage.executed)})" for stage in trial.stages},
         }
         run = self._tracker.run(
-            key=self._key(trial), name=f"trial {trial.number}", parent=self._parent, tags=tags, params=trial.settings
+            key=self._key(trial), name=_trial_name(trial), parent=self._parent, tags=tags, params=trial.settings
         )
         numbers = {
             **trial.metrics,
@@ -267,6 +269,11 @@ def _open_study(record: SweepRecord, url: str) -> optuna.Study:
             "--study",
             "give an SQLAlchemy address such as postgresql+psycopg2://user:password@host/name, or leave it out",
         ) from error
+
+
+def _trial_name(trial: TrialRecord) -> str:
+    values = ", ".join(f"{key.rpartition('.')[2]} {value_text(value)}" for key, value in trial.settings.items())
+    return cut_text(f"trial {trial.number}" + (f", {values}" if values else ""), _NAME_CHARACTERS, "...")
 
 
 def _tags(record: SweepRecord) -> dict[str, Any]:
