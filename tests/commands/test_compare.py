@@ -54,6 +54,19 @@ def test_the_number_of_a_reference_stands_where_that_of_the_segmentation_stands(
     assert first.cost == second.cost == Cost(60.0), "references are no cost of the method"
 
 
+def test_a_plain_cam_stands_beside_the_cam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"cam/miou_train": Scored((0.2,)), "plain_cam/miou_train": Scored((0.3,))}
+    more = {"plain_cam_selection/miou_train": Scored((0.4,))}
+    monkeypatch.setattr(compare, "_scored", lambda record, home: {**numbers, **more})
+    own = record("one", wanted=False)
+    own.stages.append(StageResult("plain_cam_train", "train", "p", "cached", 7.0))
+    (row,) = compare.gather_references([own], tmp_path)
+    assert (row.title, row.cost) == ("plain CAM (one mini)", Cost(7.0))
+    assert set(row.numbers) == {"cam/miou_train", "cam_selection/miou_train"}
+    (first,) = compare.gather_contenders([own], tmp_path)
+    assert set(first.numbers) == {"cam/miou_train"} and first.cost == Cost(60.0)
+
+
 def test_methods_with_the_same_artifacts_share_a_row(tmp_path: Path) -> None:
     rows = compare.gather_references([record("one"), record("two"), record("three", key="other")], tmp_path)
     assert [row.title for row in rows] == ["trained on masks (one mini, two mini)", "trained on masks (three mini)"]

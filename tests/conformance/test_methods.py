@@ -8,7 +8,7 @@ import functools
 import importlib
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from wsss.recipe import RecipeError, SettingInfo, change_recipe, flat_dict, load
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.search.space.pipelines import metrics_of
 from wsss.stages.references import BOX_STAGE
-from wsss.store import open_store
+from wsss.store import Artifact, Store, open_store
+from wsss.train_task import TrainTask
 from wsss.weights import file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,21 +286,9 @@ def test_references_train_the_methods_network_on_other_labels(
     for name in ("upper_bound", "image_boxes"):
         stage = pipeline.stage(f"{name}_train")
         assert isinstance(stage, TrainStage) and stage.fully_supervised == ("masks" in stage.reads)
-        job = StageJob(
-            stage=stage,
-            key=more[stage.name],
-            view=dataset.view(stage.reads, stage.image_list),
-            inputs=dict.fromkeys(stage.inputs, boxes),
-            store=store,
-            facts=dataset.image_facts(stage.image_list),
-        )
-        torch.manual_seed(0)
-        task = stage.build(job.context("cpu"))
-        places = [index % len(task.samples) for index in range(task.global_batch)]
-        samples = [task.samples.sample(place, np.random.default_rng(place)) for place in places]
-        (label,) = {key for key, value in samples[0].items() if value.dtype == torch.uint8} - {"mask"}
-        seen.append(torch.stack([sample[label] for sample in samples]))
-        batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        task, batch = first_batch(stage, dataset, store, dict.fromkeys(stage.inputs, boxes))
+        (label,) = {key for key, value in batch.items() if value.dtype == torch.uint8} - {"mask"}
+        seen.append(batch[label])
         losses, others = [], {**batch, label: torch.zeros_like(batch[label])}
         for given in (batch, others):
             torch.manual_seed(1)
@@ -308,6 +297,48 @@ def test_references_train_the_methods_network_on_other_labels(
         assert any(not torch.equal(losses[0][key], losses[1][key]) for key in losses[0]), "no loss looks at the labels"
     masks, bands = seen
     assert (masks == 0).any() and not (bands == 0).any(), "boxes have no background"
+
+
+def first_batch(
+    stage: TrainStage, dataset: Dataset, store: Store, inputs: Mapping[str, Artifact]
+) -> tuple[TrainTask, dict[str, torch.Tensor]]:
+    """The task of a training, and a batch of its samples."""
+    view, facts = dataset.view(stage.reads, stage.image_list), dataset.image_facts(stage.image_list)
+    job = StageJob(stage=stage, key="k", view=view, inputs=inputs, store=store, facts=facts)
+    torch.manual_seed(0)
+    task = stage.build(job.context("cpu"))
+    places = [index % len(task.samples) for index in range(task.global_batch)]
+    samples = [task.samples.sample(place, np.random.default_rng(place)) for place in places]
+    return task, {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def test_the_plain_cam_is_the_classifier_alone_scored_like_the_methods_maps(
+    method: Method, shapes_home: Path, tmp_path: Path
+) -> None:
+    """What a method hands to `with_references`: its own CAM stages with its parts off."""
+    if "references.plain_cam" not in settings_of(method.recipe_type):
+        names = {stage.name for stage in build(method, demo(method), shapes_home)[0]}
+        card = (method.folder / "README.md").read_text(encoding="utf-8")
+        assert "cam_train" not in names and "no plain CAM" in card, "the card says why there is none"
+        return
+    pipeline, dataset = build(method, demo(method, "references.plain_cam=true"), shapes_home)
+    own, more = keys_of(method, demo(method), shapes_home), stage_keys(pipeline, dataset, file_digest)
+    assert {name: more[name] for name in own} == own
+    plain, ours = pipeline.stage("plain_cam_train"), pipeline.stage("cam_train")
+    assert isinstance(plain, TrainStage) and isinstance(ours, TrainStage) and not plain.fully_supervised
+    assert not plain.inputs and plain.reads == {"images", "image_labels"}
+    assert (plain.image_list, plain.seed, plain.files) == (
+        ours.image_list,
+        ours.seed,
+        {role: file for role, file in ours.files.items() if role == "backbone"},
+    )
+    score, evaluation = pipeline.stage("plain_cam_score"), pipeline.stage("plain_cam_evaluation")
+    assert (score.config, score.image_list) == (pipeline.stage("cam_score").config, "train")
+    assert evaluation.config == dataclasses.replace(pipeline.stage("cam_evaluation").config, prefix="plain_cam")
+    assert "plain_cam/miou_train" in pipeline.headline
+    task, batch = first_batch(plain, dataset, open_store(str(tmp_path)), {})
+    losses = task.module(batch, 0, 0)
+    assert {name for name in losses if name in task.loss_weights} == {"classification"}
 
 
 def test_every_recipe_key_enters_the_key_of_a_stage(method: Method, shapes_home: Path) -> None:

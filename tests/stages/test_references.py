@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,32 @@ from tests.stages.test_segmentation import SMALL, label_stage
 from wsss.data.config import DatasetConfig
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.data.shapes import ShapesConfig
-from wsss.pipeline import GridColumn, Pipeline, SampleGrid, stage_keys
-from wsss.stages.references import BOX_STAGE, ReferenceSettings, is_of_reference, with_references
+from wsss.pipeline import GridColumn, Pipeline, SampleGrid, Stage, StageContext, TrainStage, stage_keys
+from wsss.stages.cam import cam_stages
+from wsss.stages.references import (
+    BOX_STAGE,
+    PLAIN_CAM,
+    CamReferenceSettings,
+    ReferenceSettings,
+    beside,
+    is_of_reference,
+    with_references,
+)
 from wsss.stages.segmentation import segmentation_stages
 from wsss.store import open_store
 from wsss.weights import file_digest
 
 QUICK = replace(SMALL, steps=3)
 BOTH = ReferenceSettings(upper_bound=True, image_boxes=True)
+
+
+@dataclass(frozen=True)
+class Plain:
+    parts: bool
+
+
+def nothing(context: StageContext) -> Any:
+    raise AssertionError("nothing runs here")
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +109,35 @@ def test_image_boxes_are_bands_of_the_present_classes(shapes: Dataset, tmp_path:
         assert max(widths) - min(widths) <= 1
         several += len(present) > 1
     assert several, "no picture has several classes"
+
+
+def test_a_plain_cam_stands_under_its_own_name_and_changes_no_key(shapes: Dataset) -> None:
+    def stages(config: Plain) -> list[Stage]:
+        training = TrainStage(
+            name="cam_train",
+            version=1,
+            config=config,
+            image_list="train",
+            reads=frozenset({"images", "image_labels"}),
+            build=nothing,
+            seed=3,
+        )
+        return cam_stages(training, (1.0,), 0.2, nothing)
+
+    own = Pipeline(
+        stages=tuple(stages(Plain(parts=True))),
+        headline=("cam/miou_train", "segmentation/miou_val"),
+        grids=(SampleGrid("train", (GridColumn("CAM", "cam", "high_res", "cam"),)),),
+    )
+    more = with_references(own, CamReferenceSettings(plain_cam=True), stages(Plain(parts=False)))
+    keys, with_plain = (stage_keys(each, shapes, file_digest) for each in (own, more))
+    assert {name: with_plain[name] for name in keys} == keys
+    added = [stage.name for stage in more if stage.name not in keys]
+    assert added == ["plain_cam_train", "plain_cam", "plain_cam_score", "plain_cam_evaluation"]
+    assert all(is_of_reference(name, PLAIN_CAM) for name in added)
+    assert more.stage("plain_cam").inputs == {"weights": "plain_cam_train"}
+    assert more.stage("plain_cam_train").config == Plain(parts=False)
+    assert more.stage("plain_cam_evaluation").config.prefix == "plain_cam"
+    assert more.headline == (*own.headline, "plain_cam/miou_train")
+    assert [column.title for column in more.grids[0].columns] == ["CAM", "plain CAM"]
+    assert beside("plain_cam/miou_train_low", PLAIN_CAM) == "cam/miou_train_low"

@@ -24,7 +24,7 @@ from wsss.stages.segmentation import (
 from wsss.weights import WEIGHTS, WeightUse, required_weights
 from wsss_methods.i2crc.label_refinement import build_pseudo_label, build_refined_label
 from wsss_methods.i2crc.networks import starts_small
-from wsss_methods.i2crc.recipe import I2crcRecipe, WeightSettings
+from wsss_methods.i2crc.recipe import CamSettings, I2crcRecipe, WeightSettings
 from wsss_methods.i2crc.training import active_cam_settings, build_cam, build_cam_training
 
 ROUND_ONE, ROUND_TWO = "segmentation_round1", "segmentation"
@@ -42,7 +42,7 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
     saliency = saliency_stage(recipe.saliency, dataset, training_list)
     stages: list[Stage] = [
         saliency,
-        *_cam_stages(recipe, files, training_list),
+        *_cam_stages(recipe, recipe.cam, files, training_list),
         MapStage(
             name="pseudo_label",
             version=1,
@@ -80,7 +80,8 @@ def build_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
             **_protocol(recipe, files),
         },
     )
-    return with_references(pipeline, recipe.references)
+    plain = _cam_stages(recipe, replace(recipe.cam, relation_losses=False), files, training_list)
+    return with_references(pipeline, recipe.references, plain)
 
 
 def build_released_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
@@ -99,8 +100,10 @@ def build_released_pipeline(recipe: I2crcRecipe, dataset: Dataset) -> Pipeline:
     )
 
 
-def _cam_stages(recipe: I2crcRecipe, files: Mapping[str, Path], training_list: str) -> list[Stage]:
-    settings = active_cam_settings(recipe.cam)
+def _cam_stages(
+    recipe: I2crcRecipe, settings: CamSettings, files: Mapping[str, Path], training_list: str
+) -> list[Stage]:
+    settings = active_cam_settings(settings)
     train = TrainStage(
         name="cam_train",
         version=2 if starts_small(settings.backbone, settings.normalization) else 1,

@@ -16,7 +16,7 @@ from wsss.ops.crf import DenseCrfSettings
 from wsss.recipe import setting
 from wsss.stages.prediction_crf import CrfLabelConfig, CrfSettings
 from wsss.stages.pseudo_label import off_curve
-from wsss.stages.references import ReferenceSettings
+from wsss.stages.references import CamReferenceSettings
 from wsss.stages.saliency import SaliencySettings
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
@@ -203,7 +203,7 @@ class I2crcRecipe:
     crf_train: TrainingCrfSettings = field(default_factory=TrainingCrfSettings)
     refinement: RefinementSettings = field(default_factory=RefinementSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
-    references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    references: CamReferenceSettings = field(default_factory=CamReferenceSettings)
 
     def round_one(self) -> SegmentationSettings:
         """The network and training of round one."""

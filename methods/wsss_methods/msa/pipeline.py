@@ -23,6 +23,7 @@ from wsss_methods.msa.recipe import (
     active_contrast_settings,
     active_inference_settings,
     active_network_settings,
+    plain_recipe,
 )
 from wsss_methods.msa.superpixel_network import build_superpixel_training
 from wsss_methods.msa.training import TrainConfig, build_training
@@ -74,7 +75,7 @@ def build_pipeline(recipe: MsaRecipe, dataset: Dataset) -> Pipeline:
         grids=(SampleGrid("train", on_train), SampleGrid("val", on_val)),
         protocol=_protocol(recipe, dataset, files, saliency),
     )
-    return with_references(pipeline, recipe.references)
+    return with_references(pipeline, recipe.references, _cam_stages(plain_recipe(recipe), files, training_list))
 
 
 def _weight_uses(recipe: MsaRecipe) -> list[WeightUse]:

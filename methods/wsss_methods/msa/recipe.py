@@ -15,7 +15,7 @@ from wsss.nn.backbones import BACKBONES
 from wsss.recipe import setting
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
-from wsss.stages.references import ReferenceSettings
+from wsss.stages.references import CamReferenceSettings
 from wsss.stages.saliency import SaliencySettings
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
@@ -241,7 +241,7 @@ class MsaRecipe:
     pseudo_label: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
-    references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    references: CamReferenceSettings = field(default_factory=CamReferenceSettings)
 
     def check(self) -> list[str]:
         """Relations between sections."""
@@ -266,6 +266,16 @@ class MsaRecipe:
     def uses_saliency(self) -> bool:
         """Whether the contrast loss reconstructs saliency."""
         return self.contrast.weight > 0 and self.contrast.target == "saliency"
+
+
+def plain_recipe(recipe: MsaRecipe) -> MsaRecipe:
+    """The same classifier without superpixels, reconstruction, contrast and propagation."""
+    return replace(
+        recipe,
+        network=replace(recipe.network, superpixels=False, dcr=False),
+        contrast=replace(recipe.contrast, weight=0.0),
+        inference=replace(recipe.inference, ap_iterations=0),
+    )
 
 
 def active_network_settings(settings: NetworkSettings) -> NetworkSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,16 @@ def build_pipeline(recipe: SbnetRecipe, dataset: Dataset) -> Pipeline:
         *_pseudo_label_stages(recipe, files, training_list),
         *_segmentation_stages(recipe, files, training_list),
     ]
-    if recipe.baseline.plain_cam:
-        plain = plain_settings(recipe.cam, recipe.baseline.num_epochs)
-        stages += _cam_stages(recipe, plain, files, training_list, prefix="plain_")
-    baselines = [*(["seam_cam"] if seam else ()), *(["plain_cam"] if recipe.baseline.plain_cam else ())]
-    on_labels = ("cam", *baselines, "crf_low", "crf_high", "pseudo_label")
+    on_labels = ("cam", *(["seam_cam"] if seam else ()), "crf_low", "crf_high", "pseudo_label")
     headline = [str(MetricName(scored, "miou", split)) for split in _splits(recipe) for scored in on_labels]
     pipeline = Pipeline(
         stages=tuple(stages),
         headline=(*headline, *segmentation_headline(recipe)),
-        grids=(_training_grid(settings.boundaries, baselines), prediction_grid(recipe)),
+        grids=(_training_grid(settings.boundaries, seam), prediction_grid(recipe)),
         protocol=_protocol(recipe, dataset, files),
     )
-    return with_references(pipeline, recipe.references)
+    plain = _cam_stages(recipe, plain_settings(recipe.cam, recipe.baseline.num_epochs), files, training_list)
+    return with_references(pipeline, recipe.references, plain)
 
 
 def training_list_of(dataset: Dataset) -> str:
@@ -195,12 +192,11 @@ def _segmentation_stages(recipe: SbnetRecipe, files: Mapping[str, Path], trainin
     )
 
 
-def _training_grid(boundaries: bool, baselines: Sequence[str]) -> SampleGrid:
-    titles = {"seam_cam": "SEAM", "plain_cam": "plain CAM"}
+def _training_grid(boundaries: bool, seam: bool) -> SampleGrid:
     return SampleGrid(
         "train",
         (
-            *(GridColumn(titles[name], name, "high_res", "cam") for name in baselines),
+            *([GridColumn("SEAM", "seam_cam", "high_res", "cam")] if seam else ()),
             *([GridColumn("boundary", "boundary", "boundary", "cam")] if boundaries else ()),
             GridColumn("CAM", "cam", "high_res", "cam"),
             GridColumn("pseudo label", "pseudo_label", "label", "labels"),

@@ -15,7 +15,7 @@ from wsss.recipe import setting
 from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSettings
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
-from wsss.stages.references import ReferenceSettings
+from wsss.stages.references import CamReferenceSettings
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
 from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
@@ -228,8 +228,9 @@ class BaselineSettings:
     """What SBNet is compared with."""
 
     seam: bool = setting(False, help="score SEAM, the same network without boundaries, also where nothing needs it")
-    plain_cam: bool = setting(False, help="also train the same classifier by its classification loss alone")
-    num_epochs: int = setting(8, minimum=1, maximum=500, help="epochs of both; 8 is SEAM's own")
+    num_epochs: int = setting(
+        8, minimum=1, maximum=500, help="epochs of it, and of references.plain_cam; 8 is SEAM's own"
+    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class SbnetRecipe:
     crf: CrfSettings = field(default_factory=CrfSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    references: CamReferenceSettings = field(default_factory=CamReferenceSettings)
 
     @property
     def crf_variants(self) -> tuple[str, ...]:

@@ -59,16 +59,14 @@ def build_pipeline(recipe: SscRecipe, dataset: Dataset) -> Pipeline:
         *segmentation_stages(recipe, files, training_list),
     ]
     on_train = (GridColumn("CAM", "cam", "cam", "cam"), GridColumn("pseudo label", "pseudo_label", "label", "labels"))
-    if recipe.baseline.plain_cam:
-        stages += _cam_stages(recipe, plain_cam_settings(recipe.cam), files, training_list, prefix="plain_")
-    on_labels = ("cam", *(["plain_cam"] if recipe.baseline.plain_cam else ()), "pseudo_label")
     pipeline = Pipeline(
         stages=tuple(stages),
-        headline=(*(f"{scored}/miou_train" for scored in on_labels), *segmentation_headline(recipe)),
+        headline=("cam/miou_train", "pseudo_label/miou_train", *segmentation_headline(recipe)),
         grids=(SampleGrid("train", on_train), prediction_grid(recipe)),
         protocol=_protocol(recipe, dataset, files),
     )
-    return with_references(pipeline, recipe.references)
+    plain = _cam_stages(recipe, plain_cam_settings(recipe.cam), files, training_list)
+    return with_references(pipeline, recipe.references, plain)
 
 
 def _weight_uses(recipe: SscRecipe) -> list[WeightUse]:
@@ -93,14 +91,12 @@ def _superpixel_problems(recipe: SscRecipe, dataset: Dataset) -> list[str]:
     ]
 
 
-def _cam_stages(
-    recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Path], training_list: str, prefix: str = ""
-) -> list[Stage]:
+def _cam_stages(recipe: SscRecipe, settings: CamSettings, files: Mapping[str, Path], training_list: str) -> list[Stage]:
     train_files = {"backbone": files["cam"]} if "cam" in files else {}
     if settings.loss_weight_perceptual and "perceptual" in files:
         train_files["perceptual"] = files["perceptual"]
     train = TrainStage(
-        name=f"{prefix}cam_train",
+        name="cam_train",
         version=1,
         config=settings,
         inputs={"superpixels": "superpixels"} if settings.loss_weight_alignment else {},

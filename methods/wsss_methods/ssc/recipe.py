@@ -16,7 +16,7 @@ from wsss.recipe import setting
 from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import PseudoLabelConfig, off_curve
-from wsss.stages.references import ReferenceSettings
+from wsss.stages.references import CamReferenceSettings
 from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
 
@@ -212,15 +212,6 @@ class SegmentationInferenceSettings:
 
 
 @dataclass(frozen=True)
-class BaselineSettings:
-    """What SSC is compared with."""
-
-    plain_cam: bool = setting(
-        False, help="also train the same classifier without suppression and without the two constraints"
-    )
-
-
-@dataclass(frozen=True)
 class SscRecipe:
     """A full configuration of SSC."""
 
@@ -238,5 +229,4 @@ class SscRecipe:
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     segmentation_inference: SegmentationInferenceSettings = field(default_factory=SegmentationInferenceSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
-    baseline: BaselineSettings = field(default_factory=BaselineSettings)
-    references: ReferenceSettings = field(default_factory=ReferenceSettings)
+    references: CamReferenceSettings = field(default_factory=CamReferenceSettings)

@@ -37,7 +37,7 @@ from wsss.reporting.comparison import (
 from wsss.reporting.tables import Table, main_mious, to_markdown, to_rich
 from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.search.choose.score import read_counts
-from wsss.stages.references import REFERENCE_TITLES, REFERENCES_SECTION, SEGMENTATION, is_of_reference
+from wsss.stages.references import REFERENCE_TITLES, REFERENCES_SECTION, beside, is_of_reference
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[st
 
 
 def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contender]:
-    """The references that the runs computed, as rows whose numbers stand where those of the segmentation stand.
+    """The references that the runs computed, as rows whose numbers stand where those of the method stand.
 
     Methods whose network, training and start are the same share a reference's artifacts, and its row.
     """
@@ -90,9 +90,9 @@ def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contende
         first, scored = group[0], [_scored(record, home) for record in group]
         for reference in REFERENCE_TITLES:
             numbers = {
-                str(replace(MetricName.parse(name), scored=SEGMENTATION)): _together([each[name] for each in scored])
+                beside(name, reference): _together([each[name] for each in scored])
                 for name in scored[0]
-                if MetricName.parse(name).scored == reference and _in_all(name, scored)
+                if is_of_reference(MetricName.parse(name).scored, reference) and _in_all(name, scored)
             }
             if not numbers:
                 continue
@@ -180,7 +180,7 @@ def _contender(records: Sequence[RunRecord], home: Path) -> Contender:
         raise UsageError("the same recipe and seed are given twice", runs, "give each run once")
     changed = ", ".join(f"{key}={json.dumps(value)}" for key, value in _changed(first).items())
     scored = [_scored(record, home) for record in records]
-    names = [name for name in scored[0] if MetricName.parse(name).scored not in REFERENCE_TITLES]
+    names = [name for name in scored[0] if not is_of_reference(MetricName.parse(name).scored)]
     return Contender(
         title=f"{first.method} {first.recipe_name}" + (f" with {changed}" if changed else ""),
         runs=tuple(record.run_id for record in records),

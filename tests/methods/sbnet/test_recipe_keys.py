@@ -102,7 +102,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         )
     },
 }
-BASE = ["baseline.plain_cam=true", "evaluation.on_val=true"]
+BASE = ["references.plain_cam=true", "evaluation.on_val=true"]
 CHANGES = {
     "seed": "7",
     "boundary.thickness": "3",
@@ -150,7 +150,7 @@ def test_every_line_is_of_a_setting() -> None:
 
 def test_baselines_and_val_add_stages_and_change_none(root: Path) -> None:
     before = keys_of(root, "demo")
-    for override, added in (("baseline.plain_cam=true", "plain_cam"), ("evaluation.on_val=true", "_val")):
+    for override, added in (("references.plain_cam=true", "plain_cam"), ("evaluation.on_val=true", "_val")):
         after = keys_of(root, "demo", override)
         assert {name: after[name] for name in before} == before
         assert all(added in name for name in set(after) - set(before)) and len(after) > len(before)

@@ -41,7 +41,7 @@ SMALL = [
     "segmentation.loss_group=4",
     "crf.image=both",
     "baseline.num_epochs=1",
-    "baseline.plain_cam=true",
+    "references.plain_cam=true",
     "evaluation.on_val=true",
 ]
 
@@ -136,7 +136,7 @@ def test_a_changed_setting_leaves_what_is_upstream(
 
 def test_without_losses_of_boundaries_there_is_no_first_cam(home: Path) -> None:
     off = ["cam.boundary_loss_weight=0", "cam.smoothness_loss_weight=0"]
-    off += ["baseline.seam=false", "baseline.plain_cam=false"]
+    off += ["baseline.seam=false", "references.plain_cam=false"]
     recipe = load_recipe(SbnetRecipe, METHOD.recipe_path("demo"), [*SMALL, *off])
     names = [stage.name for stage in METHOD.pipeline(recipe, load_dataset(recipe.dataset, home))]
     assert names[0] == "cam_train" and not any("boundary" in name or "seam" in name for name in names)

@@ -80,7 +80,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "crf": ("segmentation_predictions",),
     "crf.iterations": ("segmentation", "segmentation_evaluation"),
 }
-BASE = ["baseline.plain_cam=true", "affinity.displacement_mean=true"]
+BASE = ["references.plain_cam=true", "affinity.displacement_mean=true"]
 CHANGES = {
     "seed": "7",
     "superpixels.segments": "70",
@@ -195,13 +195,13 @@ def test_a_setting_changes_its_stages_and_what_follows_them(root: Path, key: str
 
 def test_every_setting_has_its_line(root: Path) -> None:
     asked = KEYS.settings()
-    of_stages = {"segmentation.selection", "affinity.displacement_mean", "baseline.plain_cam", "superpixels.source"}
+    of_stages = {"segmentation.selection", "affinity.displacement_mean", "references.plain_cam", "superpixels.source"}
     assert asked - of_stages == set(CHANGES)
 
 
 def test_settings_that_add_or_remove_stages(root: Path) -> None:
     before = keys_of(root, "demo")
-    baseline = keys_of(root, "demo", "baseline.plain_cam=true")
+    baseline = keys_of(root, "demo", "references.plain_cam=true")
     assert set(baseline) - set(before) == {
         "plain_cam_train",
         "plain_cam",

@@ -53,7 +53,7 @@ SMALL = [
     "segmentation.candidate_every=1",
     "segmentation_inference.input_size=64",
     "crf.image=both",
-    "baseline.plain_cam=true",
+    "references.plain_cam=true",
 ]
 
 
