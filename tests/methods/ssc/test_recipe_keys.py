@@ -195,7 +195,7 @@ def test_a_setting_changes_its_stages_and_what_follows_them(root: Path, key: str
 
 def test_every_setting_has_its_line(root: Path) -> None:
     asked = KEYS.settings()
-    of_stages = {"segmentation.selection", "affinity.displacement_mean", "references.plain_cam", "superpixels.source"}
+    of_stages = {"segmentation.selection", "affinity.displacement_mean", "superpixels.source"}
     assert asked - of_stages == set(CHANGES)
 
 
