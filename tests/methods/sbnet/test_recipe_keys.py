@@ -14,7 +14,8 @@ from wsss_methods.sbnet.recipe import SbnetRecipe
 
 PINNED = Path(__file__).with_name("stage_keys.json")
 WEIGHTS = ("resnet38", "deeplabv1_resnet101_coco", "resnet101")
-RECIPES = ("demo", "mini", "paper", "paper_8_epochs", "paper_readme")
+PAPER = ("paper", "paper_8_epochs", "paper_readme")
+RECIPES = ("demo", "mini", "small", *PAPER)
 
 
 KEYS = StageKeys(METHOD)
@@ -27,9 +28,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(root: Path, recipe_name: str) -> list[str]:
-    if not recipe_name.startswith("paper"):
+    if recipe_name in ("demo", "mini"):
         return []
-    return given_weights(root, WEIGHTS)
+    return given_weights(root, WEIGHTS[-1:] if recipe_name == "small" else WEIGHTS)
 
 
 @pytest.mark.parametrize("recipe_name", RECIPES)
@@ -39,7 +40,7 @@ def test_keys_of_the_shipped_recipes_are_pinned(root: Path, recipe_name: str) ->
 
 def test_recipes_of_the_paper_differ_in_what_their_names_say(root: Path) -> None:
     """`paper` spells its defaults out; the other two leave them to the recipe's type."""
-    keys = {name: keys_of(root, name, *weights(root, name)) for name in RECIPES[2:]}
+    keys = {name: keys_of(root, name, *weights(root, name)) for name in PAPER}
     longer, shorter = build(root, "paper", *weights(root, "paper")), keys["paper_8_epochs"]
     changed = {name for name, key in keys["paper"].items() if shorter[name] != key}
     assert changed == longer.downstream("cam_train")
