@@ -29,18 +29,21 @@ def test_a_ray_that_does_not_come_up_is_told_with_a_remedy(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("address", "slow_starts", "error", "started"),
-    [("", 2, "", 3), ("", 3, "timed out", 3), ("127.0.0.1:1", 1, "timed out", 1)],
+    ("address", "slow_starts", "fails", "started"),
+    [("", 2, False, 3), ("", 3, True, 3), ("127.0.0.1:1", 1, True, 1)],
 )
+@pytest.mark.parametrize("reason", ["The current node timed out during startup.", "Failed to bind: already occupied."])
 def test_an_own_ray_that_is_slow_to_come_up_is_started_again(
-    address: str, slow_starts: int, error: str, started: int, monkeypatch: pytest.MonkeyPatch
+    address: str, slow_starts: int, fails: bool, started: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[object] = []
+    ports: list[object] = []
 
     def init(**options: object) -> None:
         tries.append(options["address"])
+        ports.append(options["dashboard_port"])
         if len(tries) <= slow_starts:
-            raise Exception("The current node timed out during startup.")
+            raise Exception(reason)
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(cluster, "check_address", lambda address: None)
@@ -48,12 +51,15 @@ def test_an_own_ray_that_is_slow_to_come_up_is_started_again(
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     monkeypatch.setattr(cluster.ray, "init", init)
-    if error:
-        with pytest.raises(cluster.ClusterError, match=error):
+    monkeypatch.setattr(cluster, "_free_port", iter(range(1, 9)).__next__)
+    if fails:
+        with pytest.raises(cluster.ClusterError, match=reason):
             cluster.connect()
     else:
         assert cluster.connect() == "the cluster"
     assert tries == [address or "local"] * started
+    # The dashboard of a Ray that has just been given up may still listen.
+    assert ports == ([None] if address else list(range(1, started + 1)))
 
 
 def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

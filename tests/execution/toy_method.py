@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.faults import clock
 from torch import Tensor, nn
 
 from wsss.data.config import DatasetConfig
@@ -69,10 +70,19 @@ class ScoreConfig:
     pause: float = setting(0.0, in_key=False)
 
 
+@dataclass(frozen=True)
+class MeanConfig:
+    faults: Path = setting(Path(), in_key=False)
+
+
 def wait_while_held(folder: Path, stage: str) -> None:
-    """Stand still while the file `hold-<stage>` exists: what a test kills meanwhile has certainly not finished."""
+    """Stand still while the file `hold-<stage>` exists: what a test kills meanwhile has certainly not finished.
+
+    The file `held-<stage>` then holds the id of the process that stands still.
+    """
     deadline = time.monotonic() + 600  # longer than any wait of a test
     while (folder / f"hold-{stage}").exists() and time.monotonic() < deadline:
+        (folder / f"held-{stage}").write_text(str(os.getpid()))
         time.sleep(0.05)
 
 
@@ -119,6 +129,8 @@ class Classifier(nn.Module):
                 from wsss.errors import WsssError
 
                 raise WsssError("the planned error", "epoch 2", "nothing to do")
+            if happens(self.config.faults, "train-bug"):
+                raise ZeroDivisionError("the planned bug")
         logits = self.linear(batch["features"])
         return {
             "classification": nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="sum")
@@ -127,6 +139,7 @@ class Classifier(nn.Module):
 
 def build_training(context: StageContext) -> TrainTask:
     config: TrainConfig = context.config
+    clock.follow(config.faults)
     module = Classifier(len(context.data.classes) - 1, config)
     if happens(config.faults, "read-a-mask"):
         mask = next(Path(config.faults / "mask-folder").resolve().glob("*.png"))
@@ -151,6 +164,7 @@ def build_training(context: StageContext) -> TrainTask:
 
 def build_score(context: StageContext) -> Callable[[str], Mapping[str, np.ndarray]]:
     config: ScoreConfig = context.config
+    clock.follow(config.faults)
     weights = torch.load(context.inputs["network"].path("weights.pt"), weights_only=True)
 
     def score(name: str) -> Mapping[str, np.ndarray]:
@@ -164,6 +178,8 @@ def build_score(context: StageContext) -> Callable[[str], Mapping[str, np.ndarra
                 from wsss.errors import WsssError
 
                 raise WsssError("the planned map error", name, "nothing to do")
+            if happens(config.faults, "map-bug"):
+                raise ZeroDivisionError("the planned bug")
         features = torch.from_numpy(np.concatenate([image.mean((0, 1)), image.std((0, 1))])).float()
         logits = features @ weights["linear.weight"].T + weights["linear.bias"]
         return {"probability": (torch.sigmoid(logits) ** config.settings.power).numpy()}
@@ -172,6 +188,9 @@ def build_score(context: StageContext) -> Callable[[str], Mapping[str, np.ndarra
 
 
 def compute_mean(context: StageContext) -> Reduction:
+    config: MeanConfig = context.config
+    clock.follow(config.faults)
+    wait_while_held(config.faults, "toy_mean")
     values = np.stack([context.inputs["score"].arrays(name)["probability"] for name in context.data.names])
     return Reduction(metrics={"toy/miou_train": float(values.mean())}, arrays={"mean": values.mean(0)})
 
@@ -201,7 +220,7 @@ def pipeline(recipe: ToyRecipe, dataset: Dataset) -> Pipeline:
             ReduceStage(
                 name="toy_mean",
                 version=1,
-                config=ScoreSettings(),
+                config=MeanConfig(recipe.faults),
                 inputs={"score": "toy_score"},
                 reads=frozenset({"images"}),
                 image_list="train",

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.store.bad_connection import BadConnection
 from tests.store.children import KEY, STAGE, check_content, compute, records
 from tests.store.conformance import Place, StoreConformance, flipped, published
 from tests.store.conftest import free_port
@@ -232,6 +233,23 @@ def test_hiccups_while_writing_are_retried(store: Store, monkeypatch: pytest.Mon
     found = store.find(STAGE, KEY)
     assert found is not None
     check_content(found)
+
+
+def test_an_object_store_that_has_answered_may_be_away_for_seconds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tries of botocore, which a first call makes, are over after 3.5 s on average, 7 s at most."""
+    connection = BadConnection(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", connection.url)
+    assert store.find(STAGE, KEY) is None
+    connection.set("unavailable")
+    back = threading.Timer(7.0, connection.set, ["good"])
+    back.start()
+    begun = time.monotonic()
+    assert store.find(STAGE, KEY) is None
+    assert time.monotonic() - begun > 6.9 and connection.faults >= 3
+    back.join()
+    connection.close()
 
 
 def test_a_download_that_breaks_in_the_middle_continues(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ _OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WA
 # them warm, and do not load PyTorch once more.
 _OWN_RAY = {"idle_worker_killing_time_threshold_ms": 120_000}
 _OWN_ATTEMPTS = 3
-_SLOW_START = "timed out during startup"
+# Of a node whose helpers take too long, and of a port that another program took meanwhile.
+_SLOW_START = ("timed out during startup", "already occupied")
 # How often Train tries to start the workers of a training before it gives up.
 START_ATTEMPTS = 4
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -86,22 +87,8 @@ def connect(cpus: int | None = None) -> Cluster:
         if not address:
             for name, value in _OWN_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-        dashboard_port = None if address else _free_port()
         try:
-            _init(
-                1 if address else _OWN_ATTEMPTS,
-                # Without "local" Ray would join whatever else runs on this machine, another run's for example.
-                address=address or "local",
-                num_cpus=None if address else cpus,
-                _temp_dir=folder,
-                include_dashboard=None if address else True,
-                dashboard_host="127.0.0.1",
-                dashboard_port=dashboard_port,
-                logging_level=logging.WARNING,
-                log_to_driver=bool(os.environ.get("WSSS_DEBUG")),
-                _system_config=None if address else _OWN_RAY,
-                runtime_env={"py_modules": _code_folders(), "env_vars": _worker_environment(dashboard_port)},
-            )
+            _init(1 if address else _OWN_ATTEMPTS, lambda: _options(address, cpus, folder))
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
                 f"Ray could not be {'joined' if address else 'started'}: {error}",
@@ -119,17 +106,35 @@ def connect(cpus: int | None = None) -> Cluster:
     return current_cluster()
 
 
-def _init(attempts: int, **options: Any) -> None:
+def _options(address: str | None, cpus: int | None, folder: str | None) -> dict[str, Any]:
+    """Arguments of `ray.init`, each time with another port: a dashboard that is just ending holds the one before."""
+    dashboard_port = None if address else _free_port()
+    return {
+        # Without "local" Ray would join whatever else runs on this machine, another run's for example.
+        "address": address or "local",
+        "num_cpus": None if address else cpus,
+        "_temp_dir": folder,
+        "include_dashboard": None if address else True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": dashboard_port,
+        "logging_level": logging.WARNING,
+        "log_to_driver": bool(os.environ.get("WSSS_DEBUG")),
+        "_system_config": None if address else _OWN_RAY,
+        "runtime_env": {"py_modules": _code_folders(), "env_vars": _worker_environment(dashboard_port)},
+    }
+
+
+def _init(attempts: int, options: Callable[[], dict[str, Any]]) -> None:
     """`ray.init`, once more while its node does not come up.
 
     The node gives its own helpers 15 s to load, which is short beside other work on the machine.
     """
     for left in reversed(range(attempts)):
         try:
-            ray.init(**options)
+            ray.init(**options())
             return
         except Exception as error:
-            if not left or _SLOW_START not in str(error):
+            if not left or not any(words in str(error) for words in _SLOW_START):
                 raise
             log.warning("Ray did not come up in time and is started again")
             ray.shutdown()

@@ -6,6 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ray.exceptions import RayError
+
+from wsss.errors import WsssError
+from wsss.execution.cluster import ClusterError
 from wsss.execution.growth import current_cluster
 from wsss.execution.import_stage import run_import_stage
 from wsss.execution.map_stage import run_map_stage, run_reduce_stage
@@ -14,6 +18,7 @@ from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
 from wsss.execution.scheduling import stage_resources, tasks_of
 from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage, remove_checkpoints
+from wsss.execution.tasks import last_line
 from wsss.execution.train_loop import LoopSettings
 from wsss.execution.train_stage import TrainPlan, run_train_stage
 from wsss.execution.waiting import wait_for_first_node
@@ -23,6 +28,10 @@ from wsss.pipeline import ImportStage, MapStage, ReduceStage, Stage, TrainStage
 from wsss.plan import CostHistory, PlannedStage
 from wsss.store import Artifact
 from wsss.weights import fetch_missing
+
+
+class StageError(WsssError):
+    """The code of a stage failed in a way that nobody foresaw."""
 
 
 def compute_stage(
@@ -41,8 +50,37 @@ def compute_stage(
         run_id, code: who computes it, and the provenance of the code, for the artifact's manifest.
 
     Raises:
-        WsssError: what the stage raised.
+        WsssError, OSError, MemoryError: what the stage raised.
+        ClusterError: Ray itself failed.
+        StageError: the stage raised something else.
     """
+    try:
+        return _compute(prepared, planned, artifacts, observer, tracked, run_id, code)
+    except (WsssError, OSError, MemoryError):
+        raise
+    except RayError as error:
+        raise ClusterError(
+            f"Ray failed: {last_line(error)}",
+            f"stage {planned.stage.name}",
+            "run the same command again: finished shards and checkpoints are kept; `WSSS_DEBUG=1` shows more",
+        ) from error
+    except Exception as error:
+        raise StageError(
+            f"{type(error).__name__}: {error}",
+            f"stage {planned.stage.name}",
+            "`WSSS_DEBUG=1` shows where in the program it was; finished shards and checkpoints are kept",
+        ) from error
+
+
+def _compute(
+    prepared: PreparedRun,
+    planned: PlannedStage,
+    artifacts: Mapping[str, Artifact],
+    observer: RunObserver,
+    tracked: StageLog,
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Artifact:
     stage, execution = planned.stage, prepared.execution
     fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
     job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts, execution.mode)

@@ -30,6 +30,7 @@ from wsss.recipe import flat_dict
 from wsss.run_record import RunRecord, RunRecordError, StageResult
 from wsss.store import Artifact, DamagedArtifact
 from wsss.tracking.names import reproductions
+from wsss.tracking.spool import TrackingError
 from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
 from wsss.weights import fetch_missing
 
@@ -111,8 +112,9 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         record.error = str(error) or type(error).__name__
         with suppress(RunRecordError):  # of a full disk, the first error tells
             record.save(folder)
-        parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        tracker.close(wait_seconds=5)
+        with suppress(TrackingError, OSError):
+            parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.close(wait_seconds=5)
         raise
     return RunResult(folder=folder, record=record, untracked=tracker.close(wait_seconds=20).message)
 
@@ -182,7 +184,8 @@ def _settle_stage(
                         prepared, planned, artifacts, log.observer, tracked, record.run_id, record.provenance
                     )
                 except BaseException:
-                    tracked.finish("FAILED")
+                    with suppress(TrackingError, OSError):  # of a full disk, the first error tells
+                        tracked.finish("FAILED")
                     raise
                 status = "executed"
     artifacts[stage.name] = artifact

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import json
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._step, self._started = 0, False
         self.missing: NodesMissingError | None = None
+        self.failure: Exception | None = None
 
     def start(self) -> None:
         """Begin to watch."""
@@ -121,6 +124,11 @@ class _Watch:
                 self.missing = error  # Train gives up at about the same time
             except (GetTimeoutError, RayError):
                 continue
+            except Exception as error:  # the screen or the record cannot be written
+                self.failure = error
+                if not last:
+                    _thread.interrupt_main()  # ends the training as Ctrl-C does
+                return
 
     def _show(self, total: int, steps: Steps, starts: list[int]) -> None:
         for step in starts:
@@ -138,6 +146,9 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing. Ray's handler of Ctrl-C stays when the training is over, and ends the process with exit code 0."""
+
 
 def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: Tell) -> dict[str, Any]:
     """Train, store weights and history, and return facts. Continues an attempt that was killed.
@@ -148,6 +159,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
     Raises:
         WsssError: whatever a worker raised with a remedy.
         TrainingError: the workers could not be started, or died more often than allowed.
+        Exception: what `on_progress` or `tell` raised; it ends the training.
         NodesMissingError: nodes that were lost were not replaced in time.
     """
     # On the driver's node, which outlives the training: any other may be lost.
@@ -172,9 +184,14 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
     watch = _Watch(job.stage.name, plan, board, on_progress, tell)
     watch.start()
     try:
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        finally:
+            watch.stop()
     except ray.train.TrainingFailedError as error:
-        failure: WsssError | None = ray.get(board.failure.remote())
+        failure: WsssError | None = None
+        with suppress(RayError):  # the board may be lost with its node
+            failure = ray.get(board.failure.remote())
         if failure is not None:
             raise failure from None
         if watch.missing is not None:
@@ -184,9 +201,14 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
             f"stage {job.stage.name}",
             "run the same command to continue from the last checkpoint; WSSS_DEBUG=1 shows the workers' output",
         ) from error
+    except KeyboardInterrupt:
+        if watch.failure is not None:
+            raise watch.failure from None
+        raise
     finally:
-        watch.stop()
         ray.kill(board)
+    if watch.failure is not None:
+        raise watch.failure
     facts = result.return_value
     if not isinstance(facts, dict):
         raise TrainingError("the training workers returned nothing", f"stage {job.stage.name}", "run it again")

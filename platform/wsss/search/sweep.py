@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsss.errors import WsssError
 from wsss.evaluation.racing import RaceRules
 from wsss.execution.bookkeeping import data_digest
 from wsss.execution.cluster import connect
@@ -89,9 +90,12 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             text = "stopped" if stopped else str(error) or type(error).__name__
-            ledger.update(status="stopped" if stopped else "failed", error=text, ended=time.time())
-            ledger.close()
-            tracker.close(wait_seconds=5)
+            with suppress(WsssError, OSError):  # of a full disk, the first error tells
+                ledger.update(status="stopped" if stopped else "failed", error=text, ended=time.time())
+            with suppress(WsssError, OSError):
+                ledger.close()
+            with suppress(WsssError, OSError):
+                tracker.close(wait_seconds=5)
             raise
         ledger.close()
         message = tracker.close(wait_seconds=20).message

@@ -59,7 +59,7 @@ _DENIED = {
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) for this endpoint, on every machine"
 
 # A refused or unreachable endpoint is given up after about 4 tries with growing pauses, 20 s at most.
-_PATIENT = Config(
+_FIRST = Config(
     connect_timeout=2.5,
     read_timeout=60,
     retries={"total_max_attempts": 4, "mode": "standard"},
@@ -67,7 +67,11 @@ _PATIENT = Config(
     signature_version="s3v4",
     max_pool_connections=16,
 )
-_PREFLIGHT = _PATIENT.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
+# One that has answered this process before will come back: half a minute of tries, rather than hours that are lost.
+_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 8, "mode": "standard"}))
+_PREFLIGHT = _FIRST.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
+# Environments, each with its endpoint, in which a call has succeeded.
+_answered: set[tuple[tuple[str, str], ...]] = set()
 _TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
 
 
@@ -265,7 +269,7 @@ class S3Files:
 
     @property
     def _client(self) -> Any:
-        return _client(_PATIENT)
+        return _client(_PATIENT if _environment() in _answered else _FIRST)
 
     @contextmanager
     def _explained(self, path: str) -> Iterator[None]:
@@ -273,6 +277,7 @@ class S3Files:
         where = f"{self.describe(path)} at {endpoint()}"
         try:
             yield
+            _answered.add(_environment())
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise StoreError("no credentials for the object store", where, _CREDENTIALS) from error
         except (ConnectionError, HTTPClientError) as error:
@@ -320,9 +325,13 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(v for v in os.environ.items() if v[0].startswith("AWS_")))
+
+
 def _client(config: Config) -> Any:
     # One client for each process: connections must not be shared over a fork.
-    return _cached_client(config, os.getpid(), tuple(sorted(v for v in os.environ.items() if v[0].startswith("AWS_"))))
+    return _cached_client(config, os.getpid(), _environment())
 
 
 @cache

@@ -20,9 +20,12 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import GetTimeoutError, RayError
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from wsss.execution.cluster import ClusterError
+from wsss.execution.tasks import last_line
 from wsss.formatting import percent
 from wsss.search.choose.best import ranked
 from wsss.search.evaluate.batch import BatchEvaluator
@@ -118,7 +121,11 @@ class BatchTrainable(tune.Trainable):
 
 
 class SweepSearcher(Searcher):
-    """Tune's view of a search: a suggestion is a batch, its completion goes to the ledger and to the search."""
+    """Tune's view of a search: a suggestion is a batch, its completion goes to the ledger and to the search.
+
+    Attributes:
+        failure: what the ledger or the screen raised. Tune would tell it in a traceback of its own.
+    """
 
     def __init__(
         self, search: NestedSearch, ledger: Ledger, rungs: tuple[Rung, ...], on_trial: Callable[[TrialRecord], None]
@@ -126,14 +133,27 @@ class SweepSearcher(Searcher):
         super().__init__()
         self._search, self._ledger, self._rungs, self._on_trial = search, ledger, rungs, on_trial
         self._running: dict[str, list[ProposedTrial]] = {}
+        self.failure: Exception | None = None
         # Rungs compare outer trials, each once.
         self._tried = {trial.outer_key for trial in ledger.trials.values() if trial.status != "running"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it for a restore that is never made
 
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+
     def suggest(self, trial_id: str) -> Any:
         """The next batch; None when one that is running must be told first."""
+        with self._kept():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> Any:
         batch = self._search.ask()
         if batch is None:
             return Searcher.FINISHED if self._search.finished else None
@@ -153,6 +173,10 @@ class SweepSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A batch ended: evaluated, stopped at a rung, or lost with its worker."""
+        with self._kept():
+            self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         batch = self._running.pop(trial_id, [])
         outcomes: dict[int, TrialOutcome] = {each.number: each for each in (result or {}).get("outcomes", ())}
         pruned_at = None
@@ -201,6 +225,8 @@ def run_tune(
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is in the ledger.
+        ClusterError: Ray or Tune itself failed.
+        Exception: what the ledger or `on_trial` raised.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -241,8 +267,17 @@ def run_tune(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with _stop_signals(), _showing(board, show):
-        tuner.fit()
+    try:
+        with _stop_signals(), _showing(board, show):
+            tuner.fit()
+    except (RayError, TuneError) as error:
+        raise searcher.failure or ClusterError(
+            f"Ray Tune failed: {last_line(error)}",
+            f"sweep in {ledger.folder}",
+            "run the same command again: finished trials are kept; `WSSS_DEBUG=1` shows more",
+        ) from error
+    if searcher.failure is not None:  # which Tune may have swallowed
+        raise searcher.failure
     ray.kill(board)
     shutil.rmtree(folder, ignore_errors=True)
     if not search.finished:  # Tune ends without a word when it is interrupted
@@ -278,7 +313,10 @@ def _showing(board: Any, show: Show) -> Iterator[None]:
         while not stop.wait(1.0):
             with suppress(GetTimeoutError, RayError):
                 for text in ray.get(board.news.remote(), timeout=5):
-                    show(text)
+                    try:
+                        show(text)
+                    except OSError:  # of a screen that is gone, the next line of a trial tells
+                        return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -1,0 +1,62 @@
+"""`reproduce.py` and `tune.py` with the methods of the tests, and with faults of their own process that are planned.
+
+    python -m tests.faults.command reproduce.py|tune.py ARGUMENT...
+
+The folder in the environment variable FAULTS holds a file for each planned fault:
+
+    kill-WHEN-STAGE   SIGKILL while the manifest of a stage is written: half-written, before-rename, after-rename
+    clock             seconds by which the clock is wrong
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+from tests.faults import clock
+
+import wsss.files
+import wsss_methods
+
+ROOT = Path(__file__).resolve().parents[2]
+MOMENTS = ("half-written", "before-rename", "after-rename")
+_finish = wsss.files.finish
+
+
+def die_while_publishing(folder: Path) -> None:
+    """Plan the kills of this process for the moments of a publication."""
+
+    def finish(path: Path, target: Path, *, durable: bool = False) -> None:
+        planned = stage = ""
+        if target.name == "manifest.json":
+            stage = target.parent.parent.name
+            planned = next((moment for moment in MOMENTS if (folder / f"kill-{moment}-{stage}").exists()), "")
+        if planned:
+            (folder / f"kill-{planned}-{stage}").unlink()
+        if planned == "half-written":
+            os.truncate(path, path.stat().st_size // 2)
+        if planned in ("half-written", "before-rename"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        _finish(path, target, durable=durable)
+        if planned:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    wsss.files.finish = finish
+
+
+def main() -> None:
+    """Run the script as `python SCRIPT ARGUMENT...` would; it ends this process with its exit code."""
+    script, *words = sys.argv[1:]
+    wsss_methods.__path__.append(str(Path(__file__).parent / "methods"))
+    if folder := os.environ.get("FAULTS"):
+        die_while_publishing(Path(folder))
+        clock.follow(Path(folder))
+    sys.argv = [script, *words]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
