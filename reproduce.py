@@ -25,6 +25,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:  # while modules load; from then on the command itself says how it ends
+        print("\nStopped before it began.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

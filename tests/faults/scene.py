@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 PYTHON_PATH = os.pathsep.join(str(ROOT / folder) for folder in ("platform", "methods", ""))
 TOY = ("--method", "toy", "--recipe", str(HERE / "toy.yaml"))
 STAGES = ("toy_train", "toy_score", "toy_mean")
+# On a machine without other work; with it, in proportion to its load.
 LONGEST_SECONDS = 420
 # A worker process notices the end of its raylet, and a raylet that of its driver, within seconds.
 _LEFT_SECONDS = 40
@@ -36,6 +37,11 @@ _NOISE = re.compile(r"Traceback \(most recent call last\)|StackTrace|\*\*\* SIG|
 
 # stage/key -> file -> sha256: losses, metrics, arrays and weights, byte by byte.
 Numbers = dict[str, dict[str, str]]
+
+
+def slowness() -> float:
+    """How many times as long as usual everything takes beside the other work on this machine, 1 at least."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Command:
 
     def until(self, reached: Callable[[], bool], seconds: float = LONGEST_SECONDS) -> None:
         """Wait for a moment. AssertionError when the command ends before it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * slowness()
         while not reached():
             code = self.process.poll()
             assert code is None, f"ended with {code} before the moment: {self.out[-1500:]}\n{self.err[-3000:]}"
@@ -112,13 +118,13 @@ class Command:
     def end(self, seconds: float = LONGEST_SECONDS) -> Seen:
         """Wait for the end of the command and of all its processes. AssertionError when one stays."""
         try:
-            code = self.process.wait(seconds)
+            code = self.process.wait(seconds * slowness())
         except subprocess.TimeoutExpired:
             self.process.kill()
             processes.all_ended(self.mark, 5)
             raise AssertionError(f"hung for {seconds} s: {self.out[-3000:]}\n{self.err[-3000:]}") from None
         took = time.monotonic() - self.fault_at
-        left = processes.all_ended(self.mark, _LEFT_SECONDS)
+        left = processes.all_ended(self.mark, _LEFT_SECONDS * slowness())
         assert not left, f"processes stayed behind for {_LEFT_SECONDS} s: {left}"
         return Seen(code if code >= 0 else 128 - code, self.out, self.err, took)
 

@@ -19,7 +19,7 @@ import pytest
 from tests.faults import company_kinds, disk_kinds, process_kinds, service_kinds, sweep_kinds
 from tests.faults.kind import Kind
 from tests.faults.places import NoMount, small_disk, two_nodes
-from tests.faults.scene import PYTHON_PATH, Scene, Seen, copy_stages
+from tests.faults.scene import PYTHON_PATH, Scene, Seen, copy_stages, slowness
 from tests.faults.template import Template, make_template
 from tests.store.bad_connection import BadConnection
 from tests.store.conftest import BUCKET, use
@@ -39,7 +39,8 @@ HEAD = """# Faults in the middle, and what the user sees
 
 Written by `test_faults.py`: each fault happens to a real command. Whatever it was, the same command then ends with
 the numbers of an undisturbed run to the last digit, and computes nothing again that was finished. Exit codes are those
-that a shell shows; within the seconds in brackets the command has ended, or gone on to its end.
+that a shell shows; within the seconds in brackets the command has ended, or gone on to its end, on a machine without
+other work.
 
 | fault | exit code | seen (within) | kept |
 |---|---|---|---|
@@ -205,7 +206,7 @@ def test_it_is_told_and_costs_nothing(
     text = f"exit code {seen.code} after {seen.seconds:.1f} s\n{seen.out[-3000:]}\n{seen.err[-6000:]}"
     assert seen.code == kind.code, text
     assert not seen.noise, text
-    assert seen.seconds < kind.within, text
+    assert seen.seconds < kind.within * slowness(), text
     if kind.message:
         assert kind.message in seen.err, text
         assert_one_message(seen.err, kind.code, text)

@@ -7,10 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from wsss import __version__
-from wsss.commands.arguments import make_parser
-from wsss.commands.failures import exit_code_of
-from wsss.errors import nearest
-from wsss.text_file import shortened
 
 # verb -> (module, what it does)
 VERBS = {
@@ -42,7 +38,20 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `wsss` command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # while modules load; from then on the verb itself says how it ends
+        print("\nStopped before it began.", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    # What these load takes a second: Ctrl-C in it must find `main` at work.
+    from wsss.commands.arguments import make_parser
+    from wsss.commands.failures import exit_code_of
+    from wsss.errors import nearest
+    from wsss.text_file import shortened
+
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -41,8 +42,8 @@ _OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WA
 # them warm, and do not load PyTorch once more.
 _OWN_RAY = {"idle_worker_killing_time_threshold_ms": 120_000}
 _OWN_ATTEMPTS = 3
-# Of a node whose helpers take too long, and of a port that another program took meanwhile.
-_SLOW_START = ("timed out during startup", "already occupied")
+# Of a node or a dashboard that takes too long, and of a port that another program took meanwhile.
+_SLOW_START = ("timed out during startup", "dashboard.log", "dashboard.err", "already occupied")
 # How often Train tries to start the workers of a training before it gives up.
 START_ATTEMPTS = 4
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -87,11 +88,13 @@ def connect(cpus: int | None = None) -> Cluster:
         if not address:
             for name, value in _OWN_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+        if not os.environ.get("WSSS_DEBUG"):
+            logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # what it prints, the error says
         try:
             _init(1 if address else _OWN_ATTEMPTS, lambda: _options(address, cpus, folder))
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
-                f"Ray could not be {'joined' if address else 'started'}: {error}",
+                f"Ray could not be {'joined' if address else 'started'}: {_reason(error)}",
                 address or "this machine",
                 "check RAY_ADDRESS and RAY_AUTH_MODE; `unset RAY_ADDRESS` uses this machine alone"
                 if address
@@ -138,6 +141,15 @@ def _init(attempts: int, options: Callable[[], dict[str, Any]]) -> None:
                 raise
             log.warning("Ray did not come up in time and is started again")
             ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says in one line: of a dashboard it prints the end of the log."""
+    text = str(error).strip()
+    log_file = re.search(r"\S+/dashboard\.(log|err)", text)
+    if log_file is not None:
+        return f"its dashboard did not come up in time; its last words are in {log_file[0]}"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -97,6 +99,30 @@ def drive(
     ledger.close()
     assert ledger.record.best is not None
     return told
+
+
+def test_what_the_ledger_or_the_screen_raises_is_kept_from_tune() -> None:
+    """Tune would tell it in a traceback of its own, or not at all."""
+    full, gone = OSError(errno.ENOSPC, "No space left on device"), BrokenPipeError()
+
+    def refuse(error: Exception) -> Any:
+        def raising(*_: Any) -> None:
+            raise error
+
+        return raising
+
+    proposed = SimpleNamespace(number=0, outer_key="")
+    search: Any = SimpleNamespace(ask=lambda: [proposed], finished=False, tell=lambda *_: None)
+    ledger: Any = SimpleNamespace(begin=refuse(full), trials={}, finish=lambda *_: TrialRecord(0, {}, {}, "", 0))
+    searcher = SweepSearcher(search, ledger, (), refuse(gone))
+    with pytest.raises(OSError, match="No space left"):
+        searcher.suggest("tune-0")
+    assert searcher.failure is full
+    searcher = SweepSearcher(search, ledger, (), refuse(gone))
+    searcher._running["tune-0"] = [proposed]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BrokenPipeError):
+        searcher.on_trial_complete("tune-0", {"outcomes": ()})
+    assert searcher.failure is gone
 
 
 def test_a_sweep_computes_every_artifact_once_and_finds_better_trials(tmp_path: Path) -> None:

@@ -144,15 +144,17 @@ def test_a_finite_space_ends_when_it_is_exhausted() -> None:
     assert search.finished
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_killed_search_continues_where_its_records_leave_off(stop: int, flat: bool) -> None:
-    first = Evaluated(NestedSearch(KEYS, RECIPE, plan(trials=60, flat=flat, inner_trials=1 if flat else 12)))
+def test_a_killed_search_continues_where_its_records_leave_off(stop: int, flat: bool, sampler: str) -> None:
+    planned = plan(trials=60, flat=flat, inner_trials=1 if flat else 12, sampler=sampler)
+    first = Evaluated(NestedSearch(KEYS, RECIPE, planned))
     first.run(batches=stop)
     lost = first.search.ask()
     assert lost is not None
     running = [record_of(each, None, "running") for each in lost]
-    again = NestedSearch(KEYS, RECIPE, plan(trials=60, flat=flat, inner_trials=1 if flat else 12))
+    again = NestedSearch(KEYS, RECIPE, planned)
     again.restore([*first.records, *running])
     batch = again.ask()
     assert batch is not None and batch == lost, "what was under way is handed out again, under its numbers"
@@ -162,6 +164,8 @@ def test_a_killed_search_continues_where_its_records_leave_off(stop: int, flat: 
     rest.run()
     numbers = sorted([*(record.number for record in rest.records), *(each.number for each in batch)])
     assert numbers == list(range(60)) and again.finished
+    undisturbed = Evaluated(NestedSearch(KEYS, RECIPE, planned))
+    assert [*first.settings, *(each.settings for each in batch), *rest.settings] == undisturbed.run().settings
 
 
 def test_a_failing_outer_trial_is_left_and_failures_count_against_the_budget() -> None:

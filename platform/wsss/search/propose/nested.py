@@ -134,7 +134,7 @@ class NestedSearch:
         self._outer_keys = [key for key in keys if key.level == "outer"]
         self._inner_keys = [key for key in keys if key.level == "inner"]
         self._nested = plan.nests(keys)
-        self._random = random.Random(plan.seed)
+        self._random = random.Random()  # seeded by `ask`
         outer_budget = -(-plan.trials // max(plan.inner_trials, 1))
         joint = self._outer_keys + self._inner_keys
         by_level = (self._outer_keys, self._inner_keys) if self._nested else ([], joint)
@@ -165,6 +165,10 @@ class NestedSearch:
             return self._again.pop(0)
         if self.handed_out >= self.plan.trials:
             return None
+        place = (self.handed_out, sum(len(outer.pending) for outer in self._outers))
+        self._random = random.Random(f"{self.plan.seed} {place}")
+        for sampler in (self._outer_sampler, self._sampler):
+            sampler.begin(place)
         if not self._nested:
             return self._ask_joint()
         free = [outer for outer in self._outers if not outer.closed and not outer.pending]

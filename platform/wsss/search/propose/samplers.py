@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -122,6 +123,7 @@ class KeySampler:
     ) -> None:
         self.keys = tuple(keys)
         self._recipe = recipe
+        self._made_of = (sampler, seed, budget)
         words = [DIRECTIONS[direction] for direction in directions]
         self._study = optuna.create_study(directions=words, sampler=make_sampler(sampler, seed, budget))
 
@@ -132,6 +134,17 @@ class KeySampler:
             if is_active(key, {**self._recipe, **context, **chosen}):
                 chosen[key.key] = key.default
         return chosen
+
+    def begin(self, place: Sequence[int]) -> None:
+        """Let what follows depend on the seed, on what was told, and on the place in the search alone.
+
+        A search that continues after a kill then proposes what an undisturbed one does. Samplers with a state of their
+        own (cmaes, nsga2) keep it.
+        """
+        name, seed, budget = self._made_of
+        if name in ("tpe", "random"):
+            drawn = int(np.random.SeedSequence([seed, *place]).generate_state(1)[0])
+            self._study.sampler = make_sampler(name, drawn, budget)
 
     def ask(self, context: Mapping[str, Any]) -> Sampled:
         """Values proposed beside `context` (values of keys of another level)."""
