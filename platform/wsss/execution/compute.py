@@ -56,14 +56,16 @@ def compute_stage(
     """
     try:
         return _compute(prepared, planned, artifacts, observer, tracked, run_id, code)
-    except (WsssError, OSError, MemoryError):
+    except WsssError:
         raise
-    except RayError as error:
+    except RayError as error:  # before OSError: some of Ray's are both
         raise ClusterError(
             f"Ray failed: {last_line(error)}",
             f"stage {planned.stage.name}",
             "run the same command again: finished shards and checkpoints are kept; `WSSS_DEBUG=1` shows more",
         ) from error
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
         raise StageError(
             f"{type(error).__name__}: {error}",

@@ -58,7 +58,7 @@ _DENIED = {
 }
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile) for this endpoint, on every machine"
 
-# A refused or unreachable endpoint is given up after about 4 tries with growing pauses, 20 s at most.
+# An endpoint that has never answered is given up after 4 tries: a refused connection within a second or two.
 _FIRST = Config(
     connect_timeout=2.5,
     read_timeout=60,
@@ -67,8 +67,9 @@ _FIRST = Config(
     signature_version="s3v4",
     max_pool_connections=16,
 )
-# One that has answered this process before will come back: half a minute of tries, rather than hours that are lost.
-_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 8, "mode": "standard"}))
+# One that has answered this process before will come back. botocore's pauses begin at a few hundredths of a second and
+# double, up to 20 s: these tries take 40 s on average, rather than to lose what is being computed.
+_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 12, "mode": "standard"}))
 _PREFLIGHT = _FIRST.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
 # Environments, each with its endpoint, in which a call has succeeded.
 _answered: set[tuple[tuple[str, str], ...]] = set()
