@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +74,31 @@ def test_an_own_ray_that_is_slow_to_come_up_is_started_again(
     assert tries == [address or "local"] * started
     # The dashboard of a Ray that has just been given up may still listen.
     assert ports == ([None] if address else list(range(1, started + 1)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs a system that lists child processes")
+def test_a_ray_that_is_given_up_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    other = subprocess.Popen(["sleep", "60"])
+
+    def init(**_: object) -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        if len(started) < 3:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "current_cluster", lambda: "the cluster")
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    try:
+        cluster.connect()
+        assert [process.wait(10) for process in started[:2]] == [-signal.SIGKILL] * 2
+        assert started[2].poll() is None and other.poll() is None
+    finally:
+        for process in (other, *started):
+            process.kill()
+            process.wait(10)
 
 
 def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,28 @@ def _init(attempts: int, options: Callable[[], dict[str, Any]]) -> None:
     The node gives its own helpers 15 s to load, which is short beside other work on the machine.
     """
     for left in reversed(range(attempts)):
+        before = _children()
         try:
             ray.init(**options())
             return
         except Exception as error:
+            # Ray forgets what it has started of a node that does not come up; its port would stay taken.
+            for process in _children() - before:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             if not left or not any(words in str(error) for words in _SLOW_START):
                 raise
             log.warning("Ray did not come up in time and is started again")
             ray.shutdown()
+
+
+def _children() -> set[int]:
+    """Ids of the child processes of this one; none where the system does not list them."""
+    found: set[int] = set()
+    for children in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found.update(map(int, children.read_text().split()))
+    return found
 
 
 def _reason(error: Exception) -> str:
