@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -108,7 +109,8 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "--study",
         dest="study_url",
         metavar="URL",
-        help="database of the Optuna study (default: sqlite beside the sweep)",
+        help="database of the Optuna study, an SQLAlchemy address; a password belongs into the file that PGPASSFILE "
+        "names (default: $WSSS_STUDY, else sqlite beside the sweep)",
     )
     search.add_argument("--name", help="id of the sweep (default: derived from what is searched)")
     search.add_argument("--new", action="store_true", help="begin another sweep instead of continuing this one")
@@ -151,6 +153,7 @@ def build_request(arguments: argparse.Namespace) -> SweepRequest:
     values = {name: getattr(arguments, name) for name in options}
     values |= vars(selection) | vars(places)
     values["space_path"] = space_file(arguments.space or arguments.method)
+    values["study_url"] = arguments.study_url or os.environ.get("WSSS_STUDY") or None
     if arguments.select == "label_free":
         values["criterion"] = arguments.criterion or "boundary_contrast"
     if not arguments.confirm_seeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from wsss.search.study.importance import importances
 from wsss.search.study.ledger import Ledger
 
 METRIC = "m/miou_val"
+PASSWORD = "hunter2"
 KEYS = (
     SearchedKey("a", "float", 0.5, 1, default=0.1, level="outer", stage="s"),  # the recipe lies outside
     SearchedKey("kind", "categorical", choices=("p", "q"), default="r", level="inner", stage="s"),
@@ -144,6 +146,13 @@ def test_objectives_keep_their_order_on_disk(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(WsssError, match="--study"):
         Ledger(sweep(), tmp_path, None, f"sqlite:///{tmp_path}/no/such/folder/study.db")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg2", "no such driver"])
+def test_a_password_in_the_address_is_not_repeated(scheme: str, tmp_path: Path) -> None:
+    with pytest.raises(WsssError, match="--study") as caught:
+        Ledger(sweep(), tmp_path, None, f"{scheme}://wsss:{PASSWORD}@127.0.0.1:1/studies")
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
 def test_importance_tells_the_key_that_matters_from_the_one_that_does_not(tmp_path: Path) -> None:

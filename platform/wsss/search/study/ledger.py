@@ -24,6 +24,7 @@ from wsss.search.propose.nested import ProposedTrial
 from wsss.search.propose.samplers import DIRECTIONS, study_trial
 from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_trials, value_text
 from wsss.tracking.names import cut_text
+from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import Tracker
 
 COST = "cost_seconds"
@@ -155,7 +156,7 @@ class Ledger:
         errors = [error for write in self._written if (error := write.exception()) is not None]
         if errors:  # the records are whole; the next time the sweep is opened, what is missing is added
             note = f"{len(errors)} trials are not in the study yet: {type(errors[0]).__name__}: {errors[0]}"
-            self.update(notes=(*self.record.notes, note))
+            self.update(notes=(*self.record.notes, redact_text(note)))
         if self._parent is not None:
             record = self.record
             totals = {
@@ -263,12 +264,16 @@ def _open_study(record: SweepRecord, url: str) -> optuna.Study:
     directions = [DIRECTIONS[direction] for direction in record.objectives.values()]
     try:
         return optuna.create_study(storage=url, study_name=record.sweep_id, directions=directions, load_if_exists=True)
-    except Exception as error:  # SQLAlchemy and its drivers raise their own
+    except Exception as error:  # SQLAlchemy and its drivers raise their own, which may repeat the address
+        missing = isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError)
         raise StudyError(
-            f"the study's database cannot be opened: {type(error).__name__}: {error}",
-            "--study",
-            "give an SQLAlchemy address such as postgresql+psycopg2://user:password@host/name, or leave it out",
-        ) from error
+            f"the study's database cannot be opened: {type(error).__name__}: {redact_text(str(error))}",
+            f"--study or WSSS_STUDY: {redact_text(url)}",
+            "install its driver, for PostgreSQL: pip install 'wsss[tracking-server]'"
+            if missing
+            else "give an SQLAlchemy address such as postgresql+psycopg2://user@host/name, with the password in the "
+            "file that PGPASSFILE names, or leave it out",
+        ) from None  # the cause would be printed with the address
 
 
 def _trial_name(trial: TrialRecord) -> str:
