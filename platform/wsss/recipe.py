@@ -28,6 +28,12 @@ RecipeType = TypeVar("RecipeType")
 _SHOWN = 20
 
 
+class Address(str):
+    """A place that is no path of this machine: `s3://bucket/prefix`."""
+
+    __slots__ = ()
+
+
 class RecipeError(WsssError):
     """One or more recipe keys are unknown, of the wrong type or out of range."""
 
@@ -329,8 +335,11 @@ def _coerce_type(value: Any, wanted: Any) -> Any:
         if "\0" in str(value):
             raise ValueError("cannot hold NUL")
         return str(value)
+    if wanted is Address and isinstance(value, str) and "://" in value and "\0" not in value:
+        return Address(value)
     if wanted is Path and isinstance(value, str):
         problem = path_problem(value) if value else "must be a path, or none"
+        problem = problem or ("is an address, and a path is wanted" if "://" in value else "")
         if problem:
             raise ValueError(problem)
         try:
@@ -347,7 +356,14 @@ def _type_name(wanted: Any) -> str:
         return " or ".join("none" if argument is type(None) else _type_name(argument) for argument in arguments)
     if origin is tuple:
         return f"list of {_type_name(arguments[0])}"
-    names = {str: "text", Path: "path", bool: "true or false", int: "integer", float: "number"}
+    names = {
+        str: "text",
+        Path: "path",
+        Address: "address (s3://bucket/prefix)",
+        bool: "true or false",
+        int: "integer",
+        float: "number",
+    }
     return names.get(wanted, str(wanted))
 
 
@@ -374,9 +390,7 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, (tuple, list)):
         return [_plain(element) for element in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, (Path, Address)) else value
 
 
 def _lookup(recipe: Any, key: str) -> Any:

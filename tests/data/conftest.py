@@ -39,7 +39,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def voc_root(shapes: Dataset, tmp_path: Path) -> Path:
     """A copy of the generated set that passes for VOC 2012, to be damaged."""
-    root = tmp_path / "VOC2012"
+    return as_voc(shapes, tmp_path / "VOC2012")
+
+
+def as_voc(shapes: Dataset, root: Path) -> Path:
+    """Copy a generated set under the names of VOC's classes."""
     shutil.copytree(shapes.root, root)
     text = (root / "image_labels.txt").read_text()
     for ours, theirs in zip(shapes.classes[1:], VOC_CLASSES[1:], strict=False):

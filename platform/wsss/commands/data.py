@@ -1,6 +1,8 @@
 """`wsss data check NAME [dataset.key=value ...]`: look at every file, report everything that is wrong at once.
 `--saliency FOLDER`: also at a folder of saliency maps.
 `wsss data fetch NAME`: download, verify and unpack voc2012 or coco2014; interrupted, it continues.
+`wsss data push NAME dataset.root=FOLDER s3://bucket/prefix`: pack it for nodes that share no disk, for recipes with
+dataset.root=s3://bucket/prefix; interrupted, it continues, and nothing is uploaded twice.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from wsss.commands.methods import UsageError
 from wsss.commands.screen import print_table
 from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError
-from wsss.formatting import byte_count
+from wsss.formatting import byte_count, count
 from wsss.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -36,10 +38,13 @@ class DataRecipe:
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    options.add_argument("action", choices=("check", "fetch"))
+    options.add_argument("action", choices=("check", "fetch", "push"))
     options.add_argument("name", help="data set: voc2012, coco2014, shapes")
     options.add_argument(
-        "overrides", nargs="*", metavar="dataset.key=value", help="as in a recipe, e.g. dataset.root=FOLDER"
+        "overrides",
+        nargs="*",
+        metavar="dataset.key=value",
+        help="as in a recipe, e.g. dataset.root=FOLDER; push: also the address, s3://bucket/prefix",
     )
     options.add_argument("--quick", action="store_true", help="check: headers and sizes, without decoding pixels")
     options.add_argument("--strict", action="store_true", help="check: warnings count as errors for the exit code")
@@ -55,12 +60,17 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check or fetch."""
+    """Check, fetch or push."""
     home = locations(arguments).home
     if arguments.action == "fetch":
         return fetch(arguments.name, arguments.url, home)
-    overrides = [f"dataset.name={arguments.name}", *arguments.overrides]
-    config = load_recipe(DataRecipe, None, overrides).dataset
+    addresses = [word for word in arguments.overrides if "=" not in word.partition("://")[0] and "://" in word]
+    overrides = [word for word in arguments.overrides if arguments.action != "push" or word not in addresses]
+    config = load_recipe(DataRecipe, None, [f"dataset.name={arguments.name}", *overrides]).dataset
+    if arguments.action == "push":
+        if len(addresses) != 1:
+            raise UsageError("one address is needed", "wsss data push", "give it as s3://bucket/prefix")
+        return push(config, addresses[0], home)
     return check(config, arguments.quick, home, arguments.saliency, arguments.strict, arguments.all)
 
 
@@ -113,6 +123,27 @@ def fetch(name: str, url: str | None, home: Path) -> int:
     else:
         folder = fetch_voc2012(home, url or VOC2012_URL, progress=Ticker("bytes"))
     print(f"{name} is in {folder}; the recipes find it there, or say dataset.root={folder}")
+    return 0
+
+
+def push(config: DatasetConfig, address: str, home: Path) -> int:
+    """Pack a data set into an object store, and say how recipes find it there."""
+    from wsss.data import packed
+    from wsss.data.dataset import load_dataset
+    from wsss.data.fetched import packed_files
+
+    if config.name == "shapes":
+        raise UsageError("the shapes set is not pushed", "wsss data push", "every node generates it, nothing is needed")
+    target = packed_files(address)
+    dataset = load_dataset(config, home)
+    dataset.prepare_masks(None, Ticker("masks made"))
+    pushed = packed.push(dataset.name, dataset.files.belongings(), target, dataset.cache, Ticker("bytes"))
+    index = pushed.index
+    print(
+        f"{dataset.name}: {count(sum(1 for _ in index.files), 'file')}, {byte_count(index.size)}, in "
+        f"{count(len(index.packs), 'pack')} in {target.url}; {byte_count(pushed.uploaded_bytes)} uploaded now\n"
+        f"recipes find it with dataset.name={dataset.name} dataset.root={target.url}"
+    )
     return 0
 
 

@@ -143,7 +143,7 @@ def preflight(
     for list_name in wanted:
         dataset.names(list_name)
     problems = _unique(_problems(dataset, wanted, set(reads), _decoded if decode else _headers, progress))
-    raise_problems(problems, f"data set {dataset.name} in {dataset.root}")
+    raise_problems(problems, f"data set {dataset.name} in {dataset.source}")
 
 
 Look = Callable[[Dataset, Collection[Path], Collection[Path], Progress | None], FileFacts]

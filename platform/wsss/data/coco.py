@@ -27,6 +27,8 @@ LISTS = Path("ImageSets")
 ALL_IMAGES = "all"
 MASKS = "SegmentationClass"
 OFFICIAL_MASKS = "coco_seg_anno"
+# In a packed data set: masks that were made where it was packed.
+MADE_MASKS = "made_masks"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ class CocoLayout:
             return ""
         return f"put instances_{SPLITS[list_name]}.json into {ANNOTATIONS} or set dataset.{list_name}_list"
 
+    def belongings(self) -> Mapping[str, Path]:
+        """Pictures, annotations, lists and given masks; also those that were made of these instances."""
+        names = (*SPLITS.values(), ANNOTATIONS, LISTS.name, MASKS, OFFICIAL_MASKS)
+        given = {name: self.root / name for name in names}
+        splits = dict(self.mask_place.file.folders).values() if isinstance(self.mask_place.file, SplitFile) else ()
+        made = {f"{MADE_MASKS}/{split}": self.made_folder / split for split in splits if self.made}
+        return {**given, **made}
+
 
 def read_coco(config: DatasetConfig, root: Path, home: Path) -> Contents | Problem:
     """Lists and image-level labels of a folder; the problem where it is no such folder at all.
@@ -145,12 +155,13 @@ def _layout(
     config: DatasetConfig, root: Path, home: Path, summaries: Mapping[str, InstancesSummary]
 ) -> tuple[CocoLayout, list[Problem]]:
     sizes = {split: summary.sizes for split, summary in summaries.items()}
-    build = partial(CocoLayout, root, made_folder=made_masks_folder(home), sizes=sizes)
+    made_folder = root / MADE_MASKS if (root / MADE_MASKS).is_dir() else made_masks_folder(home)
+    build = partial(CocoLayout, root, made_folder=made_folder, sizes=sizes)
     given = _given_masks(root)
     if config.mask_source == "folder" or (config.mask_source == "auto" and given is not None):
         return build(given or Place(root / MASKS, SplitFile(".png")), made=False), []
     folders = tuple((split, split_folder(split, summary.sha256)) for split, summary in summaries.items())
-    layout = build(Place(made_masks_folder(home), SplitFile(".png", folders)), made=True)
+    layout = build(Place(made_folder, SplitFile(".png", folders)), made=True)
     if config.mask_source == "instances" and not summaries:
         remedy = f"put instances_train2014.json and instances_val2014.json there, or masks into {root / MASKS}"
         return layout, [Problem("masks are to be made and there are no instances", str(root / ANNOTATIONS), remedy)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsss.data.shapes import ShapesConfig
-from wsss.recipe import setting
+from wsss.recipe import Address, setting
 
 DATASETS = ("voc2012", "coco2014", "shapes")
 
@@ -20,11 +20,11 @@ class DatasetConfig:
         choices=DATASETS,
         help="data set; shapes is generated, for demonstrations",
     )
-    root: Path | None = setting(
+    root: Path | Address | None = setting(
         None,
         in_key=False,
         help="folder in the layout of the data set (VOC: JPEGImages, ImageSets, ...; COCO: train2014, val2014, "
-        "annotations); none: where `wsss data fetch` puts it",
+        "annotations), or s3://bucket/prefix of `wsss data push`; none: where `wsss data fetch` puts it",
     )
     train_list: str = setting(
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from wsss.data.config import DatasetConfig
 from wsss.data.errors import DataError, Problem, raise_problems
 from wsss.data.file_facts import file_facts, sha256_of_file
 from wsss.data.image_facts import ImageFacts
-from wsss.data.layout import IGNORE_INDEX, Layout, Progress, existing_path
+from wsss.data.layout import IGNORE_INDEX, Layout, Place, Progress, existing_path
+from wsss.data.origin import Origin
 from wsss.data.shapes import generate_shapes, shape_classes
+from wsss.data.told import Told
 from wsss.data.view import DataView
 from wsss.data.voc import VOC_CLASSES, VOC_COUNTS, VocLayout, read_voc
+from wsss.errors import WsssError
+from wsss.recipe import Address
 
 _NEEDS = ("images", "image_labels", "masks")
 
@@ -40,6 +44,7 @@ class Dataset:
         label_provenance: the source in words, for the protocol of a number.
         home: folder of caches and of fetched files (`WSSS_HOME`); None: no cache, every digest hashes anew.
         layout: where its files lie; None is the VOC layout below `root`.
+        origin: how other machines come by its files.
     """
 
     name: str
@@ -52,11 +57,17 @@ class Dataset:
     home: Path | None = None
     ignore_index: int = IGNORE_INDEX
     layout: Layout | None = None
+    origin: Origin | None = None
 
     @property
     def cache(self) -> Path | None:
         """Folder of remembered file hashes."""
         return None if self.home is None else self.home / "cache"
+
+    @property
+    def source(self) -> str:
+        """Its folder, or the address of a packed data set; for people."""
+        return (self.origin.address if self.origin is not None else "") or str(self.root)
 
     @property
     def num_classes(self) -> int:
@@ -155,15 +166,18 @@ class Dataset:
             classes=self.classes,
             reads=needs,
             ignore_index=self.ignore_index,
-            images=self.files.images() if "images" in needs else None,
+            images=self._anywhere(self.files.images()) if "images" in needs else None,
             labels=labels,
-            masks=self.files.masks(list_name) if "masks" in needs else None,
+            masks=tuple(map(self._anywhere, self.files.masks(list_name))) if "masks" in needs else None,
         )
 
     def image_facts(self, list_name: str | None) -> ImageFacts:
         """Sizes and labels of a list's images, for the checks of maps; no stage is handed them."""
         labels = {name: self.image_labels[name] for name in self.names(list_name) if name in self.image_labels}
-        return ImageFacts(self.classes, self.ignore_index, labels, self.files.images())
+        return ImageFacts(self.classes, self.ignore_index, labels, self._anywhere(self.files.images()))
+
+    def _anywhere(self, place: Place) -> Place:
+        return replace(place, origin=self.origin)
 
 
 def load_dataset(config: DatasetConfig, home: Path) -> Dataset:
@@ -183,13 +197,12 @@ def load_dataset(config: DatasetConfig, home: Path) -> Dataset:
 
 def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None, list[Problem]]:
     """The data set as far as it can be read, None when its folder is absent, and what is wrong with it."""
-    if config.name == "coco2014":
-        root, classes = config.root or home / "data" / "COCO2014", COCO_CLASSES
-    elif config.name == "voc2012":
-        root, classes = config.root or home / "data" / "VOC2012", VOC_CLASSES
-    else:
-        root, classes = generate_shapes(config.shapes, home), shape_classes(config.shapes)
-    root = root.expanduser().absolute()
+    home = home.absolute()
+    classes = {"coco2014": COCO_CLASSES, "voc2012": VOC_CLASSES}.get(config.name) or shape_classes(config.shapes)
+    origin = _origin(config, home)
+    if isinstance(origin, Problem):
+        return None, [origin]
+    root = origin.root
     coco = config.name == "coco2014"
     found = read_coco(config, root, home) if coco else read_voc(config, root, classes, home / "cache")
     if isinstance(found, Problem):
@@ -204,8 +217,29 @@ def assemble_dataset(config: DatasetConfig, home: Path) -> tuple[Dataset | None,
         label_provenance=found.label_provenance,
         home=home,
         layout=found.layout,
+        origin=origin,
     )
     return dataset, list(found.problems)
+
+
+def _origin(config: DatasetConfig, home: Path) -> Origin | Problem:
+    """Where the data set lies on this machine, fetched or generated if need be, and how others come by it."""
+    if config.name == "shapes":
+        return Origin(generate_shapes(config.shapes, home), home, shapes=config.shapes)
+    if not isinstance(config.root, Address):
+        usual = home / "data" / {"coco2014": "COCO2014", "voc2012": "VOC2012"}[config.name]
+        return Origin((config.root or usual).expanduser().absolute(), home)
+    from wsss.data.fetched import fetch_packed
+
+    told = Told("MB of the data set are fetched")
+    try:
+        found = fetch_packed(config.root, home, progress=lambda done, total: told(done // 10**6, total // 10**6))
+    except WsssError as error:
+        return Problem.of(error)
+    if found.index.dataset != config.name:
+        what = f"the packed data set is {found.index.dataset}, not {config.name}"
+        return Problem(what, config.root, f"set dataset.name={found.index.dataset}, or give another address")
+    return Origin(found.root, home, address=config.root, digest=found.index.digest)
 
 
 def _digest(content: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wsss.data.errors import Problem
+from wsss.data.origin import Origin
 
 IGNORE_INDEX = 255
 
@@ -20,15 +21,18 @@ class Place:
     """A folder with one file for each image.
 
     Attributes:
+        folder: on the machine that made the place.
         file: image name -> path below the folder; picklable, because the place travels to workers.
+        origin: how another machine comes by the folder; None: it is the same path there.
     """
 
     folder: Path
     file: Callable[[str], str]
+    origin: Origin | None = None
 
     def path(self, name: str) -> Path:
-        """The image's file, whether it exists or not."""
-        return self.folder / self.file(name)
+        """The image's file on this machine, whether it exists or not. Raises as `Origin.here`."""
+        return (self.folder if self.origin is None else self.origin.here(self.folder)) / self.file(name)
 
 
 def png_file(name: str) -> str:
@@ -91,6 +95,10 @@ class Layout(Protocol):
 
     def list_remedy(self, list_name: str) -> str:
         """What a user can do who misses a list; empty for a list that this data set cannot have."""
+        ...
+
+    def belongings(self) -> Mapping[str, Path]:
+        """All that is read of the data set: path below a packed one -> file or folder here, there or not."""
         ...
 
 

@@ -78,6 +78,12 @@ class VocLayout:
         other = "" if list_name == "test" else f" or set dataset.{list_name}_list"
         return f"create {LISTS / list_name}.txt{other}"
 
+    def belongings(self) -> Mapping[str, Path]:
+        """Pictures, masks, annotations, lists and label files."""
+        return {
+            name: self.root / name for name in (IMAGES, MASKS, AUG_MASKS, ANNOTATIONS, LISTS.parts[0], *LABEL_FILES)
+        }
+
 
 def _jpg(name: str) -> str:
     return f"{name}.jpg"

@@ -93,7 +93,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         note=run_note(record),
         tags=run_tags(prepared, record),
         params=flat_dict(request.recipe),
-        dataset=(prepared.dataset.name, str(prepared.dataset.root), record.data_digest),
+        dataset=(prepared.dataset.name, prepared.dataset.source, record.data_digest),
     )
     log = _RunLog(record, folder, tracker, parent, observer)
     try:

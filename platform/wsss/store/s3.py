@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -80,7 +80,8 @@ _TRANSFER = TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 
 class S3Files:
     """Objects below a prefix (without slashes at its ends, may be empty) of an existing bucket.
 
-    Endpoint and credentials come from the environment of each process. `cache`: local folder for downloaded files.
+    Endpoint and credentials come from the environment of each process. `cache`: local folder for downloaded files; on
+    a node to which this has travelled, below that node's own WSSS_HOME where it has one.
     `lease_seconds`: of silence after which the holder of a single flight counts as dead.
     """
 
@@ -88,6 +89,12 @@ class S3Files:
     prefix: str
     cache: Path
     lease_seconds: float = 60.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        home = os.environ.get("WSSS_HOME")
+        own = {"cache": Path(home).expanduser().absolute() / "cache" / "store"} if home else {}
+        for name, value in {**state, **own}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def url(self) -> str:
@@ -141,7 +148,12 @@ class S3Files:
                 self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=content)
             else:
                 with content.open("rb") as file:
-                    self._client.upload_fileobj(file, self.bucket, self._key(path), Config=_TRANSFER)
+                    self.write_stream(path, file)
+
+    def write_stream(self, path: str, content: IO[bytes]) -> None:
+        """Put what is read from a stream; the object appears whole."""
+        with self._explained(path):
+            self._client.upload_fileobj(content, self.bucket, self._key(path), Config=_TRANSFER)
 
     def write_if_absent(self, path: str, content: bytes) -> bool:
         """Create an object unless it exists. Returns whether it was created."""
@@ -233,9 +245,14 @@ class S3Files:
     def single_flight(self, name: str, on_wait: OnWait | None) -> AbstractContextManager[None]:
         return lease_single_flight(self, f".leases/{name}.json", on_wait, self.lease_seconds)
 
-    def _blocks(self, path: str) -> Iterator[bytes]:
+    def blocks(self, path: str, start: int = 0) -> Iterator[bytes]:
+        """Content in pieces, from the byte `start`. Raises StoreError."""
+        with self._explained(path):
+            yield from self._blocks(path, start)
+
+    def _blocks(self, path: str, start: int = 0) -> Iterator[bytes]:
         """Content in pieces; continues where a connection broke (botocore repeats whole requests only)."""
-        done, tries = 0, 0
+        done, tries = start, 0
         while True:
             span = {"Range": f"bytes={done}-"} if done else {}
             body = self._client.get_object(Bucket=self.bucket, Key=self._key(path), **span)["Body"]
