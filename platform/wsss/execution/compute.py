@@ -13,6 +13,7 @@ from wsss.execution.cluster import ClusterError
 from wsss.execution.growth import current_cluster
 from wsss.execution.import_stage import run_import_stage
 from wsss.execution.map_stage import run_map_stage, run_reduce_stage
+from wsss.execution.node_data import check_nodes
 from wsss.execution.nodes import Resources
 from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
@@ -98,7 +99,8 @@ def _compute(
     if not isinstance(stage, TrainStage):
         workers = tasks_of(stage, workers, planned.images)
         wait_for_first_node(stage.name, workers, resources, observer.message)
-    started = time.monotonic()  # what nodes take to come is no cost of the stage
+    check_nodes(stage.name, prepared.dataset, tuple(stage.files.values()), observer.message)
+    started = time.monotonic()  # what nodes and data take to come is no cost of the stage
     facts: dict[str, Any] = {}
     if isinstance(stage, TrainStage):
         facts = _train(prepared, job, workers, resources, observer, tracked)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsss.data.dataset import Dataset
 from wsss.data.image_facts import ImageFacts
+from wsss.data.origin import Origin
 from wsss.data.view import DataView
 from wsss.pipeline import MapStage, Stage, StageContext, TrainStage
 from wsss.store import CHECKPOINTS, Artifact, ArtifactWriter, Store, StoreError
+from wsss.weights import fetch_missing
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class StageJob:
         inputs: role -> published artifact.
         mode: see `wsss.execution.numeric_mode`; no part of the key.
         facts: what maps of the inputs are held against.
+        origin: how the worker's node comes by files of the driver's.
     """
 
     stage: Stage
@@ -43,6 +46,11 @@ class StageJob:
     store: Store
     mode: str = "fast"
     facts: ImageFacts | None = None
+    origin: Origin | None = None
+
+    def here(self, paths: Iterable[Path]) -> list[Path]:
+        """What this node has in place of paths of the driver's node. Raises as `Origin.here`."""
+        return [path if self.origin is None else self.origin.here(path) for path in paths]
 
     def context(self, device: str, rank: int = 0, world_size: int = 1) -> StageContext:
         """Argument of the stage's function."""
@@ -51,13 +59,18 @@ class StageJob:
             config=self.stage.config,
             data=self.view,
             inputs=self.inputs,
-            files=self.stage.files,
+            files=self._files(),
             seed=self.stage.seed if isinstance(self.stage, TrainStage) else 0,
             device=device,
             rank=rank,
             world_size=world_size,
             facts=self.facts,
         )
+
+    def _files(self) -> dict[str, Path]:
+        files = dict(zip(self.stage.files, self.here(self.stage.files.values()), strict=True))
+        fetch_missing(files.values(), log.info)  # on a node that came after the stage began
+        return files
 
     def writer(self) -> ArtifactWriter:
         """Writer of the stage's artifact; the same for every worker."""
@@ -76,6 +89,7 @@ def bind_job(
         store=store,
         mode=mode,
         facts=dataset.image_facts(stage.image_list),
+        origin=dataset.origin,
     )
 
 

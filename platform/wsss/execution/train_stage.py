@@ -223,7 +223,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if known is not None:
         raise known
     try:
-        with forbid_mask_reading(plan.forbidden_folders), numeric_mode(job.mode, training_on_gpu=plan.gpu):
+        # The driver's, and what this node has in their place: its own copy is fetched before the door is closed.
+        forbidden = {*plan.forbidden_folders, *job.here(plan.forbidden_folders)}
+        with forbid_mask_reading(forbidden), numeric_mode(job.mode, training_on_gpu=plan.gpu):
             return _train(job, plan, board)
     except WsssError as error:
         ray.get(board.fail.remote(error))

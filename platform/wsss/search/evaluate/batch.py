@@ -17,6 +17,7 @@ from wsss.errors import WsssError
 from wsss.execution.compute import compute_stage
 from wsss.execution.growth import current_cluster
 from wsss.execution.map_stage import JobOutcome, run_map_jobs, run_reduce_jobs
+from wsss.execution.node_data import NodeDataError, check_nodes
 from wsss.execution.nodes import Resources
 from wsss.execution.prepare import PreparedRun, RunRequest
 from wsss.execution.scheduling import stage_resources, tasks_of
@@ -409,11 +410,13 @@ class BatchEvaluator:
             tasks = len(jobs) * tasks_of(stage, workers, self._images(stage))
             at_a_time = workers if isinstance(stage, MapStage) else _cpus()
             wait_for_first_node(name, min(tasks, at_a_time), resources, self.tell)
+            files = {file for each in (*jobs, *fused_jobs(jobs[0])) for file in each.stage.files.values()}
+            check_nodes(name, self.dataset, sorted(files), self.tell)
             if isinstance(stage, MapStage):
                 outcomes = run_map_jobs(jobs, workers, use_gpu, self.tell)
             else:
                 outcomes = run_reduce_jobs(jobs, at_a_time, self.tell)
-        except NodesMissingError as error:
+        except (NodesMissingError, NodeDataError) as error:
             return dict.fromkeys(needed, _Failure(describe(error), by_damage=False))
         for key, job, outcome in zip(needed, jobs, outcomes, strict=True):
             error = self._publish(job, outcome, workers, use_gpu, sweep)
