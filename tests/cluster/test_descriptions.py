@@ -17,6 +17,10 @@ def load(name: str) -> list[Any]:
     return list(yaml.safe_load_all((CLUSTER / name).read_text(encoding="utf-8")))
 
 
+def files() -> list[Path]:
+    return [path for path in CLUSTER.iterdir() if path.is_file()]
+
+
 def text_of(name: str) -> str:
     return (CLUSTER / name).read_text(encoding="utf-8")
 
@@ -108,7 +112,7 @@ def test_a_job_brings_no_places_and_no_credentials() -> None:
 
 def test_no_secret_is_committed() -> None:
     secret = re.compile(r"(SECRET|ACCESS_KEY|PASSWORD|TOKEN)[A-Z_]*[=:][ \t]*[\"']?[A-Za-z0-9/+]{8,}")
-    for path in CLUSTER.iterdir():
+    for path in files():
         lines = path.read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if secret.search(line) and "auth_token" not in line] == [], path.name
 
@@ -119,7 +123,7 @@ def test_versions_are_those_of_the_project() -> None:
     project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert kuberay("RayCluster")["spec"]["rayVersion"] == ray.__version__
     assert not re.search(r"(ray|torch|mlflow|optuna)\S*==", text_of("Dockerfile")), "pyproject.toml says them"
-    images = re.findall(r"wsss:([\w.]+)-[cg]pu", "".join(text_of(path.name) for path in CLUSTER.iterdir()))
+    images = re.findall(r"wsss:([\w.]+)-[cg]pu", "".join(text_of(path.name) for path in files()))
     assert len(images) > 8 and set(images) == {project["version"]}
 
 

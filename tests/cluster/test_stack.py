@@ -1,0 +1,292 @@
+"""The stack of one command, used as its README says: a training on two nodes, a sweep whose study is in PostgreSQL,
+MLflow with its artifacts on S3, and nothing left at the end, also after SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import mlflow
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+from tests.data.conftest import as_voc
+from tests.store.conftest import use
+
+from wsss.data.config import DatasetConfig
+from wsss.data.dataset import load_dataset
+from wsss.data.packed import read_index
+from wsss.data.shapes import ShapesConfig
+from wsss.execution.prepare import RunRequest, prepare_run
+from wsss.recipe import load_recipe
+from wsss.run_record import find_runs
+from wsss.search.records import find_sweeps
+from wsss.store.s3 import S3Files
+from wsss_methods.ssc import METHOD
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS, RUN_SECONDS, END_SECONDS = 2400, 1800, 150
+NO_INSTALL = "check that pip reaches its package index"
+DATA = "s3://wsss/data/small"
+SMALL = (
+    "dataset.name=voc2012",
+    "cam.crop_size=64",
+    "cam.resize_long_min=56",
+    "cam.resize_long_max=80",
+    "cam.num_epochs=1",
+)
+SMALL += ("cam.batch_size=8", "superpixels.segments=20", "affinity.crop_size=64", "affinity.num_epochs=1")
+SMALL += ("affinity.batch_size=8", "random_walk.input_size=64", "execution.device=cpu", "execution.train_workers=2")
+METRIC = "pseudo_label/miou_train"
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Stack:
+    """A running stack; `variables` are those of its environment file."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+    said: str
+    variables: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """Run a program in the environment that the stack tells. Returns what it printed."""
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, **self.variables, "WSSS_GIT_COMMIT": "0" * 40},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=RUN_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+def start(folder: Path) -> Stack:
+    command = [sys.executable, str(ROOT / "cluster" / "stack.py"), "up", "--folder", str(folder)]
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + START_SECONDS
+    while not (said := log.read_text()).endswith("ready\n"):
+        if process.poll() is not None and NO_INSTALL in said:
+            pytest.skip(f"the object store cannot be installed here: {said[-300:]}")
+        assert process.poll() is None and time.monotonic() < deadline, said
+        time.sleep(0.3)
+    environment = folder / "environment.sh"
+    assert environment.stat().st_mode & 0o077 == 0
+    words = [shlex.split(line) for line in environment.read_text().splitlines()]
+    return Stack(folder, process, said, dict(word.split("=", 1) for _, word in words))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    pytest.importorskip("psycopg2", reason="PostgreSQL's driver, an extra: pip install 'wsss[tracking-server]'")
+    places = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
+    if shutil.which("initdb", path=places) is None:
+        pytest.skip("PostgreSQL's server is not installed (apt install postgresql)")
+    above = Path(tempfile.mkdtemp(prefix="wsss-stack-test-"))
+    above.chmod(0o755)  # as root, PostgreSQL runs as another user
+    yield above / "stack"
+    assert processes_of(above) == []
+    shutil.rmtree(above, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack(folder: Path) -> Iterator[Stack]:
+    started = start(folder)
+    yield started
+    started.process.terminate()
+    started.process.wait(timeout=END_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Path:
+    """A folder of data that only this process knows."""
+    shapes = ShapesConfig(train=12, train_aug_extra=4, val=4, size=64)
+    return as_voc(load_dataset(DatasetConfig(shapes=shapes), folder.parent / "made"), folder.parent / "VOC2012")
+
+
+@pytest.fixture(scope="module")
+def reproduced(stack: Stack, data: Path) -> Stack:
+    """A training of two workers has run, on data in the object store."""
+    stack.run("-m", "wsss.commands.main", "data", "push", "voc2012", f"dataset.root={data}", DATA)
+    stack.run("reproduce.py", "--method", "ssc", "--until", "cam_evaluation", f"dataset.root={DATA}", *SMALL)
+    return stack
+
+
+@pytest.fixture(scope="module")
+def swept(reproduced: Stack) -> Stack:
+    """A sweep over what follows that training has run."""
+    sweep = ("--method", "ssc", "--space", "ssc_postprocessing", "--metric", METRIC, "--trials", "4", "--no-training")
+    said = reproduced.run("tune.py", *sweep, f"dataset.root={DATA}", *SMALL)
+    assert password(reproduced) not in said
+    reproduced.run("-m", "wsss.commands.main", "track", "sync")  # a slow server is not waited for at the end of a run
+    return reproduced
+
+
+def test_it_says_where_the_variables_are_and_no_secret(stack: Stack) -> None:
+    assert {"RAY_ADDRESS", "WSSS_STORE", "MLFLOW_TRACKING_URI", "WSSS_STUDY"} <= set(stack.variables)
+    assert all(name in stack.said for name in stack.variables)
+    token = Path(stack.variables["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == Path(stack.variables["PGPASSFILE"]).stat().st_mode & 0o077 == 0
+    for secret in (password(stack), token.read_text(), stack.variables["AWS_SECRET_ACCESS_KEY"]):
+        assert secret not in stack.said and secret not in command_lines()
+
+
+def test_a_second_one_in_the_same_folder_is_refused(stack: Stack) -> None:
+    command = [sys.executable, str(ROOT / "cluster" / "stack.py"), "up", "--folder", str(stack.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "a stack runs in" in done.stderr
+    assert stack.process.poll() is None and (stack.folder / "environment.sh").is_file()
+
+
+def test_the_two_workers_of_a_training_are_on_two_nodes(reproduced: Stack) -> None:
+    (record,) = find_runs(Path(reproduced.variables["WSSS_HOME"]))
+    (training,) = [stage for stage in record.stages if stage.kind == "train"]
+    assert (training.name, training.status, training.workers) == ("cam_train", "executed", 2)
+    listed = reproduced.run(
+        *("-m", "ray.scripts.scripts", "list", "actors", "--format", "json", "--detail", "--limit", "1000"),
+        *("--filter", "class_name=RayTrainWorker"),
+    )
+    actors = json.loads(listed[listed.index("[") :])
+    nodes = {actor["node_id"] for actor in actors}
+    assert len(actors) == len(nodes) == 2, listed
+    assert record.store_url == reproduced.variables["WSSS_STORE"]
+
+
+def test_each_node_has_fetched_the_data_into_its_home_and_keys_are_those_of_the_folder(
+    reproduced: Stack, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use({name: value for name, value in reproduced.variables.items() if name.startswith("AWS_")}, monkeypatch)
+    digest = read_index(S3Files("wsss", "data/small", tmp_path)).digest
+    for home in ("home", "worker_1", "worker_2"):
+        fetched = reproduced.folder / home / "data" / "fetched" / digest / "files"
+        for name in ("JPEGImages", "SegmentationClass"):
+            wanted = {path.name: path.read_bytes() for path in (data / name).iterdir()}
+            assert {path.name: path.read_bytes() for path in (fetched / name).iterdir()} == wanted
+    (record,) = find_runs(Path(reproduced.variables["WSSS_HOME"]))
+    recipe = load_recipe(METHOD.recipe_type, METHOD.recipe_path("demo"), [f"dataset.root={data}", *SMALL])
+    plan = prepare_run(RunRequest(METHOD, recipe, "demo", tmp_path, str(tmp_path / "store"), None, "cam_evaluation"))
+    assert {planned.stage.name: planned.key for planned in plan.plan.stages} == record.keys
+
+
+def test_the_study_of_a_sweep_is_in_postgresql(swept: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSFILE", swept.variables["PGPASSFILE"])
+    home = Path(swept.variables["WSSS_HOME"])
+    (record,) = find_sweeps(home)
+    study = optuna.load_study(study_name=record.sweep_id, storage=swept.variables["WSSS_STUDY"])
+    assert sorted(trial.user_attrs["trial"] for trial in study.get_trials()) == [0, 1, 2, 3]
+    assert record.best is not None and study.best_value >= record.best.value
+    written = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert record.sweep_id.encode() in written and password(swept).encode() not in written
+    assert not list(home.rglob("study.db*")), "SQLite was not used"
+
+
+def test_mlflow_has_runs_metrics_and_artifacts_on_s3(swept: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tracked(swept, monkeypatch)
+    numbers = {name for run in found for name in run.data.metrics}
+    assert {"cam/miou_train", METRIC} <= numbers
+    assert len([run for run in found if run.data.tags.get("trial")]) >= 4
+    client = MlflowClient(swept.variables["MLFLOW_TRACKING_URI"])
+    with_report = [
+        run for run in found if any(file.path == "report" for file in client.list_artifacts(run.info.run_id))
+    ]
+    assert with_report
+    page = Path(client.download_artifacts(with_report[0].info.run_id, "report/index.html"))
+    assert "<html" in page.read_text()
+    objects = objects_of(swept)
+    assert any(name.startswith("mlflow/") and name.endswith("report/index.html") for name in objects)
+    assert any(name.startswith("store/cam_train/") for name in objects)
+    assert not any(name.startswith("store/checkpoints/") for name in objects)
+
+
+def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
+    swept: Stack, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, objects = len(tracked(swept, monkeypatch)), objects_of(swept)
+    command = [sys.executable, str(ROOT / "cluster" / "stack.py"), "down", "--folder", str(folder)]
+    subprocess.run(command, check=True, timeout=END_SECONDS)
+    assert swept.process.wait(timeout=5) == 0
+    assert processes_of(folder) == [] and not (folder / "environment.sh").exists()
+    assert sockets_of(swept) == []
+    again = start(folder)
+    try:
+        assert len(tracked(again, monkeypatch)) == runs and objects_of(again) == objects
+        assert len(processes_of(folder)) > 10
+        again.process.send_signal(signal.SIGKILL)
+        again.process.wait()
+        deadline = time.monotonic() + END_SECONDS
+        while processes_of(folder) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert processes_of(folder) == []
+        assert sockets_of(again) == []
+    finally:
+        again.process.kill()
+
+
+def password(stack: Stack) -> str:
+    return Path(stack.variables["PGPASSFILE"]).read_text().strip().rpartition(":")[2]
+
+
+def tracked(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All runs of the MLflow server."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.variables["MLFLOW_TRACKING_URI"])
+    return mlflow.search_runs(search_all_experiments=True, output_format="list")  # pyright: ignore[reportReturnType]
+
+
+def objects_of(stack: Stack) -> set[str]:
+    client = boto3.client(
+        "s3",
+        endpoint_url=stack.variables["AWS_ENDPOINT_URL"],
+        aws_access_key_id=stack.variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=stack.variables["AWS_SECRET_ACCESS_KEY"],
+        region_name=stack.variables["AWS_DEFAULT_REGION"],
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="wsss")
+    return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes whose command, variables or working folder name the folder; what they are."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            text += os.fsencode((process / "cwd").readlink())
+        except OSError:  # it has just ended, or is not ours
+            continue
+        if os.fsencode(folder) in text and int(process.name) != os.getpid():
+            found.append(f"{process.name} {text[:200]!r}")
+    return found
+
+
+def sockets_of(stack: Stack) -> list[str]:
+    """Those of its folders for Ray's sockets that are still there."""
+    return [str(path) for path in Path("/tmp").glob(f"wsss-{stack.process.pid}-*")]
+
+
+def command_lines() -> str:
+    """Of all processes, as everybody on the machine may read them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
