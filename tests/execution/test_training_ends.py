@@ -68,8 +68,12 @@ def test_a_record_or_a_screen_that_cannot_be_written_ends_the_training(
     def refuse(total: int, steps: Any) -> None:
         raise refusal
 
-    with pytest.raises(type(refusal)) as caught:
-        train(interrupted, refuse, monkeypatch, tmp_path)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `connect` does
+    try:
+        with pytest.raises(type(refusal)) as caught:
+            train(interrupted, refuse, monkeypatch, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert caught.value is refusal
     assert "Traceback" not in capfd.readouterr().err
 

@@ -242,6 +242,8 @@ def assert_one_message(err: str, code: int, text: str) -> None:
 def test_the_table_has_every_kind_once() -> None:
     named = [kind.fault for kind in KINDS]
     assert len(set(named)) == len(named) >= 30
+    if not TABLE.is_file():
+        pytest.skip("nobody has written the table yet: WSSS_WRITE_TABLE=1 python -m pytest -m slow tests/faults")
     if not WRITES:
         lines = TABLE.read_text().splitlines()[HEAD.count("\n") :]
         assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == named

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import io
 import json
+import signal
 import tempfile
 import threading
 import time
@@ -127,7 +127,7 @@ class _Watch:
             except Exception as error:  # the screen or the record cannot be written
                 self.failure = error
                 if not last:
-                    _thread.interrupt_main()  # ends the training as Ctrl-C does
+                    _interrupt()
                 return
 
     def _show(self, total: int, steps: Steps, starts: list[int]) -> None:
@@ -138,6 +138,15 @@ class _Watch:
         if steps:
             self._step = steps[-1][0]
             self._on_progress(total, steps)
+
+
+def _interrupt() -> None:
+    """End what the main thread of a driver waits for, as SIGTERM does: `connect` turns it into KeyboardInterrupt.
+
+    Not SIGINT, which the commands of a shell script in its background ignore.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 class _Trainer(TorchTrainer):
