@@ -69,7 +69,7 @@ class TwoNodes:
 
 
 @contextmanager
-def two_nodes(folder: Path, environment: Mapping[str, str], cpus: tuple[int, ...] = (1, 1)) -> Iterator[TwoNodes]:
+def two_nodes(environment: Mapping[str, str], cpus: tuple[int, ...] = (1, 1)) -> Iterator[TwoNodes]:
     """Start a Ray of several raylets here; all of it ends with the block, by its process ids."""
     from ray.cluster_utils import Cluster
 
@@ -86,7 +86,7 @@ def two_nodes(folder: Path, environment: Mapping[str, str], cpus: tuple[int, ...
         try:
             for count in cpus:
                 cluster.add_node(num_cpus=count, object_store_memory=100 * 2**20)
-            yield TwoNodes(cluster.address)
+            yield TwoNodes(str(cluster.address))
         finally:
             cluster.shutdown()
     finally:
