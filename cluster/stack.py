@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
 START_SECONDS = 600.0
 INSTALL_SECONDS = 1200.0
-START_ATTEMPTS = 3
+START_ATTEMPTS = 4
 SLOW_START = "timed out during startup"
 STOP_SECONDS = 30.0
 USER = "wsss"
@@ -270,31 +270,37 @@ def start_ray(stack: Stack, cpus: int) -> str:
     if not token.is_file():
         write_private(token, secrets.token_hex(32))
     stack.variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    port, dashboard = free_port(), free_port()
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    dashboard = free_port()
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", "--num-gpus=0"]
     ray += ["--dashboard-agent-listen-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
-    command = [*ray, "--head", "--num-cpus=0", "--num-gpus=0", f"--port={port}", f"--temp-dir={stack.sockets / 'h'}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    start_node(stack, "ray_head", command, stack.folder / "home")
-    stack.variables["RAY_ADDRESS"] = (stack.sockets / "h" / "ray_current_cluster").read_text(encoding="utf-8").strip()
-    join = (f"--address={stack.variables['RAY_ADDRESS']}", f"--num-cpus={cpus}", "--num-gpus=0")
+    head = [*ray, "--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    sockets = start_node(stack, "ray_head", head, stack.folder / "home")
+    stack.variables["RAY_ADDRESS"] = (sockets / "ray_current_cluster").read_text(encoding="utf-8").strip()
+    join = [*ray, f"--address={stack.variables['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
     for number in range(1, WORKERS + 1):
-        name = f"worker_{number}"
-        start_node(stack, f"ray_{name}", [*ray, *join, f"--temp-dir={stack.sockets / name}"], stack.folder / name)
+        start_node(stack, f"ray_worker_{number}", join, stack.folder / f"worker_{number}")
     return f"http://127.0.0.1:{dashboard}"
 
 
-def start_node(stack: Stack, name: str, command: list[str], home: Path) -> None:
-    """A node of Ray with a home of its own. On a busy machine it may not come up in Ray's own time: then once more."""
-    for left in reversed(range(START_ATTEMPTS)):
-        service = stack.start(name, command, WSSS_HOME=str(home))
+def start_node(stack: Stack, name: str, command: list[str], home: Path) -> Path:
+    """A node of Ray with a home of its own. On a busy machine it may not come up in Ray's own time: then once more.
+
+    Returns the folder of its sockets.
+    """
+    for attempt in range(START_ATTEMPTS):
+        sockets = stack.sockets / f"{name.removeprefix('ray_')}{attempt or ''}"
+        port = [f"--port={free_port()}"] if "--head" in command else []
+        service = stack.start(name, [*command, *port, f"--temp-dir={sockets}"], WSSS_HOME=str(home))
         try:
             stack.wait(service, lambda log=service.log: "Ray runtime started" in log.read_text(errors="replace"))
-            return
+            return sockets
         except StackError:
-            if not left or service.process.poll() is None or SLOW_START not in service.log.read_text(errors="replace"):
+            slow = service.process.poll() is not None and SLOW_START in service.log.read_text(errors="replace")
+            if not slow or attempt + 1 == START_ATTEMPTS:
                 raise
             stack.services.remove(service)
+            kill_orphans(stack)
+    raise AssertionError
 
 
 def stop(stack: Stack) -> None:
@@ -320,6 +326,15 @@ def kill_descendants() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         time.sleep(0.05)
+
+
+def kill_orphans(stack: Stack) -> None:
+    """Kill what a service left that has ended: processes that this one inherited."""
+    for process in descendants():
+        with suppress(OSError, ProcessLookupError):
+            parent = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            if parent == os.getpid() and process not in {service.process.pid for service in stack.services}:
+                os.kill(process, signal.SIGKILL)
 
 
 def descendants() -> list[int]:

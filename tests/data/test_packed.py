@@ -193,7 +193,7 @@ def test_two_processes_of_a_node_fetch_once(folder: Dataset, address: str, tmp_p
     ]
     for child in children:
         child.start()
-    assert sorted(told.get(timeout=120) for _ in children) == [0, index.size]
+    assert sorted(told.get(timeout=600) for _ in children) == [0, index.size]
     for child in children:
         child.join(timeout=60)
 

@@ -233,7 +233,7 @@ def launch(folder: Path, python: Path) -> list[subprocess.Popen[bytes]]:
     return servers
 
 
-def wait_ready(endpoint: str, servers: list[subprocess.Popen[bytes]], folder: Path, seconds: float = 60) -> None:
+def wait_ready(endpoint: str, servers: list[subprocess.Popen[bytes]], folder: Path, seconds: float = 300) -> None:
     """Until the proxy answers. Raises LauncherError when a server died or the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -257,7 +257,7 @@ def check_alive(servers: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 def create_bucket(endpoint: str, secret: str, bucket: str) -> None:
     """Create a bucket; no error when it exists."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         # The old signature of S3 (version 2) needs three lines; boto3 is not at hand here.
         date = formatdate(usegmt=True)
