@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# The processes of a parallel test run have the width of a terminal, which tables would be cut to.
+os.environ.pop("COLUMNS", None)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports Ray, torch or MLflow: the values are read once.
