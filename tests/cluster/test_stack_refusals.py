@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +13,35 @@ from typing import Any
 
 import pytest
 
-STACK = Path(__file__).resolve().parents[2] / "cluster" / "stack.py"
+CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules of the command, as they find each other when it is run."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(CLUSTER)
 
 
 @pytest.fixture
-def stack(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = importlib.util.spec_from_file_location("stack", STACK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "stack", module)
-    spec.loader.exec_module(module)
-    return module
+def stack() -> ModuleType:
+    return importlib.import_module("stack")
+
+
+@pytest.fixture
+def services() -> ModuleType:
+    return importlib.import_module("stack_services")
 
 
 def test_a_machine_without_postgresql_is_told_what_to_install(
-    stack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stack: ModuleType,
+    services: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(stack, "find_spec", lambda name: name)
-    monkeypatch.setattr(stack.shutil, "which", lambda name, path: None)
+    monkeypatch.setattr(services.shutil, "which", lambda name, path: None)
     assert stack.main(["up", "--folder", str(tmp_path / "stack")]) == 1
     said = capsys.readouterr().err
     assert "initdb and postgres were not found" in said and "apt install postgresql" in said and "--sqlite" in said
@@ -40,10 +52,10 @@ def test_a_machine_without_postgresql_is_told_what_to_install(
 
 
 @pytest.mark.parametrize("sqlite", [False, True])
-def test_mlflow_keeps_its_numbers_in_postgresql_or_in_a_file(stack: ModuleType, sqlite: bool, tmp_path: Path) -> None:
+def test_mlflow_keeps_numbers_in_postgresql_or_a_file(services: ModuleType, sqlite: bool, tmp_path: Path) -> None:
     commands: list[list[str]] = []
 
-    class Started(stack.Stack):
+    class Started(services.Stack):
         def start(self, name: str, command: list[str], **given: Any) -> None:
             commands.append(command)
 
@@ -52,8 +64,8 @@ def test_mlflow_keeps_its_numbers_in_postgresql_or_in_a_file(stack: ModuleType, 
 
     started = Started(tmp_path, tmp_path)
     if not sqlite:
-        started.variables["WSSS_STUDY"] = stack.database_address(5432, "studies")
-    address = stack.start_mlflow(started)
+        started.variables["WSSS_STUDY"] = services.database_address(5432, "studies")
+    address = services.start_mlflow(started)
     (command,) = commands
     database = command[command.index("--backend-store-uri") + 1]
     expected = f"sqlite:///{tmp_path}/mlflow.db" if sqlite else "postgresql+psycopg2://wsss@127.0.0.1:5432/mlflow"
@@ -69,18 +81,19 @@ def test_down_without_a_stack_says_so(stack: ModuleType, tmp_path: Path, capsys:
     assert "nothing runs" in capsys.readouterr().out
 
 
-def test_what_stems_from_a_process_is_found_and_killed(stack: ModuleType) -> None:
+def test_what_stems_from_a_process_is_found() -> None:
+    processes = importlib.import_module("stack_processes")
     code = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print('up', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        found = stack.descendants()
+        found = processes.descendants()
         assert child.pid in found and any(
             Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"sleep") for process in found
         )
         for process in found:
             if process == child.pid or Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"sleep"):
-                stack.os.kill(process, stack.signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("cpus", ["0", "-1", "two", "1e3"])

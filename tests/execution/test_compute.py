@@ -15,7 +15,8 @@ from wsss.execution.cluster import ClusterError
 from wsss.execution.compute import StageError, compute_stage
 from wsss.store import DamagedArtifact
 
-PLANNED: Any = SimpleNamespace(stage=SimpleNamespace(name="cam"))
+PLANNED: Any = SimpleNamespace(stage=SimpleNamespace(name="cam", files={}))
+NOBODY: Any = SimpleNamespace(execution=None, message=print)
 LOST = RayTaskError(
     "_run_shard", "Traceback (most recent call last)\nOSError: [Errno 5] Input/output error", OSError(5)
 )
@@ -25,9 +26,8 @@ def compute_and_fail(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise error
 
-    nobody: Any = None
-    monkeypatch.setattr(compute, "_compute", fail)
-    compute_stage(nobody, PLANNED, {}, nobody, nobody, "", {})
+    monkeypatch.setattr(compute, "fetch_missing", fail)
+    compute_stage(NOBODY, PLANNED, {}, NOBODY, NOBODY, "", {})
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=_hear_interrupts,
             )
 
     @property
@@ -252,6 +253,11 @@ class Scene:
             if cursor.offset < events.stat().st_size or cursor.rejected:
                 found.append(f"{events.parent.parent.name}: {cursor.offset} of {events.stat().st_size} bytes")
         return found
+
+
+def _hear_interrupts() -> None:
+    """A command of a script's background ignores SIGINT, and what it starts would too: a terminal's does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _manifests(paths: Iterable[str]) -> list[str]:

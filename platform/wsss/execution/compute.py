@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ray.exceptions import RayError
@@ -55,76 +56,72 @@ def compute_stage(
         ClusterError: Ray itself failed.
         StageError: the stage raised something else.
     """
+    with _as_one_message(planned.stage.name):
+        stage, execution = planned.stage, prepared.execution
+        fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
+        job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts, execution.mode)
+        started = time.monotonic()
+        if isinstance(stage, ImportStage):
+            observer.start(stage.name, 1, "file")
+            artifact = run_import_stage(job, prepared.dataset, run_id)
+            tracked.finish("FINISHED")
+            observer.finish(stage.name, time.monotonic() - started, "released model taken in")
+            return artifact
+        workers, resources = stage_resources(stage, execution, current_cluster())
+        gpu = resources.gpus > 0
+        if not isinstance(stage, TrainStage):
+            workers = tasks_of(stage, workers, planned.images)
+            wait_for_first_node(stage.name, workers, resources, observer.message)
+        check_nodes(stage.name, prepared.dataset, tuple(stage.files.values()), observer.message)
+        started = time.monotonic()  # what nodes and data take to come is no cost of the stage
+        facts: dict[str, Any] = {}
+        if isinstance(stage, TrainStage):
+            facts = _train(prepared, job, workers, resources, observer, tracked)
+        elif isinstance(stage, MapStage):
+            observer.start(stage.name, len(job.view.names), "images")
+            facts = run_map_stage(
+                job, workers, gpu, lambda done, total: observer.update(stage.name, done), observer.message
+            )
+        else:
+            observer.start(stage.name, 1, "pass")
+            run_reduce_stage(job, observer.message)
+        seconds = time.monotonic() - started - facts.get("waited_seconds", 0.0)
+        artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
+        metrics = load_metrics(artifact) if isinstance(stage, ReduceStage) else {}
+        tracked.metrics(metrics)
+        preview = stage.preview if isinstance(stage, TrainStage) else None
+        if isinstance(stage, TrainStage) and preview is None:
+            remove_checkpoints(prepared.checkpoints, prepared.store, stage, planned.key)
+        if not facts.get("resumed_images") and not facts.get("resumed_steps") and preview is None:
+            CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
+        tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
+        tracked.finish("FINISHED")
+        observer.finish(stage.name, seconds, _summary(stage, facts, metrics))
+        return artifact
+
+
+@contextmanager
+def _as_one_message(stage: str) -> Iterator[None]:
+    """Raise what Ray, or the code of a stage, raises without a remedy as an error that has one."""
+    kept = "finished shards and checkpoints are kept"
     try:
-        return _compute(prepared, planned, artifacts, observer, tracked, run_id, code)
+        yield
     except WsssError:
         raise
     except RayError as error:  # before OSError: some of Ray's are both
         raise ClusterError(
             f"Ray failed: {last_line(error)}",
-            f"stage {planned.stage.name}",
-            "run the same command again: finished shards and checkpoints are kept; `WSSS_DEBUG=1` shows more",
+            f"stage {stage}",
+            f"run the same command again: {kept}; `WSSS_DEBUG=1` shows more",
         ) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:
         raise StageError(
             f"{type(error).__name__}: {error}",
-            f"stage {planned.stage.name}",
-            "`WSSS_DEBUG=1` shows where in the program it was; finished shards and checkpoints are kept",
+            f"stage {stage}",
+            f"`WSSS_DEBUG=1` shows where in the program it was; {kept}",
         ) from error
-
-
-def _compute(
-    prepared: PreparedRun,
-    planned: PlannedStage,
-    artifacts: Mapping[str, Artifact],
-    observer: RunObserver,
-    tracked: StageLog,
-    run_id: str,
-    code: Mapping[str, Any],
-) -> Artifact:
-    stage, execution = planned.stage, prepared.execution
-    fetch_missing(stage.files.values(), observer.message)  # a setting of a sweep may need a file of its own
-    job = bind_job(stage, planned.key, prepared.dataset, prepared.store, artifacts, execution.mode)
-    started = time.monotonic()
-    if isinstance(stage, ImportStage):
-        observer.start(stage.name, 1, "file")
-        artifact = run_import_stage(job, prepared.dataset, run_id)
-        tracked.finish("FINISHED")
-        observer.finish(stage.name, time.monotonic() - started, "released model taken in")
-        return artifact
-    workers, resources = stage_resources(stage, execution, current_cluster())
-    gpu = resources.gpus > 0
-    if not isinstance(stage, TrainStage):
-        workers = tasks_of(stage, workers, planned.images)
-        wait_for_first_node(stage.name, workers, resources, observer.message)
-    check_nodes(stage.name, prepared.dataset, tuple(stage.files.values()), observer.message)
-    started = time.monotonic()  # what nodes and data take to come is no cost of the stage
-    facts: dict[str, Any] = {}
-    if isinstance(stage, TrainStage):
-        facts = _train(prepared, job, workers, resources, observer, tracked)
-    elif isinstance(stage, MapStage):
-        observer.start(stage.name, len(job.view.names), "images")
-        facts = run_map_stage(
-            job, workers, gpu, lambda done, total: observer.update(stage.name, done), observer.message
-        )
-    else:
-        observer.start(stage.name, 1, "pass")
-        run_reduce_stage(job, observer.message)
-    seconds = time.monotonic() - started - facts.get("waited_seconds", 0.0)
-    artifact = publish_stage(job, seconds, workers, gpu, facts, run_id, code)
-    metrics = load_metrics(artifact) if isinstance(stage, ReduceStage) else {}
-    tracked.metrics(metrics)
-    preview = stage.preview if isinstance(stage, TrainStage) else None
-    if isinstance(stage, TrainStage) and preview is None:
-        remove_checkpoints(prepared.checkpoints, prepared.store, stage, planned.key)
-    if not facts.get("resumed_images") and not facts.get("resumed_steps") and preview is None:
-        CostHistory(prepared.request.home.absolute() / "costs.json").record(stage, planned.images, seconds)
-    tracked.metrics({"seconds": seconds, **{name: float(value) for name, value in facts.items()}})
-    tracked.finish("FINISHED")
-    observer.finish(stage.name, seconds, _summary(stage, facts, metrics))
-    return artifact
 
 
 def _train(
