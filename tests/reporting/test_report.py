@@ -90,7 +90,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.sources += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
         self.anchors += [value[1:] for name, value in attrs if name == "href" and value and value[0] == "#"]
-        self.ids += [value for name, value in attrs if name == "id"]
+        self.ids += [value for name, value in attrs if name == "id" and value]
         if tag not in ("img", "meta"):
             self.open.append(tag)
 

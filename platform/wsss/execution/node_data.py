@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._raylet import RAY_NODE_ID_KEY  # pyright: ignore[reportAttributeAccessIssue]
+from ray.exceptions import RayError
 
 from wsss.data.dataset import Dataset
 from wsss.data.errors import DataError
@@ -65,8 +67,8 @@ def check_nodes(stage: str, dataset: Dataset, files: Sequence[Path], tell: Tell)
     problems = []
     for known, (node, reference) in asked.items():
         try:
-            received = ray.get(reference)
-        except ray.exceptions.RayError as error:
+            received: Any = ray.get(reference)
+        except RayError as error:
             if node["NodeID"] in {each["NodeID"] for each in ray.nodes() if each["Alive"]}:
                 problems.append(f"node {node['NodeManagerAddress']}: {str(error).strip().splitlines()[-1]}")
             continue  # else it is gone, and with it the question

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import CheckpointError
 from wsss.pipeline import StageContext
 from wsss.recipe import RecipeError, load_recipe
@@ -110,9 +111,14 @@ def test_trained_norms_are_those_of_all_workers() -> None:
 
 
 def test_only_a_head_on_stored_norms_begins_small() -> None:
+    kinds: tuple[tuple[str, Normalization], ...] = (
+        ("vgg16", "frozen"),
+        ("mobilenet_v2", "batch"),
+        ("mobilenet_v2", "frozen"),
+    )
+    networks = [Classifier(backbone, head_width=32, normalization=norm) for backbone, norm in kinds]
     published, trained, stored = (
-        Classifier(backbone, head_width=32, normalization=norm).extra_convs[-1].weight.std().item()
-        for backbone, norm in (("vgg16", "frozen"), ("mobilenet_v2", "batch"), ("mobilenet_v2", "frozen"))
+        network.get_parameter(f"extra_convs.{len(network.extra_convs) - 1}.weight").std().item() for network in networks
     )
     assert published == pytest.approx(trained, rel=0.2) and published > 0.25, "Kaiming's fan out, of 20 classes"
     assert stored == pytest.approx(0.01, rel=0.2)
@@ -121,5 +127,6 @@ def test_only_a_head_on_stored_norms_begins_small() -> None:
 def test_mobilenet_sees_what_its_weights_learned() -> None:
     """Its last stride is a dilation: ImageNet's neighbours are two positions apart."""
     body = Classifier("mobilenet_v2", width=0.125, head_width=8).features
-    dilations = [layer.dilation[0] for layer in body.modules() if getattr(layer, "kernel_size", None) == (3, 3)]
+    layers = (layer for layer in body.modules() if isinstance(layer, torch.nn.Conv2d))
+    dilations = [layer.dilation[0] for layer in layers if layer.kernel_size == (3, 3)]
     assert dilations[-4:] == [1, 2, 2, 2] and set(dilations[:-3]) == {1}
