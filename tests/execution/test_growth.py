@@ -24,8 +24,11 @@ def test_the_file_that_the_autoscaler_of_this_ray_reads(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(CONFIG)
     options = ["--gcs-address=10.9.8.7:1", f"--autoscaling-config={file}"]
-    monitor = subprocess.Popen([sys.executable, "-c", "input()", *options], stdin=subprocess.PIPE)
+    program = "print('ready', flush=True); input()"
+    monitor = subprocess.Popen([sys.executable, "-c", program, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        # /proc shows no command line for a moment after a process has been started.
+        assert monitor.stdout is not None and monitor.stdout.readline() == b"ready\n"
         config = autoscaler_configuration("10.9.8.7:1")
         assert config is not None and set(config["available_node_types"]) == {"head", "cpu"}
         assert autoscaler_configuration("10.9.8.7:2") is None, "another Ray's"
