@@ -16,7 +16,7 @@ reproduce: $(VENV)/.installed  ## install and reproduce METHOD (default: ssc) on
 	$(BIN)/python reproduce.py --method $(METHOD) $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install with the test tools and run the test suite; ARGS="-m slow" runs the slow ones
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check .

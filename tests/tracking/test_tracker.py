@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ from tests.tracking.reading import Tracked
 
 from wsss.tracking import TrackingError, default_uri, open_tracker, sync
 from wsss.tracking.spool import read_events, tracking_folder
+from wsss.tracking.view import VIEW_TAG, ExperimentView, page_of, view_of
 
 EXPERIMENT = "voc2012/ssc"
 
@@ -70,6 +72,38 @@ def test_everything_of_a_run_arrives(home: Path, tracked: Tracked, tmp_path: Pat
     record = (home / "runs" / "r1" / "tracking" / "events.jsonl").read_text()
     assert "hunter2" not in record and "u:p@" not in record
     assert not list(Path.cwd().iterdir()), "tracking wrote into the working folder"
+
+
+def test_the_page_of_an_experiment_shows_what_its_runs_ask_for(home: Path, tracked: Tracked) -> None:
+    note = "All runs."
+    for run, view in (
+        ("r1", ExperimentView(("cam/miou_train", "segmentation/miou_val"))),
+        ("r2", ExperimentView(("segmentation/miou_val", "walk/miou_train"), ("walk.beta",))),
+        ("r3", None),
+    ):
+        tracker = open_tracker(None, home, EXPERIMENT, note, view)
+        tracker.run(run, key=run).finish()
+        assert tracker.close(60).complete
+    experiment = tracked.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    shown = view_of(experiment.tags[VIEW_TAG])
+    assert shown == ExperimentView(("cam/miou_train", "segmentation/miou_val", "walk/miou_train"), ("walk.beta",))
+    charts = json.loads(experiment.tags[VIEW_TAG])["compareRunCharts"]
+    assert [chart["type"] for chart in charts] == ["PARALLEL", "BAR", "BAR", "BAR"]
+    assert page_of(experiment.experiment_id) in experiment.tags["mlflow.note.content"]
+    tracked.client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "my own words")
+    tracked.client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, "somebody's own")
+    tracker = open_tracker(None, home, EXPERIMENT, note, ExperimentView(("cam/miou_train",)))
+    tracker.run("r4", key="r4").finish()
+    assert tracker.close(60).complete
+    experiment = tracked.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None and experiment.tags["mlflow.note.content"] == "my own words"
+    assert view_of(experiment.tags[VIEW_TAG]) == ExperimentView(("cam/miou_train",))
+
+
+def test_the_view_of_many_numbers_fits_into_a_tag() -> None:
+    many = ExperimentView(tuple(f"{'stage' * 8}{n}/miou_train" for n in range(99)), tuple(f"p{n}" for n in range(99)))
+    assert len(ExperimentView().joined(many).text()) < 20_000
 
 
 def test_a_missing_database_is_created_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

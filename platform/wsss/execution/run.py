@@ -32,6 +32,7 @@ from wsss.store import Artifact, DamagedArtifact
 from wsss.tracking.names import reproductions
 from wsss.tracking.spool import TrackingError
 from wsss.tracking.tracker import TrackedRun, Tracker, open_tracker
+from wsss.tracking.view import ExperimentView
 from wsss.weights import fetch_missing
 
 # Times that a run computes damaged inputs again: a disk that damages all that is written would never end.
@@ -86,6 +87,7 @@ def execute_run(prepared: PreparedRun, observer: RunObserver) -> RunResult:
         reproductions(prepared.dataset.name),
         note=f"All reproductions on {prepared.dataset.name}, one run for each method, recipe and seed; its stages are "
         "nested in it. Choose runs and press Compare. The same table with paired differences: `wsss compare`.",
+        view=ExperimentView(prepared.pipeline.headline),
     )
     parent = tracker.run(
         key=record.run_id,

@@ -72,6 +72,7 @@ class NodeWatch:
         self._limit = wait_seconds()
         self.grows = current_cluster().grows
         self._alive = _alive()
+        self._own = ray.get_runtime_context().get_node_id()
         self._looked = time.monotonic()
         self._since: float | None = None
         self.waited = 0.0
@@ -90,13 +91,21 @@ class NodeWatch:
             lost: said behind a lost node.
 
         Raises:
-            NodesMissingError: it has waited for longer than it may.
+            NodesMissingError: it has waited for longer than it may, or the node of this process is lost: without it
+                no task starts again.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
         before, self._alive = self._alive, _alive()
+        if self._own in before and self._own not in self._alive:
+            raise NodesMissingError(
+                "Ray's node of this command (its raylet process) has died",
+                f"stage {self._stage}",
+                "finished stages and shards are kept, the same command continues; look for what ended it (killed, or "
+                "out of memory: `dmesg`)",
+            )
         for node in _ended(set(before) - set(self._alive)):
             size = before[node["NodeID"]]
             self._say(f"lost node {node['NodeManagerAddress']} ({_size(size)}){f'; {lost}' if lost else ''}")

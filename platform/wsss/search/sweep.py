@@ -40,12 +40,13 @@ from wsss.search.records import (
 )
 from wsss.search.request import PreparedSweep, SweepError, racing
 from wsss.search.space.pipelines import metric_stage
-from wsss.search.study.ledger import Ledger
+from wsss.search.study.ledger import Ledger, tracked
 from wsss.store import Artifact, DamagedArtifact
 from wsss.tracking.names import sweep_experiment
 from wsss.tracking.provenance import collect_provenance
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import open_tracker
+from wsss.tracking.view import ExperimentView
 from wsss.weights import fetch_missing
 
 
@@ -79,6 +80,7 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
             note=f"The sweep `{record.sweep_id}`: {record.method}, space `{record.space_name}`, number "
             f"`{record.metric}`. Its trials are nested in one run; choose them and press Compare for parallel "
             "coordinates. The report is among the artifacts of that run.",
+            view=ExperimentView((tracked(record.metric), record.metric), tuple(each.key for each in prepared.keys)),
         )
         ledger = Ledger(record, folder, tracker, request.study_url or f"sqlite:///{folder / STUDY_FILE}")
         try:

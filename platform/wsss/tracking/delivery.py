@@ -32,6 +32,7 @@ from wsss.tracking.location import artifact_root, sqlite_path, sqlite_uri
 from wsss.tracking.names import NOTE_TAG
 from wsss.tracking.redact import redact_text
 from wsss.tracking.spool import ROOT, Cursor, Event, RecordLost, kept_file, tracking_folder
+from wsss.tracking.view import VIEW_TAG, ExperimentView, page_of, view_of
 
 RUN_ID_TAG = "wsss.run_id"
 RUN_KEY_TAG = "wsss.run_key"
@@ -84,6 +85,16 @@ class Destination:
                     self.client.restore_experiment(found.experiment_id)
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
+
+    def show(self, experiment_id: str, view: ExperimentView, note: str) -> None:
+        """Let the page of an experiment show this too, and its note lead there unless somebody has changed the note."""
+        tags = self.client.get_experiment(experiment_id).tags
+        before = view_of(tags.get(VIEW_TAG, ""))
+        if before.joined(view) != before:
+            self.client.set_experiment_tag(experiment_id, VIEW_TAG, before.joined(view).text())
+        if note and tags.get(NOTE_TAG, "") == note:
+            link = f"\n\n[The main numbers as charts]({page_of(experiment_id)})"
+            self.client.set_experiment_tag(experiment_id, NOTE_TAG, note + link)
 
 
 class RunDelivery:
@@ -145,6 +156,9 @@ class RunDelivery:
     def _open(self, event: Event) -> None:
         run = event["run"]
         experiment_id = self._destination.experiment_id(event["experiment"], event.get("experiment_note", ""))
+        if view := event.get("experiment_view"):
+            shown = ExperimentView(tuple(view["metrics"]), tuple(view["params"]))
+            self._destination.show(experiment_id, shown, event["experiment_note"])
         tags = event["tags"] | _identity_tags(self._run_id, run)
         if event["parent"]:
             tags["mlflow.parentRunId"] = self._parent_id(event["parent"], experiment_id)

@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,16 @@ from wsss.tracking.names import NOTE_TAG, flatten_params, metric_name, tag_texts
 from wsss.tracking.redact import redact_text
 from wsss.tracking.sender import Outbox, TrackingReport, process_sender, report
 from wsss.tracking.spool import ROOT, Event, Spool, TrackingError, now_ms
+from wsss.tracking.view import ExperimentView
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _POINTS_PER_EVENT = 500
 _CLOSE_SECONDS = 15.0
 
 
-def open_tracker(uri: str | None, home: Path, experiment: str, note: str = "") -> Tracker:
+def open_tracker(
+    uri: str | None, home: Path, experiment: str, note: str = "", view: ExperimentView | None = None
+) -> Tracker:
     """A tracker for one experiment (`wsss.tracking.names`).
 
     Args:
@@ -35,6 +39,7 @@ def open_tracker(uri: str | None, home: Path, experiment: str, note: str = "") -
         home: folder of runs and records.
         experiment: MLflow experiment; created when missing.
         note: what people read above the list of its runs, Markdown; written when the experiment is created.
+        view: what its page shows first, behind what runs before asked for.
 
     Raises:
         TrackingError: the address cannot work (whether its server answers is not asked here), or no experiment name.
@@ -45,17 +50,20 @@ def open_tracker(uri: str | None, home: Path, experiment: str, note: str = "") -
             f"The experiment name {experiment!r} is not usable.", "", "Use a name of 1 to 250 characters."
         )
     bound_requests()
-    return Tracker(check_uri(uri or default_uri(home)), home, experiment, note)
+    return Tracker(check_uri(uri or default_uri(home)), home, experiment, note, view)
 
 
 class Tracker:
     """Runs of one experiment at one address; call `close` at the end."""
 
-    def __init__(self, uri: str, home: Path, experiment: str, note: str = "") -> None:
+    def __init__(
+        self, uri: str, home: Path, experiment: str, note: str = "", view: ExperimentView | None = None
+    ) -> None:
         self.uri = uri
         self.home = home
         self.experiment = experiment
         self.note = note
+        self.view = view
         self._outboxes: dict[str, Outbox] = {}
         self._mutex = threading.RLock()
 
@@ -99,6 +107,7 @@ class Tracker:
                 "name": name,
                 "experiment": self.experiment,
                 "experiment_note": self.note,
+                "experiment_view": None if self.view is None or parent_id else asdict(self.view),
                 "uri": redact_text(self.uri),
                 "parent": {"run_id": parent_id, "run": parent_part or ROOT} if parent_id else None,
                 "tags": _source_tags(tags or {}) | tag_texts({**(tags or {}), NOTE_TAG: note}),

@@ -236,11 +236,11 @@ class Ledger:
                 for name in (*_NUMBERS, "low", "high", "cost_seconds", "spent_seconds")
                 if (value := getattr(trial, name)) is not None
             },
-            **{f"search/{name.replace('/', '_')}": value for name, value in trial.values.items()},
+            **{tracked(name): value for name, value in trial.values.items()},
         }
         if trial.race is not None and trial.race.estimate is not None:
             # So that trials that lost a race have their line among the parallel coordinates.
-            numbers[f"search/{self.record.metric.replace('/', '_')}"] = trial.race.estimate
+            numbers[tracked(self.record.metric)] = trial.race.estimate
         run.metrics(numbers)
         for name in dict.fromkeys(each.metric for each in trial.previews):
             seen = [(each.epoch, each.value) for each in trial.previews if each.metric == name]
@@ -258,6 +258,11 @@ class Ledger:
                 nested.metrics({"seconds": stage.seconds})
                 nested.finish("FINISHED")
         run.finish("FAILED" if trial.status == "failed" else "KILLED" if trial.status == "pruned" else "FINISHED")
+
+
+def tracked(metric: str) -> str:
+    """Name of the number that a trial is judged by, in MLflow."""
+    return f"search/{metric.replace('/', '_')}"
 
 
 def _open_study(record: SweepRecord, url: str) -> optuna.Study:
