@@ -93,8 +93,9 @@ class Destination:
         if before.joined(view) != before:
             self.client.set_experiment_tag(experiment_id, VIEW_TAG, before.joined(view).text())
         if note and tags.get(NOTE_TAG, "") == note:
-            link = f"\n\n[The main numbers as charts]({page_of(experiment_id)})"
-            self.client.set_experiment_tag(experiment_id, NOTE_TAG, note + link)
+            # First of all: of a folded note the page shows one line.
+            link = f"[The main numbers as charts]({page_of(experiment_id)})"
+            self.client.set_experiment_tag(experiment_id, NOTE_TAG, f"{link}. {note}")
 
 
 class RunDelivery:
