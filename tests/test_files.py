@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -105,6 +106,16 @@ def test_only_durable_writes_wait_for_the_disk(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "file").unlink()
     write_file(tmp_path / "file", b"x", durable=True)
     assert synced == [False, True]  # the content before the rename, the folder after it
+
+
+def test_a_disk_that_refuses_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "record.json"
+    with pytest.raises(OSError, match="No space left") as caught, unfinished(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(target)
+    with pytest.raises(OSError) as caught, unfinished(target):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert caught.value.filename is None
 
 
 def test_unfinished_files_of_living_writers_stay(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ writer holds a lock on the unfinished file. When the writer dies, the lock is fr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 UNFINISHED = ".writing-"
+# Of these the system does not say which file it was, when an open file is written.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class LockHeld(Exception):
@@ -49,7 +52,11 @@ def write_json(target: Path, content: Any, *, sort_keys: bool = False) -> None:
 
 @contextmanager
 def unfinished(target: Path) -> Iterator[Path]:
-    """A new, empty file beside `target`, to be filled and handed to `finish`; without that it is removed at the end."""
+    """A new, empty file beside `target`, to be filled and handed to `finish`; without that it is removed at the end.
+
+    Raises:
+        OSError: also that of the block; it names the target when the disk refuses.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f"{UNFINISHED}{target.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     alive = _lock(path)
@@ -57,6 +64,10 @@ def unfinished(target: Path) -> Iterator[Path]:
         with suppress(OSError):  # where a file system has no locks, the rubbish of a dead writer stays
             alive.acquire(timeout=0)  # creates the file
         yield path
+    except OSError as error:
+        if error.errno in _DISK_ERRORS and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         with suppress(OSError):
             path.unlink()

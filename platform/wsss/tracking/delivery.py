@@ -55,8 +55,10 @@ class Destination:
 
     def __init__(self, uri: str, home: Path) -> None:
         # Migrations and retries are our business: their progress lines do not belong in a run's output.
-        for logger in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        for logger in ("alembic", "urllib3.connectionpool"):
             logging.getLogger(logger).setLevel(logging.ERROR)
+        # Of a database that refuses MLflow prints a traceback and raises; what it raises is the reason that people see.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.home = home
         database = sqlite_path(uri)
         if database is not None:

@@ -144,10 +144,13 @@ class Spool:
             self.recorded(event["run"]).apply(event)
 
     def sync_to_disk(self) -> None:
-        """fsync what was appended since the last call."""
+        """fsync what was appended since the last call. TrackingError: the disk refuses."""
         with self.mutex:
             if self._unsynced and not self._file.closed:
-                os.fsync(self._file.fileno())
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    raise _disk_error(self.folder, error) from error
                 self._unsynced = False
 
     def keep_file(self, source: Path) -> str:
