@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -96,6 +97,7 @@ class Outbox:
         self.reason = ""
         self.failures = 0
         self.failed_at = 0.0
+        self._warned = False
         self.empty = threading.Event()
         self._delivery: RunDelivery | None = None
 
@@ -154,7 +156,8 @@ class Outbox:
         self.reason = _first_line(error)
         if isinstance(error, RecordLost):
             self.cursor = Cursor(self.address)
-        elif self.failures == 1:
+        elif not self._warned:  # once; what is unsent is said at the end as well
+            self._warned = True
             _log.warning(
                 "tracking of %s cannot reach %s (%s); the run goes on, its numbers are in %s",
                 self.spool.run_id,
@@ -309,4 +312,6 @@ def report(outboxes: Iterable[Outbox], address: str, home: Path) -> TrackingRepo
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    # SQLAlchemy begins with advice to programmers; what the database said stands behind the name of its error.
+    lines = [line for line in lines if re.match(r"\([\w.]+\) ", line)] or lines
     return redact_text(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")[:400]

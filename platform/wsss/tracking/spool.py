@@ -135,7 +135,7 @@ class Spool:
             try:
                 written = self._file.write(line)
                 if written != len(line):
-                    raise OSError(f"wrote {written} of {len(line)} bytes")
+                    raise OSError(f"the disk is full, {written} of {len(line)} bytes were written")
             except OSError as error:
                 os.ftruncate(self._file.fileno(), self.size)
                 raise _disk_error(self.folder, error) from error
