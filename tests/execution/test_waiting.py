@@ -8,7 +8,7 @@ import pytest
 
 from wsss.execution import waiting
 from wsss.execution.nodes import Resources, present_cluster
-from wsss.execution.waiting import NodesMissingError, NodeWatch, wait_seconds
+from wsss.execution.waiting import NodesMissingError, NodeWatch, RayEndedError, wait_seconds
 
 
 class Played:
@@ -63,7 +63,7 @@ def test_nodes_that_are_there_and_busy_are_named_so(played: Played) -> None:
     watch = played.watch(workers=1)
     for second in (1, 5):
         played.now = 100.0 + second
-        watch.look(waiting=True)
+        watch.look(waiting=lambda: True)
     assert played.said == ["map: waits for 1 x (4 CPU), 1 of them here: 4.0 s of at most 30 min 00 s; "
                            "nodes that hold them are busy"]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_a_lost_node_is_one_line_and_an_idle_one_none(played: Played) -> None:
     assert played.said == ["map: lost node 10.0.0.b (8 CPU); its tasks start again"]
     played.end(0, reason=4)
     played.now += 2
-    watch.look(waiting=False)
+    watch.look(waiting=lambda: False)
     assert len(played.said) == 1
 
 
@@ -104,3 +104,25 @@ def test_the_wait_is_half_an_hour_unless_the_user_says_otherwise(monkeypatch: py
     assert wait_seconds() == 1800
     monkeypatch.setenv("WSSS_WAIT_MINUTES", "1.5")
     assert wait_seconds() == 90
+
+
+def test_a_ray_of_ones_own_that_has_lost_a_process_is_told_before_it_is_asked(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = played.watch()
+
+    class Node:
+        alive = True
+
+        def remaining_processes_alive(self) -> bool:
+            return self.alive
+
+    node = Node()
+    monkeypatch.setattr(waiting.worker, "_global_node", node)
+    played.now += 2
+    watch.look()
+    node.alive = False
+    monkeypatch.setattr(waiting.ray, "nodes", lambda: pytest.fail("Ray was asked"))
+    played.now += 2
+    with pytest.raises(RayEndedError, match="has lost one of its processes"):
+        watch.look()

@@ -21,7 +21,7 @@ from wsss.errors import WsssError
 from wsss.execution.growth import current_cluster
 from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
 from wsss.execution.reachable import check_address, session_folder
-from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
+from wsss.execution.waiting import WAIT_VARIABLE, own_ray_ended, wait_seconds
 from wsss.tracking.provenance import ray_job_config
 from wsss.tracking.redact import redact_text
 
@@ -33,6 +33,8 @@ _DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    # What is computed again after a lost node is no error on the screen; `NodeWatch` tells the node.
+    "RAY_enable_output_error_log_if_still_retry": "0",
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -173,7 +175,10 @@ def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
 
 def disconnect() -> None:
     """Leave the cluster, and end a Ray that `connect` started."""
-    if ray.is_initialized():
+    if own_ray_ended():
+        # Ray's own way to the end asks the raylet, and without one ends this process before its last words.
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    elif ray.is_initialized():
         ray.shutdown()
 
 

@@ -116,10 +116,9 @@ class _Watch:
         while not last:
             last = self._ended.wait(0.5)  # one more look after the end
             try:
-                self._show(*ray.get(self._board.news.remote(), timeout=5))
                 if not last and self.missing is None:
-                    waiting = waits_for_group(self._plan.workers, self._plan.each)
-                    self._nodes.look(waiting, f"was at step {self._step}, goes on from its last checkpoint")
+                    self._nodes.look(self._waiting, f"was at step {self._step}, goes on from its last checkpoint")
+                self._show(*ray.get(self._board.news.remote(), timeout=5))
             except NodesMissingError as error:
                 self.missing = error  # Train gives up at about the same time
             except (GetTimeoutError, RayError):
@@ -129,6 +128,9 @@ class _Watch:
                 if not last:
                     _interrupt()
                 return
+
+    def _waiting(self) -> bool:
+        return waits_for_group(self._plan.workers, self._plan.each)
 
     def _show(self, total: int, steps: Steps, starts: list[int]) -> None:
         for step in starts:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray._private import worker
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
@@ -30,6 +31,16 @@ Tell = Callable[[str], None]
 
 class NodesMissingError(WsssError):
     """The nodes that a stage asks for did not come."""
+
+
+class RayEndedError(WsssError):
+    """Ray ended while a stage ran on it."""
+
+
+def own_ray_ended() -> bool:
+    """Whether a process of the Ray that this process started has ended; without all of them nothing goes on."""
+    node = worker._global_node
+    return node is not None and not node.remaining_processes_alive()
 
 
 def wait_seconds() -> float:
@@ -72,7 +83,6 @@ class NodeWatch:
         self._limit = wait_seconds()
         self.grows = current_cluster().grows
         self._alive = _alive()
-        self._own = ray.get_runtime_context().get_node_id()
         self._looked = time.monotonic()
         self._since: float | None = None
         self.waited = 0.0
@@ -83,33 +93,34 @@ class NodeWatch:
         """Whether the workers would fit on the nodes of the last look, if nothing else ran there."""
         return self._cluster().slots_here(self._each) >= self._workers
 
-    def look(self, waiting: bool | None = None, lost: str = "") -> None:
+    def look(self, waiting: Callable[[], bool] | None = None, lost: str = "") -> None:
         """Tell of lost nodes and of a wait. Asks Ray at most once a second.
 
         Args:
-            waiting: whether the stage stands still; None: it does while its workers do not fit on the nodes.
+            waiting: tells whether the stage stands still; None: it does while its workers do not fit on the nodes.
             lost: said behind a lost node.
 
         Raises:
-            NodesMissingError: it has waited for longer than it may, or the node of this process is lost: without it
-                no task starts again.
+            NodesMissingError: it has waited for longer than it may.
+            RayEndedError: a process of the Ray that this command started has ended.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        before, self._alive = self._alive, _alive()
-        if self._own in before and self._own not in self._alive:
-            raise NodesMissingError(
-                "Ray's node of this command (its raylet process) has died",
+        # Before Ray is asked: it ends this process without a word when its raylet is gone.
+        if own_ray_ended():
+            raise RayEndedError(
+                "the Ray that this command started has lost one of its processes (killed, or out of memory)",
                 f"stage {self._stage}",
-                "finished stages and shards are kept, the same command continues; look for what ended it (killed, or "
-                "out of memory: `dmesg`)",
+                "the same command continues; finished stages and shards are kept, a training goes on from its last "
+                "checkpoint",
             )
+        before, self._alive = self._alive, _alive()
         for node in _ended(set(before) - set(self._alive)):
             size = before[node["NodeID"]]
             self._say(f"lost node {node['NodeManagerAddress']} ({_size(size)}){f'; {lost}' if lost else ''}")
-        if self.fits if waiting is None else not waiting:
+        if self.fits if waiting is None else not waiting():
             self.arrived()
             return
         self._since = self._since or now
@@ -160,7 +171,7 @@ def wait_for_first_node(stage: str, workers: int, each: Resources, tell: Tell) -
     group = placement_group([_bundle(each)] * workers, strategy="PACK")
     try:
         while not (group.wait(timeout_seconds=_LOOK_SECONDS) or watch.fits):
-            watch.look(waiting=True)
+            watch.look(waiting=lambda: True)
         watch.arrived()
     finally:
         remove_placement_group(group)
