@@ -18,9 +18,10 @@ class NoMount(Exception):
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A disk of its own at a folder."""
+    """A disk of its own at a folder: an ext4 file system in a file."""
 
     folder: Path
+    image: Path
 
     def fill(self) -> None:
         """Use up all that is free."""
@@ -33,8 +34,13 @@ class SmallDisk:
         self._filler.unlink(missing_ok=True)
 
     def allow_writing(self, allowed: bool) -> None:
-        """Mount it for reading only, or for writing again."""
-        _mount("-o", "remount,rw" if allowed else "remount,ro", str(self.folder))
+        """Let the file system refuse all writing, also to open files, as after a disk's error; or mount it again."""
+        if allowed:
+            _run("umount", str(self.folder))
+            _mount(self.image, self.folder)
+        else:
+            os.sync()  # what is not on the disk yet would be lost
+            _run("mount", "-o", "remount,abort", str(self.folder))
 
     @property
     def _filler(self) -> Path:
@@ -43,22 +49,33 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int = 70) -> Iterator[SmallDisk]:
-    """A disk in memory, mounted while the block runs. NoMount where that is not allowed."""
+    """A disk that is mounted while the block runs. NoMount where that is not allowed."""
     folder.mkdir(parents=True)
-    _mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder))
+    image = folder.with_name(f"{folder.name}.disk")
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    # No journal, no blocks that only root may fill.
+    _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image))
+    _mount(image, folder)
+    with suppress(OSError):
+        (folder / "lost+found").rmdir()
     try:
-        yield SmallDisk(folder)
+        yield SmallDisk(folder, image)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-def _mount(*words: str) -> None:
+def _mount(image: Path, folder: Path) -> None:
+    _run("mount", "-o", "loop", str(image), str(folder))
+
+
+def _run(*words: str) -> None:
     try:
-        done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise NoMount("there is no program mount") from error
+        raise NoMount(f"there is no program {words[0]}") from error
     if done.returncode:
-        raise NoMount(done.stderr.strip())
+        raise NoMount(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ class Scene:
     disk: SmallDisk | None = None
     connection: BadConnection | None = None
     server: MlflowServer | None = None
+    started: list[Command] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -167,7 +168,13 @@ class Scene:
         words = [self.script, *self.words, f"faults={self.faults}", *more]
         words += ["--home", str(self.home), "--store", self.store]
         environment = {**clean_environment(), "FAULTS": str(self.faults), **self.variables, **variables}
-        return Command(words, environment, self.faults)
+        self.started.append(Command(words, environment, self.faults))
+        return self.started[-1]
+
+    def give_up(self) -> None:
+        """End what a test that failed has left running."""
+        for command in self.started:
+            processes.all_ended(command.mark, 0)
 
     def plan(self, *faults: str) -> None:
         """Let faults happen: a file of that name in the folder of faults."""

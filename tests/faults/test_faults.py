@@ -94,7 +94,7 @@ class Scenes:
 
     def drop(self, kind: Kind) -> None:
         """The run has ended."""
-        del self._open[kind.there, kind.needs]
+        self._open.pop((kind.there, kind.needs), None)
 
     def unfinished(self) -> list[Scene]:
         """Scenes whose run has not ended."""
@@ -201,6 +201,20 @@ def test_it_is_told_and_costs_nothing(
     kind: Kind, scenes: Scenes, rows: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     scene = scenes.take(kind)
+    try:
+        rows[kind.fault] = see(kind, scene, scenes, request)
+    except BaseException:
+        scenes.drop(kind)  # nobody knows how far its run is
+        scene.give_up()
+        raise
+    if not WRITES:
+        assert rows[kind.fault] in TABLE.read_text(), (
+            f"write the table again, and read what changed: {rows[kind.fault]}"
+        )
+
+
+def see(kind: Kind, scene: Scene, scenes: Scenes, request: pytest.FixtureRequest) -> str:
+    """Let the fault happen, and check what a user sees and what it costs. Returns the row of the table."""
     finished = scene.finished()
     seen = kind.act(scene)
     text = f"exit code {seen.code} after {seen.seconds:.1f} s\n{seen.out[-3000:]}\n{seen.err[-6000:]}"
@@ -217,14 +231,11 @@ def test_it_is_told_and_costs_nothing(
     kind.remedy(scene)
     after = scene.finished()
     assert kind.lost or {path: after.get(path) for path in finished} == finished, "what was finished is gone"
-    rows[kind.fault] = row(kind, seen, sweep_kinds.kept(scene) if scene.script == "tune.py" else scene.kept(), scene)
+    found = row(kind, seen, sweep_kinds.kept(scene) if scene.script == "tune.py" else scene.kept(), scene)
     if seen.code == 0 or kind.lost:
         scenes.drop(kind)
         (check_ended_well if seen.code == 0 else continue_to_the_end)(scene, request)
-    if not WRITES:
-        assert rows[kind.fault] in TABLE.read_text(), (
-            f"write the table again, and read what changed: {rows[kind.fault]}"
-        )
+    return found
 
 
 def told(err: str) -> list[str]:
