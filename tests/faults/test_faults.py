@@ -152,7 +152,8 @@ def continue_to_the_end(scene: Scene, request: pytest.FixtureRequest) -> None:
     if scene.script == "reproduce.py":
         facts = {stage.name: stage.facts for stage in scene.record().stages}
         assert "checkpoints" not in kept or facts["toy_train"]["resumed_steps"] == 9, kept
-        assert "shards" not in kept or facts["toy_score"]["resumed_images"] == 16, kept
+        shards = re.search(r"([0-9]+) of 3 shards", kept)
+        assert shards is None or facts["toy_score"]["resumed_images"] == 8 * int(shards[1]), kept
     check_ended_well(scene, request)
 
 
