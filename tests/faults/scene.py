@@ -236,10 +236,14 @@ class Scene:
             for ref in store.list()
         }
 
+    def published(self) -> tuple[str, ...]:
+        """Stages that are in the store."""
+        manifests = _manifests(self.finished())
+        return tuple(stage for stage in STAGES if any(path.startswith(f"{stage}/") for path in manifests))
+
     def kept(self) -> str:
         """What the next command can go on from, in words."""
-        finished = self.finished()
-        published = [stage for stage in STAGES if any(path.startswith(f"{stage}/") for path in _manifests(finished))]
+        finished, published = self.finished(), self.published()
         parts = [f"{', '.join(published)} in the store"] if published else []
         if "toy_train" not in published and list(self.home.glob("checkpoints/toy_train-*/checkpoint_*")):
             parts.append("checkpoints of toy_train")
