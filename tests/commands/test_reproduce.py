@@ -10,7 +10,6 @@ from tests.commands.conftest import SMALL, Checkout
 from tests.contributing import EXAMPLE
 
 from wsss.commands import engine
-from wsss.commands.failures import exit_code_of
 from wsss.commands.reproduce import main
 from wsss.execution.nodes import present_cluster
 from wsss.run_record import find_runs
@@ -158,12 +157,18 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback() -> N
     assert process.wait(60) == 1 and process.stderr.read() == ""
 
 
-def test_interruption_says_that_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped() -> int:
-        raise KeyboardInterrupt
-
-    assert exit_code_of(stopped) == 130
-    assert "the same command continues" in capsys.readouterr().err
+def test_interruption_says_that_nothing_is_lost_and_hears_no_further_one() -> None:
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from wsss.commands.failures import exit_code_of\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "def stopped():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.exit(exit_code_of(stopped))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert "the same command continues" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_environment_without_the_packages_is_told_what_to_do(checkout: Checkout) -> None:

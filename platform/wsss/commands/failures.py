@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,9 @@ def exit_code_of(command: Callable[[], int]) -> int:
             print(f"\nerror: {_of_the_system(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # The end is near: one more Ctrl-C would only bring Ray's own way to it onto the screen.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
         return 130
 

@@ -54,7 +54,7 @@ def lease_single_flight(
             if _field(objects.read(path), "owner") == owner:
                 objects.remove(path)
         except StoreError as error:  # what was computed counts; the lease goes stale by itself
-            log.warning("could not release the lease %s: %s", path, error.what)
+            log.info("could not release the lease %s: %s", path, error.what)
 
 
 def _lease(owner: str, beat: int) -> bytes:
@@ -108,5 +108,5 @@ def _beat(objects: ConditionalWrites, path: str, owner: str, stop: threading.Eve
                 log.warning("the lease %s was taken over by another run; both compute the same content", path)
                 return
             objects.write(path, _lease(owner, beat))
-        except StoreError as error:  # the next beat tries again
-            log.warning("could not renew the lease %s: %s", path, error.what)
+        except StoreError as error:  # the next beat tries again; a store that stays away is told by the stage itself
+            log.info("could not renew the lease %s: %s", path, error.what)
