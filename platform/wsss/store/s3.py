@@ -90,7 +90,13 @@ class S3Files:
     cache: Path
     lease_seconds: float = 60.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "answered": _environment() in _answered}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # What has answered the driver has answered: its workers are as patient as it is.
+        if state.pop("answered", False):
+            _answered.add(_environment())
         home = os.environ.get("WSSS_HOME")
         own = {"cache": Path(home).expanduser().absolute() / "cache" / "store"} if home else {}
         for name, value in {**state, **own}.items():
