@@ -20,13 +20,15 @@ class BadConnection:
     """Stands between clients and an object store: passes on, or does what `set` says, from then on.
 
     good: everything is passed on. slow: every piece is a third of a second late. unavailable: the answer is 503.
-    cut: an answer ends after a few hundred bytes, on the next connections, as many as `cuts`. refused: nobody listens.
+    cut: an answer ends after a few hundred bytes, on every second connection, until there were `cuts`. refused: nobody
+    listens.
     """
 
     def __init__(self, endpoint: str) -> None:
         target = urlsplit(endpoint)
         self._target = (str(target.hostname), int(target.port or 80))
         self._mode, self.cuts, self.faults = "good", 0, 0
+        self._connections = 0
         self._open: set[socket.socket] = set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
@@ -81,7 +83,8 @@ class BadConnection:
                     pass
                 return
             limit = None
-            if self._mode == "cut" and self.cuts > 0:
+            self._connections += 1
+            if self._mode == "cut" and self.cuts > 0 and self._connections % 2:
                 self.cuts -= 1
                 self.faults += 1
                 limit = 600
