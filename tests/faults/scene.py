@@ -267,8 +267,9 @@ class Scene:
 
 
 def _hear_interrupts() -> None:
-    """A command of a script's background ignores SIGINT, and what it starts would too: a terminal's does not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A command of a script's background ignores SIGINT, and one under nohup SIGHUP: that of a terminal does not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _manifests(paths: Iterable[str]) -> list[str]:
