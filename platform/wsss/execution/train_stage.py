@@ -142,6 +142,13 @@ class _Watch:
             self._on_progress(total, steps)
 
 
+def _in_words(error: Exception) -> str:
+    """The reason of a failed training; of a process that died Ray tells what it might have been, at length."""
+    if "worker process has died" in str(error):
+        return "a worker died (killed, or out of memory: `dmesg` of its machine says which)"
+    return last_line(error)
+
+
 def _interrupt() -> None:
     """End what the main thread of a driver waits for, as SIGTERM does: `connect` turns it into KeyboardInterrupt.
 
@@ -208,7 +215,7 @@ def run_train_stage(job: StageJob, plan: TrainPlan, on_progress: OnSteps, tell: 
         if watch.missing is not None:
             raise watch.missing from None
         raise TrainingError(
-            f"training failed: {last_line(error)}",
+            f"training failed: {_in_words(error)}",
             f"stage {job.stage.name}",
             "run the same command to continue from the last checkpoint; WSSS_DEBUG=1 shows the workers' output",
         ) from error
