@@ -225,7 +225,7 @@ KINDS = (
     Kind("SIGTERM in a reduce stage", stop("toy_mean", TERM), 130, STOPPED, there=ALL_BEFORE_MEAN),
     Kind("SIGTERM and at once Ctrl-C in a map stage", stop("toy_score", TERM, 2), 130, STOPPED),
     Kind("the terminal is closed (SIGHUP) in a map stage", stop("toy_score", HUP, group=True), 129),
-    Kind("Ctrl-C half a second after the start", at_start(signal.SIGINT, 0.5), 130, STOPPED),
+    Kind("Ctrl-C half a second after the start", at_start(signal.SIGINT, 0.5), 130, "Stopped before it began."),
     Kind("Ctrl-C four seconds after the start", at_start(signal.SIGINT, 4.0), 130, STOPPED),
     Kind("all processes sleep for 15 s in a map stage and wake", sleep),
     Kind("the clock is an hour ahead, then an hour behind", move_clock),

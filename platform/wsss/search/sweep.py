@@ -6,7 +6,7 @@ The same request is the same sweep: killed at any point, it continues.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from wsss.search.records import (
     SWEEP_FILE,
     Best,
     ConfirmedTrial,
+    SearchedKey,
     SweepRecord,
     TrialRecord,
     load_sweep,
@@ -80,7 +81,7 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
             note=f"The sweep `{record.sweep_id}`: {record.method}, space `{record.space_name}`, number "
             f"`{record.metric}`. Its trials are nested in one run; choose them and press Compare for parallel "
             "coordinates. The report is among the artifacts of that run.",
-            view=ExperimentView((tracked(record.metric), record.metric), tuple(each.key for each in prepared.keys)),
+            view=ExperimentView((tracked(record.metric), record.metric), tuple(_varied(prepared.keys))),
         )
         ledger = Ledger(record, folder, tracker, request.study_url or f"sqlite:///{folder / STUDY_FILE}")
         try:
@@ -133,6 +134,11 @@ def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, obs
         on_trial=lambda trial: observer.trial(trial, ledger.record),
         show=observer.message,
     )
+
+
+def _varied(keys: Iterable[SearchedKey]) -> Iterator[str]:
+    """Keys that every trial has a value of: MLflow leaves a run without one out of parallel coordinates."""
+    return (each.key for each in keys if each.level in ("outer", "inner") and not each.conditions)
 
 
 def sweep_context(prepared: PreparedSweep, run_id: str, code: Mapping[str, Any]) -> SweepContext:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KEY = "main"
+TRIAL_TAG = "trial"  # its number, on the run of a trial
 VIEW_TAG = f"mlflow.sharedViewState.{KEY}"
 _SECTION = "main numbers"
 # Of the 20 000 characters that a tag may have, a chart takes about 300.
@@ -24,7 +25,8 @@ class ExperimentView:
 
     Attributes:
         metrics: names of metrics, each a bar chart and a column, in this order.
-        params: names of parameters; with them the first chart has parallel coordinates from these to the metrics.
+        params: names of parameters that the trials of a sweep differ by: the page then shows its trials, the best by
+            the first metric first, and begins with parallel coordinates from the parameters to that metric.
     """
 
     metrics: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ class ExperimentView:
                 showAllRuns=True,
             )
             charts.insert(0, parallel)
-        state = {
+        state: dict[str, Any] = {
             "selectedColumns": [
                 *(f"metrics.`{metric}`" for metric in self.metrics),
                 *(f"params.`{param}`" for param in self.params),
@@ -59,6 +61,10 @@ class ExperimentView:
             "compareRunSections": [{"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": True}],
             "isAccordionReordered": True,
         }
+        if self.params:
+            # Sorted by a metric, nested runs stand on their own and not folded into the run that they belong to.
+            state |= {"searchFilter": f"tags.{TRIAL_TAG} LIKE '%'", "orderByKey": f"metrics.`{self.metrics[0]}`"}
+            state["orderByAsc"] = False
         return json.dumps(state, separators=(",", ":"))
 
 

@@ -26,6 +26,7 @@ from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_
 from wsss.tracking.names import cut_text
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import Tracker
+from wsss.tracking.view import TRIAL_TAG
 
 COST = "cost_seconds"
 _NUMBER = "trial"
@@ -220,7 +221,7 @@ class Ledger:
         assert self._tracker is not None
         tags = {
             **_tags(self.record),
-            "trial": trial.number,
+            TRIAL_TAG: trial.number,
             "outer_key": trial.outer_key,
             "status": trial.status,
             "reason": trial.reason or None,
