@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from mlflow.tracking import MlflowClient
 from tests.search import planted_method
 from tests.search.planted_method import METRIC, QUALITY, PlantedRecipe
 
@@ -26,6 +27,9 @@ from wsss.search.records import BEST_FILE, STUDY_FILE, Rung, SweepRecord, TrialR
 from wsss.search.request import prepare_sweep
 from wsss.search.sweep import SweepObserver, run_sweep
 from wsss.store import open_store
+from wsss.tracking import default_uri
+from wsss.tracking.names import sweep_experiment
+from wsss.tracking.view import VIEW_TAG, view_of
 
 ROOT = Path(__file__).parents[2]
 PYTHON_PATH = os.pathsep.join(str(ROOT / folder) for folder in ("platform", "methods", ""))
@@ -144,6 +148,17 @@ def test_the_same_sweep_again_executes_nothing(home: Path, done: SweepRecord, tr
     assert (again.sweep_id, again.executed, again.asked) == (done.sweep_id, done.executed, done.asked)
     assert load_trials(folder_of(home, again)) == trials
     assert numbers_in_study(study_of(home, again)) == list(range(12))
+
+
+def test_the_page_of_a_sweep_shows_what_its_trials_differ_by(home: Path, done: SweepRecord) -> None:
+    client = MlflowClient(default_uri(home))
+    experiment = client.get_experiment_by_name(sweep_experiment(done.dataset, done.sweep_id))
+    assert experiment is not None
+    view = view_of(experiment.tags[VIEW_TAG])
+    runs = client.search_runs([experiment.experiment_id], json.loads(experiment.tags[VIEW_TAG])["searchFilter"])
+    assert len(runs) == len(load_trials(folder_of(home, done))) and view.params
+    for run in runs:  # MLflow leaves one out of parallel coordinates that lacks a value
+        assert set(view.params) <= set(run.data.params) and view.metrics[0] in run.data.metrics
 
 
 def test_another_sweep_over_the_same_trials_is_served_from_the_store(home: Path, done: SweepRecord) -> None:

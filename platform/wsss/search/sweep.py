@@ -81,7 +81,7 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
             note=f"The sweep `{record.sweep_id}`: {record.method}, space `{record.space_name}`, number "
             f"`{record.metric}`. Its trials are nested in one run; choose them and press Compare for parallel "
             "coordinates. The report is among the artifacts of that run.",
-            view=ExperimentView((tracked(record.metric), record.metric), tuple(_varied(prepared.keys))),
+            view=ExperimentView((tracked(record.metric), record.metric), tuple(_of_every_trial(prepared.keys))),
         )
         ledger = Ledger(record, folder, tracker, request.study_url or f"sqlite:///{folder / STUDY_FILE}")
         try:
@@ -136,7 +136,7 @@ def _evaluate(prepared: PreparedSweep, search: NestedSearch, ledger: Ledger, obs
     )
 
 
-def _varied(keys: Iterable[SearchedKey]) -> Iterator[str]:
+def _of_every_trial(keys: Iterable[SearchedKey]) -> Iterator[str]:
     """Keys that every trial has a value of: MLflow leaves a run without one out of parallel coordinates."""
     return (each.key for each in keys if each.level in ("outer", "inner") and not each.conditions)
 
