@@ -25,9 +25,13 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Use up all that is free."""
-        with self._filler.open("ab", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(_BLOCK)
+        for _ in range(4):  # what the file system had set aside for a file is free again once that is on the disk
+            with self._filler.open("ab", buffering=0) as file:
+                for block in (_BLOCK, b"\0"):
+                    with suppress(OSError):
+                        while True:
+                            file.write(block)
+                os.fsync(file.fileno())
 
     def free(self) -> None:
         """Give back what `fill` took."""
