@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class Destination:
             logging.getLogger(logger).setLevel(logging.ERROR)
         # Of a database that refuses MLflow prints a traceback and raises; what it raises is the reason that people see.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        # A server's client prints the address of every run that ends.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.home = home
         database = sqlite_path(uri)
         if database is not None:
