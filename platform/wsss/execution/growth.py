@@ -71,8 +71,9 @@ def _configuration(nodes: list[dict[str, Any]]) -> Mapping[str, Any] | None:
     head = [node for node in nodes if HEAD in node["Resources"]]
     if not head or head[0]["NodeID"] == context.get_node_id():
         return autoscaler_configuration(context.gcs_address)
-    # The driver is on another machine: a task on the head node looks there.
-    task = ray.remote(num_cpus=0, resources={HEAD: 0.001})(autoscaler_configuration)
+    # The driver is on another machine: a task on the head node looks there. DEFAULT: a trial of a sweep has reserved
+    # nothing of the head.
+    task = ray.remote(num_cpus=0, resources={HEAD: 0.001}, scheduling_strategy="DEFAULT")(autoscaler_configuration)
     try:
         return ray.get(task.remote(context.gcs_address), timeout=_ASK_SECONDS)
     except RayError:

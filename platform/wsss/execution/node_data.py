@@ -93,7 +93,7 @@ def _some(dataset: Dataset) -> tuple[str, ...]:
     return names[:: max(1, len(names) // _LOOKED_AT)][:_LOOKED_AT]
 
 
-@ray.remote(num_cpus=0, max_retries=1)
+@ray.remote(num_cpus=0, max_retries=1, scheduling_strategy="DEFAULT")
 def _look(wanted: _Wanted) -> int | WsssError:
     """Bytes that this node has fetched now; what it lacks."""
     try:

@@ -42,6 +42,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 RUNG, RUNG_VALUE = "rung", "rung_value"
+WORKER_FAILED = "the trial's worker died or failed repeatedly (`WSSS_DEBUG=1` shows its words)"
 Show = Callable[[str], None]
 
 
@@ -190,7 +191,7 @@ class SweepSearcher(Searcher):
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
                 pruned = outcome.race.text
             if outcome is None:
-                outcome = TrialOutcome(proposed.number, error="" if pruned else "the trial's worker died repeatedly")
+                outcome = TrialOutcome(proposed.number, error="" if pruned else WORKER_FAILED)
             trial = self._ledger.finish(outcome, pruned, pruned_at)
             self._search.tell(proposed.number, told_values(trial), pruned_at)
             self._on_trial(trial)
