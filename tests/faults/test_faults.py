@@ -263,11 +263,10 @@ def assert_one_message(err: str, code: int, text: str) -> None:
     assert len(lines) <= 8 and len(err) < 2000, text
 
 
-def test_the_table_has_every_kind_once() -> None:
+def test_the_table_has_kinds_that_exist_once_and_in_their_order() -> None:
+    """A kind without a row has never ended as it must: its own test says so."""
     named = [kind.fault for kind in KINDS]
-    assert len(set(named)) == len(named) >= 30
-    if not TABLE.is_file():
-        pytest.skip("nobody has written the table yet: WSSS_WRITE_TABLE=1 python -m pytest -m slow tests/faults")
-    if not WRITES:
-        lines = TABLE.read_text().splitlines()[HEAD.count("\n") :]
-        assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == named
+    assert len(set(named)) == len(named)
+    lines = TABLE.read_text().splitlines()[HEAD.count("\n") :]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert len(rows) >= 30 and rows == [name for name in named if name in rows]

@@ -21,7 +21,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ class Spool:
                 if written != len(line):
                     raise OSError(f"the disk is full, {written} of {len(line)} bytes were written")
             except OSError as error:
-                os.ftruncate(self._file.fileno(), self.size)
+                with suppress(OSError):  # a disk that refuses everything; half a line is dropped at the next start
+                    os.ftruncate(self._file.fileno(), self.size)
                 raise _disk_error(self.folder, error) from error
             self.size += len(line)
             self._unsynced = True
