@@ -175,9 +175,10 @@ def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
 
 def disconnect() -> None:
     """Leave the cluster, and end a Ray that `connect` started."""
-    if own_ray_ended():
+    node = worker._global_node
+    if node is not None and own_ray_ended():
         # Ray's own way to the end asks the raylet, and without one ends this process before its last words.
-        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
     elif ray.is_initialized():
         ray.shutdown()
 
