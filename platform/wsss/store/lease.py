@@ -91,7 +91,7 @@ def _acquire(objects: ConditionalWrites, path: str, owner: str, on_wait: OnWait 
         if lease != seen:
             seen, changed_at = lease, time.monotonic()
         elif time.monotonic() - changed_at > stale_seconds:
-            log.warning("taking over the lease %s: no sign of life for %g s", path, stale_seconds)
+            log.info("taking over the lease %s: no sign of life for %g s", path, stale_seconds)
             if objects.read(path) == lease:
                 objects.remove(path)
             took_over = True
