@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from tests.tracking.reading import Tracked
 
 from wsss.tracking import TrackingError, default_uri, open_tracker, sync
@@ -99,6 +102,21 @@ def test_the_page_of_an_experiment_shows_what_its_runs_ask_for(home: Path, track
     experiment = tracked.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None and experiment.tags["mlflow.note.content"] == "my own words"
     assert view_of(experiment.tags[VIEW_TAG]) == ExperimentView(("cam/miou_train",))
+
+
+def test_a_server_that_lets_nobody_change_an_experiment_still_gets_the_numbers(
+    home: Path, tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise MlflowException("no rights", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    tracker = open_tracker(None, home, EXPERIMENT, "All runs.", ExperimentView(("cam/miou_train",)))
+    run = tracker.run("r1", key="r1")
+    run.metrics({"cam/miou_train": 0.5})
+    run.finish()
+    assert tracker.close(60).complete
+    assert tracked.run("r1").data.metrics == {"cam/miou_train": 0.5}
 
 
 def test_the_view_of_many_numbers_fits_into_a_tag() -> None:

@@ -22,6 +22,7 @@ from mlflow.entities import Dataset, DatasetInput, LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
     RESOURCE_ALREADY_EXISTS,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
@@ -45,6 +46,7 @@ _DIGEST_CHARACTERS = 12
 _REFUSED_UPLOADS = (400, 413, 415, 422)
 _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 _MISSING = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+_DENIED = ErrorCode.Name(PERMISSION_DENIED)
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 
 
@@ -95,12 +97,18 @@ class Destination:
         """Let the page of an experiment show this too, and its note lead there unless somebody has changed the note."""
         tags = self.client.get_experiment(experiment_id).tags
         before = view_of(tags.get(VIEW_TAG, ""))
-        if before.joined(view) != before:
-            self.client.set_experiment_tag(experiment_id, VIEW_TAG, before.joined(view).text())
+        shown = before.joined(view)
+        changed = {VIEW_TAG: shown.text()} if shown != before else {}
         if note and tags.get(NOTE_TAG, "") == note:
             # First of all: of a folded note the page shows one line.
-            link = f"[The main numbers as charts]({page_of(experiment_id)})"
-            self.client.set_experiment_tag(experiment_id, NOTE_TAG, f"{link}. {note}")
+            changed[NOTE_TAG] = f"[The main numbers as charts]({page_of(experiment_id)}). {note}"
+        try:
+            for tag, text in changed.items():
+                self.client.set_experiment_tag(experiment_id, tag, text)
+        except MlflowException as error:
+            # Of a server with shorter tags, or that lets nobody change an experiment: the numbers count.
+            if error.error_code not in (_INVALID, _DENIED):
+                raise
 
 
 class RunDelivery:

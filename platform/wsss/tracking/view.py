@@ -61,7 +61,7 @@ class ExperimentView:
             "compareRunSections": [{"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": True}],
             "isAccordionReordered": True,
         }
-        if self.params:
+        if self.params and self.metrics:
             # Sorted by a metric, nested runs stand on their own and not folded into the run that they belong to.
             state |= {"searchFilter": f"tags.{TRIAL_TAG} LIKE '%'", "orderByKey": f"metrics.`{self.metrics[0]}`"}
             state["orderByAsc"] = False
