@@ -161,6 +161,7 @@ def test_interruption_says_that_nothing_is_lost_and_hears_no_further_one() -> No
     code = (
         "import atexit, os, signal, sys\n"
         "from wsss.commands.failures import exit_code_of\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a script's background has switched off
         "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
         "def stopped():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
