@@ -105,7 +105,9 @@ KINDS = (
         needs=STORE,
         remedy=free_space,
     ),
-    Kind("the store's disk is full at the start", full_at_start, 1, "no space to write", needs=STORE, remedy=free_space),
+    Kind(
+        "the store's disk is full at the start", full_at_start, 1, "no space to write", needs=STORE, remedy=free_space
+    ),
     Kind(
         "the home's disk is full in a training", full("toy_train"), 1, "space", there=(), needs=HOME, remedy=free_space
     ),
