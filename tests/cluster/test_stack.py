@@ -215,7 +215,8 @@ def test_mlflow_has_runs_metrics_and_artifacts_on_s3(swept: Stack, monkeypatch: 
     objects = objects_of(swept)
     assert any(name.startswith("mlflow/") and name.endswith("report/index.html") for name in objects)
     assert any(name.startswith("store/cam_train/") for name in objects)
-    assert [name for name in objects if name.startswith("store/checkpoints/")] == []
+    # Ray Train's file system leaves an empty object that stands for the folder.
+    assert [name for name in objects if name.startswith("store/checkpoints/")] in ([], ["store/checkpoints/"])
 
 
 def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
