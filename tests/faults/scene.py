@@ -31,8 +31,9 @@ TOY = ("--method", "toy", "--recipe", str(HERE / "toy.yaml"))
 STAGES = ("toy_train", "toy_score", "toy_mean")
 # On a machine without other work; with it, in proportion to its load.
 LONGEST_SECONDS = 420
-# A worker process notices the end of its raylet, and a raylet that of its driver, within seconds.
-_LEFT_SECONDS = 40
+# A worker process notices the end of its raylet, and a raylet that of its driver, within seconds. Ray's agents first
+# report the end of their raylet to a GCS that has ended too, for the minute after which their client gives up.
+_LEFT_SECONDS = 100
 _NOISE = re.compile(r"Traceback \(most recent call last\)|StackTrace|\*\*\* SIG|Fatal Python error|core dumped")
 
 # stage/key -> file -> sha256: losses, metrics, arrays and weights, byte by byte.

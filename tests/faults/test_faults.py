@@ -107,8 +107,8 @@ class Scenes:
         """The scene of a run that has not ended yet, or a new one."""
         place = (kind.there, kind.needs)
         scene = self._open.get(place)
-        if scene is not None and scene.script == "reproduce.py" and scene.published() != kind.there:
-            # The kind before has brought its run further than this one begins.
+        if scene is not None and (scene.script == "tune.py" or scene.published() != kind.there):
+            # The kind before has brought its run, or any sweep, further than this one begins.
             self.drop(kind)
             continue_to_the_end(scene, self._request)
         if place not in self._open:
