@@ -16,8 +16,13 @@ def main() -> int:
         from wsss.commands.reproduce import main as reproduce
 
         return reproduce()
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("wsss"):
+    except (KeyboardInterrupt, ImportError) as error:
+        from wsss.errors import interrupted
+
+        if interrupted(error):  # while modules load; from then on the command itself says how it ends
+            print("\nStopped before it began.", file=sys.stderr)
+            return 130
+        if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("wsss"):
             raise
         print(
             f"The Python package {error.name!r} is not installed for {sys.executable}.\n"
@@ -25,9 +30,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:  # while modules load; from then on the command itself says how it ends
-        print("\nStopped before it began.", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

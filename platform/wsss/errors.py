@@ -36,3 +36,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
         return ""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind it: compiled modules turn an interruption of their import into an ImportError."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -6,6 +6,7 @@ The folder in the environment variable FAULTS holds a file for each planned faul
 
     kill-WHEN-STAGE   SIGKILL while the manifest of a stage is written: half-written, before-rename, after-rename
     clock             seconds by which the clock is wrong
+    hold-import       stand still while the program loads its modules, and say so with a file held-import
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 from tests.faults import clock
@@ -47,6 +49,19 @@ def die_while_publishing(folder: Path) -> None:
     wsss.files.finish = finish
 
 
+class StandStill:
+    """Finds no module; where it is planned, the search for matplotlib lasts until somebody ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """As Python's import asks each finder."""
+        if name == "matplotlib" and (self._folder / "hold-import").exists():
+            (self._folder / "held-import").touch()
+            time.sleep(600)
+
+
 def main() -> None:
     """Run the script as `python SCRIPT ARGUMENT...` would; it ends this process with its exit code."""
     script, *words = sys.argv[1:]
@@ -54,6 +69,7 @@ def main() -> None:
     if folder := os.environ.get("FAULTS"):
         die_while_publishing(Path(folder))
         clock.follow(Path(folder))
+        sys.meta_path.insert(0, StandStill(Path(folder)))
     sys.argv = [script, *words]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 

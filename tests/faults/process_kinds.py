@@ -47,6 +47,15 @@ def at_start(number: signal.Signals, seconds: float):
     return act
 
 
+def while_it_loads(scene: Scene) -> Seen:
+    """Ctrl-C before anything has begun."""
+    scene.plan("hold-import")
+    command = scene.start()
+    command.until(lambda: (scene.faults / "held-import").exists())
+    command.send(signal.SIGINT, group=True)
+    return command.end()
+
+
 def kill_worker(stage: str):
     """The worker that stands still in a stage is killed; another one goes on."""
 
@@ -225,7 +234,7 @@ KINDS = (
     Kind("SIGTERM in a reduce stage", stop("toy_mean", TERM), 130, STOPPED, there=ALL_BEFORE_MEAN),
     Kind("SIGTERM and at once Ctrl-C in a map stage", stop("toy_score", TERM, 2), 130, STOPPED),
     Kind("the terminal is closed (SIGHUP) in a map stage", stop("toy_score", HUP, group=True), 129),
-    Kind("Ctrl-C half a second after the start", at_start(signal.SIGINT, 0.5), 130, "Stopped before it began."),
+    Kind("Ctrl-C while the program loads its modules", while_it_loads, 130, STOPPED),
     Kind("Ctrl-C four seconds after the start", at_start(signal.SIGINT, 4.0), 130, STOPPED),
     Kind("all processes sleep for 15 s in a map stage and wake", sleep),
     Kind("the clock is an hour ahead, then an hour behind", move_clock),

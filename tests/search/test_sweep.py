@@ -270,6 +270,21 @@ def test_one_process_at_a_time(cluster: None, home: Path, done: SweepRecord) -> 
             sweep(home)
 
 
+def test_the_report_is_written_before_another_process_may_begin(cluster: None, home: Path, done: SweepRecord) -> None:
+    import fcntl
+
+    ended: list[str] = []
+
+    class Reporting(SweepObserver):
+        def ended(self, record: SweepRecord) -> None:
+            ended.append(record.status)
+            with (folder_of(home, record) / ".lock").open("w") as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    run_sweep(prepare_sweep(planted_method.request(home)), Reporting())
+    assert ended == ["finished"]
+
+
 def start(home: Path, options: dict[str, Any], *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "tests/search/planted_method.py"), str(home), *overrides]
     return subprocess.Popen(

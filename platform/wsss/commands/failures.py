@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from wsss.commands.methods import UsageError
-from wsss.errors import WsssError
+from wsss.errors import WsssError, interrupted
 from wsss.recipe import RecipeError
 
 
@@ -18,6 +18,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
     """Run a command; an expected failure is told once, without a traceback unless WSSS_DEBUG=1."""
     try:
         return command()
+    except (KeyboardInterrupt, ImportError) as error:
+        if not interrupted(error):
+            raise
+        # The end is near: one more Ctrl-C would only bring Ray's own way to it onto the screen.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
+        return 130
     except WsssError as error:
         if os.environ.get("WSSS_DEBUG") == "1":
             traceback.print_exc()
@@ -35,12 +43,6 @@ def exit_code_of(command: Callable[[], int]) -> int:
         else:
             print(f"\nerror: {_of_the_system(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        # The end is near: one more Ctrl-C would only bring Ray's own way to it onto the screen.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        print("\nStopped. Nothing that was finished is lost: the same command continues from there.", file=sys.stderr)
-        return 130
 
 
 def _of_the_system(error: OSError | MemoryError) -> WsssError:

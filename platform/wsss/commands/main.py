@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `wsss` command; returns the exit code."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:  # while modules load; from then on the verb itself says how it ends
+    except (KeyboardInterrupt, ImportError) as error:  # while modules load; from then on the verb says how it ends
+        from wsss.errors import interrupted
+
+        if not interrupted(error):
+            raise
         print("\nStopped before it began.", file=sys.stderr)
         return 130
 

@@ -60,9 +60,15 @@ def print_sweep_plan(prepared: PreparedSweep) -> None:
 
 
 class LineSweepObserver(SweepObserver):
-    """A line for every trial; news of running stages at most every few seconds."""
+    """A line for every trial; news of running stages at most every few seconds; the report at the end.
+
+    Attributes:
+        report: its first page, once the sweep has ended.
+    """
 
     def __init__(self, prepared: PreparedSweep) -> None:
+        self.report = Path()
+        self._prepared = prepared
         self._metric, self._total = prepared.request.metric, prepared.plan.trials
         self._unmasked = prepared.request.select == "label_free"
         ended = [trial for trial in load_trials(prepared.folder) if trial.status != "running"]
@@ -98,6 +104,10 @@ class LineSweepObserver(SweepObserver):
         if " of " not in text or now - self._told > NEWS_SECONDS:
             self._told = now
             print(f"  {text}", flush=True)
+
+    def ended(self, record: SweepRecord) -> None:
+        """Write the report."""
+        self.report = report_sweep(record, self._prepared.folder, self._prepared.request.tracking_uri)
 
 
 def report_sweep(record: SweepRecord, folder: Path, tracking_uri: str | None) -> Path:

@@ -120,7 +120,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, run the sweep, show what it found."""
     from wsss.commands.engine import cluster_now
-    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan, report_sweep
+    from wsss.commands.sweep_screen import LineSweepObserver, print_outcome, print_sweep_plan
     from wsss.execution.cluster import disconnect
     from wsss.search.request import prepare_sweep
     from wsss.search.sweep import check_capacity, run_sweep
@@ -131,12 +131,12 @@ def run(arguments: argparse.Namespace) -> int:
         for line in check_capacity(prepared, cluster_now()):
             print(line)
         return 0
+    observer = LineSweepObserver(prepared)
     try:
-        record = run_sweep(prepared, LineSweepObserver(prepared))
+        record = run_sweep(prepared, observer)
     finally:
         disconnect()
-    report = report_sweep(record, prepared.folder, prepared.request.tracking_uri)
-    print_outcome(record, prepared.folder, report, prepared.request.tracking_uri)
+    print_outcome(record, prepared.folder, observer.report, prepared.request.tracking_uri)
     return 0
 
 

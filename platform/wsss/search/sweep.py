@@ -60,6 +60,9 @@ class SweepObserver:
     def message(self, text: str) -> None:
         """Something worth a line."""
 
+    def ended(self, record: SweepRecord) -> None:
+        """The sweep is finished, and no other process can begin it before this returns."""
+
 
 def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
     """Search, confirm, write best.yaml, and return the record. Continues what an earlier attempt left.
@@ -104,6 +107,7 @@ def run_sweep(prepared: PreparedSweep, observer: SweepObserver) -> SweepRecord:
         message = tracker.close(wait_seconds=20).message
         if message:
             observer.message(message)
+        observer.ended(ledger.record)
         return ledger.record
 
 
