@@ -54,6 +54,8 @@ def test_ctrl_c_is_told_in_one_line(words: tuple[str, ...], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["plain", "wrapped"])
 def test_ctrl_c_while_a_verb_loads_what_it_needs(how: str, tmp_path: Path) -> None:
-    done = interrupted("matplotlib", how, "reproduce.py", "--method", "ssc", "--recipe", "demo", "--home", str(tmp_path))
+    done = interrupted(
+        "matplotlib", how, "reproduce.py", "--method", "ssc", "--recipe", "demo", "--home", str(tmp_path)
+    )
     assert done.returncode == 130
     assert done.stderr.strip().startswith("Stopped. Nothing that was finished is lost") and not done.stdout

@@ -205,6 +205,19 @@ def test_a_training_that_stops_early_goes_on_as_if_it_had_not(task_settings: dic
         assert torch.equal(ours, theirs)
 
 
+def test_a_notice_of_a_nodes_end_is_one_more_checkpoint() -> None:
+    usual = toy_training.noticed(0, 1, after=0)
+    steps = toy_training.task().steps_per_epoch()
+    assert steps > 1 and usual[0] == steps
+    assert toy_training.noticed(0, 1, after=1) == [1, *usual]
+    assert toy_training.noticed(0, 1, after=steps) == usual, "what is saved anyway is saved once"
+
+
+def test_all_workers_save_when_one_of_them_has_the_notice() -> None:
+    usual = toy_training.noticed(0, 1, after=0)
+    assert run_on_gloo(toy_training.noticed, 2, 1) == [[1, *usual]] * 2
+
+
 @pytest.mark.parametrize("from_checkpoint", [False, True])
 def test_weights_of_a_training_that_stops_early_are_a_candidate(from_checkpoint: bool) -> None:
     saved: list[dict[str, Any]] = []

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from wsss.execution import waiting
+from wsss.execution import liveness, waiting
+from wsss.execution.liveness import RayEndedError
 from wsss.execution.nodes import Resources, present_cluster
-from wsss.execution.waiting import NodesMissingError, NodeWatch, RayEndedError, wait_seconds
+from wsss.execution.waiting import NodesMissingError, NodeWatch, wait_seconds
 
 
 class Played:
@@ -118,7 +119,7 @@ def test_a_ray_of_ones_own_that_has_lost_a_process_is_told_before_it_is_asked(
             return self.alive
 
     node = Node()
-    monkeypatch.setattr(waiting.worker, "_global_node", node)
+    monkeypatch.setattr(liveness.worker, "_global_node", node)
     played.now += 2
     watch.look()
     node.alive = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,22 @@ def worker(rank: int, world_size: int, micro_batch: int, settings: dict[str, Any
     synchronize_batch_norm(made.module)
     loop = LoopSettings(rank=rank, world_size=world_size, micro_batch=micro_batch)
     return run_training(made, 3, loop, events(), None), numbers(made)
+
+
+def noticed(rank: int, world_size: int, after: int) -> list[int]:
+    """Steps at which one of several workers saves, when the last one hears of a node's end after so many steps."""
+    asked = itertools.count(1)
+    steps: list[int] = []
+    heard = LoopEvents(
+        save=lambda state, step: steps.append(step),
+        step=lambda *told: None,
+        candidate=lambda *told: None,
+        notice=lambda: next(asked) == after and rank == world_size - 1,
+    )
+    made = task()
+    synchronize_batch_norm(made.module)
+    run_training(made, 3, LoopSettings(rank=rank, world_size=world_size), heard, None)
+    return steps
 
 
 def numbers(made: TrainTask) -> list[float]:

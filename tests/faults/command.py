@@ -5,6 +5,7 @@
 The folder in the environment variable FAULTS holds a file for each planned fault:
 
     kill-WHEN-STAGE   SIGKILL while the manifest of a stage is written: half-written, before-rename, after-rename
+    hold-publish-STAGE  stand still while that is written, as long as the file is there; held-publish-STAGE says so
     clock             seconds by which the clock is wrong
     hold-import       stand still while the program loads its modules, and say so with a file held-import
 """
@@ -42,6 +43,9 @@ def die_while_publishing(folder: Path) -> None:
             os.truncate(path, path.stat().st_size // 2)
         if planned in ("half-written", "before-rename"):
             os.kill(os.getpid(), signal.SIGKILL)
+        while stage and (folder / f"hold-publish-{stage}").exists():
+            (folder / f"held-publish-{stage}").touch()
+            time.sleep(0.05)
         _finish(path, target, durable=durable)
         if planned:
             os.kill(os.getpid(), signal.SIGKILL)

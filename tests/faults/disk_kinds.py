@@ -149,5 +149,5 @@ KINDS = (
     Kind("the home can only be read", read_only_at_start, 1, "ead-only", needs=HOME, remedy=allow_writing),
     Kind("the store's folder is removed in a map stage", store_removed, 1, "shard", lost=True),
     Kind("the home's folder is removed in a map stage", home_removed, lost=True, on_screen="have not reached"),
-    Kind("a file lies where the store needs a folder", file_in_the_way, 1, "toy_mean", remedy=clear_the_way),
+    Kind("a file lies where the store needs a folder", file_in_the_way, 1, "needs a folder", remedy=clear_the_way),
 )

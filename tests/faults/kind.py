@@ -9,7 +9,16 @@ from typing import Literal
 from tests.faults.scene import Scene, Seen
 
 Needs = Literal[
-    "", "store disk", "home disk", "database disk", "object store", "nodes", "server", "sweep", "sweep on a small home"
+    "",
+    "store disk",
+    "home disk",
+    "database disk",
+    "object store",
+    "nodes",
+    "server",
+    "sweep",
+    "sweep on a small home",
+    "sweep on nodes",
 ]
 
 

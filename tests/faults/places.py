@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,34 +84,82 @@ def _run(*words: str) -> None:
         raise NoMount(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
-@dataclass(frozen=True)
-class TwoNodes:
-    """A Ray without CPUs on its head, and two nodes with one CPU each."""
+class Nodes:
+    """A Ray without CPUs on its head, and nodes with `cpus` CPUs each.
 
-    address: str
+    Attributes:
+        address: of the head.
+    """
+
+    def __init__(self, cpus: Sequence[int] = (1, 1)) -> None:
+        self._cpus = cpus
+        self._start()
+
+    def _start(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        # A dead node is noticed after 3 s and not after half a minute.
+        settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_timeout_ms": 2000}
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+            | {"dashboard_port": _free_port(), "_system_config": settings, "object_store_memory": 100 * 2**20},
+        )
+        for count in self._cpus:
+            self.add(count)
+        self.address = str(self._cluster.address)
+
+    def add(self, cpus: int = 1) -> None:
+        """One more node."""
+        self._cluster.add_node(num_cpus=cpus, object_store_memory=100 * 2**20)
+
+    def raylets(self) -> list[int]:
+        """Process ids of the raylets of the nodes that live, that of the head apart."""
+        found = [node.all_processes["raylet"][0].process for node in self._cluster.worker_nodes]
+        return sorted(process.pid for process in found if process.poll() is None)
+
+    def take_away(self, raylet: int, seconds: int) -> None:
+        """Tell Ray, as a cloud does of a spot machine, that a node ends in so many seconds."""
+        words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+        (node,) = (word.removeprefix("--node_id=") for word in words if word.startswith("--node_id="))
+        command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.address, "--node-id", node]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+
+    def kill_head(self, *parts: str) -> None:
+        """SIGKILL of parts of the head: gcs_server, raylet."""
+        for part in parts:
+            self._cluster.head_node.all_processes[part][0].process.kill()
+
+    def restart(self) -> None:
+        """Another cluster in its place, with another address."""
+        self.shutdown()
+        self._start()
+
+    def shutdown(self) -> None:
+        """End all of it, by the ids of its processes."""
+        for node in [*self._cluster.worker_nodes, self._cluster.head_node]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @contextmanager
-def two_nodes(environment: Mapping[str, str], cpus: tuple[int, ...] = (1, 1)) -> Iterator[TwoNodes]:
-    """Start a Ray of several raylets here; all of it ends with the block, by its process ids."""
-    from ray.cluster_utils import Cluster
-
+def two_nodes(environment: Mapping[str, str]) -> Iterator[Nodes]:
+    """A Ray of three raylets here while the block runs; it inherits `environment`."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # raylets and their workers inherit it
     try:
-        # A dead node is noticed after 3 s and not after half a minute.
-        settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_timeout_ms": 2000}
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-            | {"_system_config": settings, "object_store_memory": 100 * 2**20},
-        )
+        nodes = Nodes()
         try:
-            for count in cpus:
-                cluster.add_node(num_cpus=count, object_store_memory=100 * 2**20)
-            yield TwoNodes(str(cluster.address))
+            yield nodes
         finally:
-            cluster.shutdown()
+            nodes.shutdown()
     finally:
         for name, value in before.items():
             if value is None:

@@ -56,6 +56,14 @@ def while_it_loads(scene: Scene) -> Seen:
     return command.end()
 
 
+def while_ray_starts(scene: Scene) -> Seen:
+    """SIGTERM when the first process of Ray is there."""
+    command = scene.start()
+    command.until(lambda: bool(processes.named(command.mark, "gcs_server")))
+    command.send(TERM)
+    return command.end()
+
+
 def kill_worker(stage: str):
     """The worker that stands still in a stage is killed; another one goes on."""
 
@@ -104,20 +112,6 @@ def kill_publishing(moment: str, stage: str):
     def act(scene: Scene) -> Seen:
         scene.plan(f"kill-{moment}-{stage}")
         return scene.start().end()
-
-    return act
-
-
-def kill_node(stage: str):
-    """The raylet under the worker that stands still in a stage is killed, with all that it holds."""
-
-    def act(scene: Scene) -> Seen:
-        command = scene.held(stage)
-        raylet = processes.parent_of(scene.worker(stage))
-        scene.release()
-        command.fault_at = time.monotonic()
-        assert processes.kill(raylet)
-        return command.end()
 
     return act
 
@@ -212,8 +206,6 @@ KINDS = (
         "training failed",
         there=(),
     ),
-    Kind("SIGKILL of a node (raylet) under a training", kill_node("toy_train"), there=(), needs="nodes"),
-    Kind("SIGKILL of a node (raylet) under a map stage", kill_node("toy_score"), needs="nodes"),
     Kind("SIGKILL of the driver's own raylet in a training", kill_of_ray("toy_train", "/raylet"), 1, "Ray", there=()),
     Kind("SIGKILL of the driver's own raylet in a map stage", kill_of_ray("toy_score", "/raylet"), 1, "Ray"),
     Kind("SIGKILL of the driver's own gcs_server in a map stage", kill_of_ray("toy_score", "gcs_server"), 1, "Ray"),
@@ -235,6 +227,7 @@ KINDS = (
     Kind("SIGTERM and at once Ctrl-C in a map stage", stop("toy_score", TERM, 2), 130, STOPPED),
     Kind("the terminal is closed (SIGHUP) in a map stage", stop("toy_score", HUP, group=True), 129),
     Kind("Ctrl-C while the program loads its modules", while_it_loads, 130, STOPPED),
+    Kind("SIGTERM while Ray starts", while_ray_starts, 130, STOPPED, there=()),
     Kind("Ctrl-C four seconds after the start", at_start(signal.SIGINT, 4.0), 130, STOPPED),
     Kind("all processes sleep for 15 s in a map stage and wake", sleep),
     Kind("the clock is an hour ahead, then an hour behind", move_clock),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import processes
-from tests.faults.places import SmallDisk
+from tests.faults.places import Nodes, SmallDisk
 from tests.store.bad_connection import BadConnection
 from tests.tracking.conftest import MlflowServer
 
@@ -140,7 +140,7 @@ class Scene:
         store: folder or s3://bucket/prefix.
         variables: environment of every command.
         words: arguments of every command.
-        disk, connection, server: what fails, where the kind of fault needs it.
+        disk, connection, server, nodes: what fails, where the kind of fault needs it.
     """
 
     folder: Path
@@ -151,6 +151,7 @@ class Scene:
     disk: SmallDisk | None = None
     connection: BadConnection | None = None
     server: MlflowServer | None = None
+    nodes: Nodes | None = None
     started: list[Command] = field(default_factory=list)
 
     @property

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.faults import company_kinds, disk_kinds, process_kinds, service_kinds, sweep_kinds
+from tests.faults import company_kinds, disk_kinds, node_kinds, process_kinds, service_kinds, sweep_kinds
 from tests.faults.kind import Kind
 from tests.faults.places import NoMount, small_disk, two_nodes
 from tests.faults.scene import PYTHON_PATH, Scene, Seen, copy_stages, slowness
@@ -29,6 +29,7 @@ from wsss.tracking import sync
 
 KINDS: tuple[Kind, ...] = (
     *process_kinds.KINDS,
+    *node_kinds.KINDS,
     *disk_kinds.KINDS,
     *service_kinds.KINDS,
     *company_kinds.KINDS,
@@ -159,9 +160,9 @@ class Scenes:
             if server.process is None:
                 server.start()
             scene.variables["MLFLOW_TRACKING_URI"] = server.url
-        if kind.needs == "nodes":
-            nodes = stack.enter_context(two_nodes({"PYTHONPATH": PYTHON_PATH}))
-            scene.variables["RAY_ADDRESS"] = nodes.address
+        if kind.needs in ("nodes", "sweep on nodes"):
+            scene.nodes = stack.enter_context(two_nodes({"PYTHONPATH": PYTHON_PATH}))
+            scene.variables["RAY_ADDRESS"] = scene.nodes.address
         return scene
 
 

@@ -296,8 +296,9 @@ def test_a_file_that_may_not_be_read_is_set_aside(file: str) -> None:
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = open_store(str(tmp_path / "file"))
-    with pytest.raises(StoreError, match="no access to the store"):
+    with pytest.raises(StoreError, match="a file lies where the store needs a folder") as refused:
         store.check_writable()
+    assert refused.value.where == str(tmp_path / "file") and "move that file away" in refused.value.remedy
     assert store.find(STAGE, KEY) is None
 
 

@@ -8,20 +8,21 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import worker
+from ray._private import utils, worker
 
 from wsss.errors import WsssError
 from wsss.execution.growth import current_cluster
+from wsss.execution.liveness import forget_joined, ray_ended, remember_joined
 from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
 from wsss.execution.reachable import check_address, session_folder
-from wsss.execution.waiting import WAIT_VARIABLE, own_ray_ended, wait_seconds
+from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
 from wsss.tracking.provenance import ray_job_config
 from wsss.tracking.redact import redact_text
 
@@ -94,7 +95,8 @@ def connect(cpus: int | None = None) -> Cluster:
         if not os.environ.get("WSSS_DEBUG"):
             logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # what it prints, the error says
         try:
-            _init(1 if address else _OWN_ATTEMPTS, lambda: _options(address, cpus, folder))
+            with _sigterm_as_ctrl_c():
+                _init(1 if address else _OWN_ATTEMPTS, lambda: _options(address, cpus, folder))
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
                 f"Ray could not be {'joined' if address else 'started'}: {_reason(error)}",
@@ -106,10 +108,27 @@ def connect(cpus: int | None = None) -> Cluster:
         if not os.environ.get("WSSS_DEBUG"):
             # Ray prints a lost node as twenty lines of its log; `NodeWatch` says it in one.
             worker.print_to_stdstream = _to_log
-        if threading.current_thread() is threading.main_thread():
-            # Ray would end the process at once on SIGTERM, which `ray job stop` sends; like Ctrl-C it ends in order.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if address:
+            remember_joined()
     return current_cluster()
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """From here on SIGTERM, which `ray job stop` sends, ends the process in order.
+
+    Ray, which begins in this block, would set handlers of its own that end it at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    set_by_ray, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_by_ray
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # over that of Ray's C++ part
 
 
 def _options(address: str | None, cpus: int | None, folder: str | None) -> dict[str, Any]:
@@ -176,11 +195,12 @@ def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
 def disconnect() -> None:
     """Leave the cluster, and end a Ray that `connect` started."""
     node = worker._global_node
-    if node is not None and own_ray_ended():
+    if node is not None and ray_ended():
         # Ray's own way to the end asks the raylet, and without one ends this process before its last words.
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     elif ray.is_initialized():
         ray.shutdown()
+    forget_joined()
 
 
 def _code_folders() -> list[str]:

@@ -10,8 +10,8 @@ from wsss.errors import WsssError
 
 # [(steps done, losses and learning rates)], every step once
 Steps = list[tuple[int, dict[str, float]]]
-# What the board has heard since it was last asked: steps of the whole stage, steps, where workers started.
-News = tuple[int, Steps, list[int]]
+# What the board has heard since it was last asked: steps of the whole stage, steps, where workers started, notes.
+News = tuple[int, Steps, list[int], list[str]]
 
 
 class TrainBoard:
@@ -21,6 +21,7 @@ class TrainBoard:
         self._total = 0
         self._steps: Steps = []
         self._starts: list[int] = []
+        self._notes: list[str] = []
         self._failure: WsssError | None = None
 
     def start(self, step: int) -> None:
@@ -32,11 +33,16 @@ class TrainBoard:
         self._total = total
         self._steps.extend(steps)
 
+    def note(self, text: str) -> None:
+        """Something that people should read."""
+        self._notes.append(text)
+
     def news(self) -> News:
         """Steps of the whole stage, and what was reported since the last call."""
         steps, self._steps = self._steps, []
         starts, self._starts = self._starts, []
-        return self._total, steps, starts
+        notes, self._notes = self._notes, []
+        return self._total, steps, starts, notes
 
     def fail(self, error: WsssError) -> None:
         """Keep an error with a remedy for the driver: another attempt would only raise it again."""

@@ -42,13 +42,21 @@ class LoopSettings:
     channels_last: bool = False
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class LoopEvents:
-    """Callbacks of the loop. `save` is called on every rank at the same steps, with the state on rank 0 only."""
+    """Callbacks of the loop. `save` is called on every rank at the same steps, with the state on rank 0 only.
+
+    `notice` is asked on every rank after every step: where one of them answers True, all save at that step.
+    """
 
     save: Callable[[dict[str, Any] | None, int], None]
     step: Callable[[int, int, dict[str, float], dict[str, float]], None]
     candidate: Callable[[int, dict[str, dict[str, Tensor]]], None]
+    notice: Callable[[], bool] = _never
 
 
 def run_training(
@@ -136,7 +144,8 @@ def run_training(
         end_of_epoch = finished or task.batch_of(step + 1)[0] > epoch
         if settings.rank == 0 and end_of_epoch:
             _tell_candidate(task, epoch + 1, until_epoch, events)
-        if not finished and (end_of_epoch or (step + 1) % settings.checkpoint_steps == 0):
+        noticed = _on_any_worker(events.notice(), settings, device)
+        if not finished and (end_of_epoch or noticed or (step + 1) % settings.checkpoint_steps == 0):
             events.save(_state(task, module, scaler, history, step + 1) if settings.rank == 0 else None, step + 1)
     if until_epoch is not None and first_step == last_step and settings.rank == 0:
         # Killed between its last checkpoint and its end: the candidate may not have been written.
@@ -301,6 +310,10 @@ def _sum_over_workers(values: dict[str, Tensor], settings: LoopSettings, device:
     if settings.world_size > 1:
         torch.distributed.all_reduce(stacked)
     return dict(zip(names, stacked.unbind(), strict=True))
+
+
+def _on_any_worker(flag: bool, settings: LoopSettings, device: torch.device) -> bool:
+    return _sum_over_workers({"flag": torch.tensor(float(flag))}, settings, device)["flag"].item() > 0
 
 
 def _weighted_total(task: TrainTask, losses: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:

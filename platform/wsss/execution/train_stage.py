@@ -23,6 +23,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from wsss.data.firewall import forbid_mask_reading
 from wsss.errors import WsssError
@@ -34,7 +36,7 @@ from wsss.execution.tasks import last_line
 from wsss.execution.train_board import Steps, TrainBoard
 from wsss.execution.train_loop import LoopEvents, LoopSettings, TrainingError, is_candidate, run_training, steps_until
 from wsss.execution.waiting import NodesMissingError, NodeWatch, Tell, waits_for_group
-from wsss.formatting import count
+from wsss.formatting import count, duration
 from wsss.nn.norms import synchronize_batch_norm
 from wsss.pipeline import TrainStage
 
@@ -82,6 +84,29 @@ class _Teller:
             self.steps = []
             if done == total:
                 ray.get(delivery)
+
+
+class _Notice:
+    """Whether Ray has told this worker of a node that will be taken away, once for each such message.
+
+    Asks the worker's own memory: Ray's public question is a barrier of all workers, which is too slow for every step.
+    """
+
+    def __init__(self, board: Any, rank: int) -> None:
+        self._board, self._rank = board, rank
+        self._known: PreemptionInfo | None = None
+
+    def __call__(self) -> bool:
+        info = get_train_context().preemption_context.preemption_info
+        if info is None or info == self._known:
+            return False
+        self._known = info
+        if self._rank == 0:
+            seconds = None if info.deadline_ms is None else max(0.0, info.deadline_ms / 1000 - time.time())
+            when = "" if seconds is None else f" in {duration(seconds)}"
+            nodes = count(len(info.preempted_node_ids), "node")
+            self._board.note.remote(f"{nodes} will be taken away{when}; it saves now, and goes on")
+        return True
 
 
 class _Watch:
@@ -132,7 +157,9 @@ class _Watch:
     def _waiting(self) -> bool:
         return waits_for_group(self._plan.workers, self._plan.each)
 
-    def _show(self, total: int, steps: Steps, starts: list[int]) -> None:
+    def _show(self, total: int, steps: Steps, starts: list[int], notes: list[str]) -> None:
+        for note in notes:
+            self._tell(f"{self._stage}: {note}")
         for step in starts:
             if self._started:
                 self._tell(f"{self._stage}: goes on from step {step} with {count(self._plan.workers, 'worker')}")
@@ -290,7 +317,7 @@ def _train(job: StageJob, plan: TrainPlan, board: Any) -> dict[str, Any]:
             for stem, values in weights.items():
                 place.add_file(f"epoch_{epoch:04d}/{stem}.pt", _encoded(values))
 
-    events = LoopEvents(save=_save_state, step=teller.step, candidate=candidate)
+    events = LoopEvents(save=_save_state, step=teller.step, candidate=candidate, notice=_Notice(board, rank))
     history = run_training(task, stage.seed, settings, events, state, until_epoch)
     if rank != 0:
         return {}

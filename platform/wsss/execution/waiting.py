@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray._private import worker
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from wsss.errors import WsssError
 from wsss.execution.growth import current_cluster
+from wsss.execution.liveness import head_answers
 from wsss.execution.nodes import Cluster, Resources, present_cluster
 from wsss.formatting import duration
 
@@ -31,16 +31,6 @@ Tell = Callable[[str], None]
 
 class NodesMissingError(WsssError):
     """The nodes that a stage asks for did not come."""
-
-
-class RayEndedError(WsssError):
-    """Ray ended while a stage ran on it."""
-
-
-def own_ray_ended() -> bool:
-    """Whether a process of the Ray that this process started has ended; without all of them nothing goes on."""
-    node = worker._global_node
-    return node is not None and not node.remaining_processes_alive()
 
 
 def wait_seconds() -> float:
@@ -87,6 +77,7 @@ class NodeWatch:
         self._since: float | None = None
         self.waited = 0.0
         self._told = 0
+        self._away = False
 
     @property
     def fits(self) -> bool:
@@ -102,20 +93,17 @@ class NodeWatch:
 
         Raises:
             NodesMissingError: it has waited for longer than it may.
-            RayEndedError: a process of the Ray that this command started has ended.
+            RayEndedError: the Ray under this command has ended.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        # Before Ray is asked: it ends this process without a word when its raylet is gone.
-        if own_ray_ended():
-            raise RayEndedError(
-                "the Ray that this command started has lost one of its processes (killed, or out of memory)",
-                f"stage {self._stage}",
-                "the same command continues; finished stages and shards are kept, a training goes on from its last "
-                "checkpoint",
-            )
+        if (away := not head_answers(self._stage)) != self._away:
+            self._away = away
+            self._say(f"the head of the Ray cluster {'does not answer' if away else 'answers again'}")
+        if away:
+            return
         before, self._alive = self._alive, _alive()
         for node in _ended(set(before) - set(self._alive)):
             size = before[node["NodeID"]]

@@ -10,7 +10,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -217,7 +217,17 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = "no space to write"
             remedy = "free some space (`wsss ls` lists, `wsss rm` removes), run again; finished work is kept"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST) and (in_the_way := _file_among(path.parents)):
+            raise StoreError(
+                "a file lies where the store needs a folder",
+                str(in_the_way),
+                "move that file away, or choose another folder with --store",
+            ) from error
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             what = "no access to the store"
             remedy = "choose a store folder that you may read and write, or make this one so (`chmod -R u+rwX`)"
         raise StoreError(f"{what}: {error.strerror}", str(path), remedy) from error
+
+
+def _file_among(folders: Iterable[Path]) -> Path | None:
+    return next((folder for folder in folders if folder.is_file()), None)
