@@ -118,6 +118,23 @@ class Nodes:
         found = [node.all_processes["raylet"][0].process for node in self._cluster.worker_nodes]
         return sorted(process.pid for process in found if process.poll() is None)
 
+    def workers(self) -> dict[int, str]:
+        """Process id -> title of the worker processes of the nodes."""
+        raylets, found = set(self.raylets()), {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, ValueError, IndexError):
+                title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in raylets and title.startswith("ray::"):
+                    found[int(folder.name)] = title
+        return found
+
+    @property
+    def head_lives(self) -> bool:
+        """Whether GCS and raylet of the head run."""
+        parts = self._cluster.head_node.all_processes
+        return all(parts[name][0].process.poll() is None for name in ("gcs_server", "raylet"))
+
     def take_away(self, raylet: int, seconds: int) -> None:
         """Tell Ray, as a cloud does of a spot machine, that a node ends in so many seconds."""
         words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")

@@ -1,9 +1,10 @@
 """Faults at random moments of a run, again and again, each run held against an undisturbed one.
 
-    python -m tests.faults.random_faults --kills 100 --seed 0 [--home FOLDER] [--kinds kill,worker]
+    python -m tests.faults.random_faults --kills 100 --seed 0 [--cluster] [--home FOLDER] [--kinds kill,worker]
 
 A run of the toy method begins, a fault happens at a moment drawn from the seed, the same command continues until it
-ends; then another run begins, until so many faults have happened. Prints a line for each fault and a table. Exits with
+ends; then another run begins, until so many faults have happened. With --cluster the runs join a Ray of a head and two
+nodes, which die, are taken away with notice and are replaced. Prints a line for each fault and a table. Exits with
 1 and the details when numbers differed, something hung, a traceback was seen, or finished work was computed again.
 """
 
@@ -19,12 +20,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults import processes
-from tests.faults.scene import Command, Scene
+from tests.faults.places import Nodes, two_nodes
+from tests.faults.scene import PYTHON_PATH, Command, Scene
 from tests.faults.template import Template, make_template
 
 from wsss.run_record import find_runs
@@ -70,7 +73,12 @@ def hang_up(command: Command, scene: Scene, draw: random.Random) -> str:
 
 def worker(command: Command, scene: Scene, draw: random.Random) -> str:
     """SIGKILL of a worker process of Ray that is at work, if there is one."""
-    found = {process: words for process, words in processes.marked(command.mark).items() if words.startswith("ray::")}
+    if scene.nodes is None:
+        found = {
+            process: words for process, words in processes.marked(command.mark).items() if words.startswith("ray::")
+        }
+    else:
+        found = scene.nodes.workers()
     busy = {process: words for process, words in found.items() if "ray::IDLE" not in words} or found
     if not busy:
         return "none"
@@ -87,6 +95,36 @@ def raylet(command: Command, scene: Scene, draw: random.Random) -> str:
         return "none"
     command.fault_at = time.monotonic()
     processes.kill(found[0])
+    return ""
+
+
+def node(command: Command, scene: Scene, draw: random.Random) -> str:
+    """SIGKILL of a node's raylet; another node comes in its place."""
+    assert scene.nodes is not None
+    command.fault_at = time.monotonic()
+    processes.kill(draw.choice(scene.nodes.raylets()))
+    time.sleep(draw.uniform(0, 5))
+    scene.nodes.add()
+    return ""
+
+
+def notice(command: Command, scene: Scene, draw: random.Random) -> str:
+    """A node is taken away some seconds after a notice; another one comes in its place."""
+    assert scene.nodes is not None
+    gone, seconds = draw.choice(scene.nodes.raylets()), draw.randint(1, 10)
+    scene.nodes.take_away(gone, seconds)
+    scene.nodes.add()
+    time.sleep(seconds)
+    command.fault_at = time.monotonic()
+    processes.kill(gone)
+    return f"{seconds} s"
+
+
+def head(command: Command, scene: Scene, draw: random.Random) -> str:
+    """The head dies. Before the next command a new cluster is there."""
+    assert scene.nodes is not None
+    command.fault_at = time.monotonic()
+    scene.nodes.kill_head("gcs_server", "raylet")
     return ""
 
 
@@ -123,16 +161,23 @@ class RandomFault:
     may_fail: bool = False
 
 
-FAULTS = {
+# Wherever Ray runs.
+_FAULTS = {
     "kill": RandomFault(kill, 4, (137,)),
     "interrupt": RandomFault(interrupt, 3, (130,)),
     # Before the program has taken the signal over it ends the process, as it ends any.
     "terminate": RandomFault(terminate, 2, (130, 143)),
     "hang-up": RandomFault(hang_up, 1, (129,)),
     "worker": RandomFault(worker, 4, goes_on=True, may_fail=True),
-    "raylet": RandomFault(raylet, 1, may_fail=True),
     "clock": RandomFault(clock, 1, goes_on=True),
     "pause": RandomFault(pause, 1, goes_on=True),
+}
+ALONE = {**_FAULTS, "raylet": RandomFault(raylet, 1, may_fail=True)}
+ON_A_CLUSTER = {
+    **_FAULTS,
+    "node": RandomFault(node, 5, goes_on=True, may_fail=True),
+    "notice": RandomFault(notice, 3, goes_on=True, may_fail=True),
+    "head": RandomFault(head, 1, may_fail=True),
 }
 
 
@@ -144,8 +189,9 @@ class Campaign:
     folder: Path
     kills: int
     draw: random.Random
-    kinds: tuple[str, ...]
+    faults: Mapping[str, RandomFault]
     seconds: float
+    nodes: Nodes | None = None
     done: int = 0
     runs: int = 0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -157,6 +203,7 @@ class Campaign:
             self.runs += 1
             scene = Scene(self.folder / f"run-{self.runs}", str(self.folder / f"run-{self.runs}" / "store"))
             scene.folder.mkdir()
+            scene.nodes = self.nodes
             self.template.copy_home(scene.home)
             self._one(scene)
             shutil.rmtree(scene.folder)
@@ -165,6 +212,10 @@ class Campaign:
         finished: dict[str, tuple[object, ...]] = {}
         faults, ended = 0, False
         while not ended:
+            if self.nodes is not None:
+                if not self.nodes.head_lives:
+                    self.nodes.restart()
+                scene.variables["RAY_ADDRESS"] = self.nodes.address
             command = scene.start()
             may_fail, codes = False, {0}
             what: list[tuple[str, str, str]] = []
@@ -174,8 +225,8 @@ class Campaign:
                     break  # it ended before the fault
                 except subprocess.TimeoutExpired:  # the moment has come
                     pass
-                kind = self.draw.choices(self.kinds, [FAULTS[name].weight for name in self.kinds])[0]
-                fault, moment = FAULTS[kind], moment_of(command)
+                kind = self.draw.choices(list(self.faults), [fault.weight for fault in self.faults.values()])[0]
+                fault, moment = self.faults[kind], moment_of(command)
                 detail = fault.act(command, scene, self.draw)
                 faults, self.done = faults + 1, self.done + 1
                 may_fail |= fault.may_fail
@@ -250,23 +301,27 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="faults in all (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and kinds (default: 0)")
     parser.add_argument("--home", type=Path, help="folder for all runs (default: a temporary one)")
-    parser.add_argument("--kinds", default=",".join(FAULTS), help=f"which faults (default: {','.join(FAULTS)})")
+    parser.add_argument("--cluster", action="store_true", help="on a Ray of a head and two nodes")
+    parser.add_argument("--kinds", help="which faults (default: all that there are)")
     arguments = parser.parse_args()
-    kinds = tuple(arguments.kinds.split(","))
-    if unknown := set(kinds) - set(FAULTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    known = ON_A_CLUSTER if arguments.cluster else ALONE
+    kinds = tuple(arguments.kinds.split(",")) if arguments.kinds else tuple(known)
+    if unknown := set(kinds) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=arguments.home))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     began = time.monotonic()
     template = make_template(folder / "undisturbed", empty_database(folder / "empty"))
     seconds = time.monotonic() - began
     print(f"undisturbed: {seconds:.1f} s; {arguments.kills} faults, seed {arguments.seed}, in {folder}", flush=True)
-    campaign = Campaign(template, folder, arguments.kills, random.Random(arguments.seed), kinds, seconds)
+    faults = {kind: known[kind] for kind in kinds}
     failure = ""
-    try:
-        campaign.run()
-    except Failure as error:
-        failure = str(error)
+    with two_nodes({"PYTHONPATH": PYTHON_PATH}) if arguments.cluster else nullcontext() as nodes:
+        campaign = Campaign(template, folder, arguments.kills, random.Random(arguments.seed), faults, seconds, nodes)
+        try:
+            campaign.run()
+        except Failure as error:
+            failure = str(error)
     print(f"\n{campaign.done} faults in {campaign.runs} runs, {time.monotonic() - began:.0f} s")
     for title, counts in (("became of it", campaign.outcomes), ("moment", campaign.moments)):
         print(f"\n{'fault':12}{title}")

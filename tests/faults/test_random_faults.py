@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.faults.random_faults import Campaign, Failure
+from tests.faults.random_faults import ALONE, Campaign, Failure
 from tests.faults.scene import ROOT, Command, Scene, Seen, clean_environment
 from tests.faults.template import Template
 
@@ -18,8 +18,9 @@ KIND = [("kill", "toy_score: started", "")]
 
 
 @pytest.mark.slow
-def test_a_few_random_faults_cost_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.random_faults", "--kills", "6", "--seed", "1"]
+@pytest.mark.parametrize("place", [(), ("--cluster",)], ids=["alone", "on a cluster"])
+def test_a_few_random_faults_cost_nothing(place: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults.random_faults", "--kills", "6", "--seed", "1", *place]
     done = subprocess.run(
         [*command, "--home", str(tmp_path)], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
     )
@@ -47,7 +48,7 @@ class Hung:
 
 def judge(command: object, tmp_path: Path, finished: dict[str, tuple[object, ...]], codes: set[int]) -> bool:
     template = cast(Template, None)
-    campaign = Campaign(template, tmp_path, 1, random.Random(0), ("kill",), 1.0, done=1)
+    campaign = Campaign(template, tmp_path, 1, random.Random(0), ALONE, 1.0, done=1)
     scene = Scene(tmp_path, str(tmp_path / "store"))
     return campaign._judge(scene, cast(Command, command), KIND, codes, finished)
 
@@ -78,7 +79,7 @@ def test_a_fault_that_costs_something_is_a_failure(
 
 def test_other_numbers_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = Template(Scene(tmp_path, ""), {"toy_mean/k": {"metrics.json": "a"}}, tmp_path)
-    campaign = Campaign(template, tmp_path, 1, random.Random(0), ("kill",), 1.0)
+    campaign = Campaign(template, tmp_path, 1, random.Random(0), ALONE, 1.0)
     scene = Scene(tmp_path, str(tmp_path / "store"))
     monkeypatch.setattr(Scene, "numbers", lambda self: {"toy_mean/k": {"metrics.json": "a"}})
     campaign._compare(scene)
