@@ -32,7 +32,7 @@ from wsss.data.packed import read_index
 from wsss.data.shapes import ShapesConfig
 from wsss.execution.prepare import RunRequest, prepare_run
 from wsss.recipe import load_recipe
-from wsss.run_record import find_runs
+from wsss.run_record import RunRecord, find_runs
 from wsss.search.records import find_sweeps
 from wsss.store.s3 import S3Files
 from wsss_methods.ssc import METHOD
@@ -81,9 +81,11 @@ class Stack:
 
 def start(folder: Path) -> Stack:
     command = [sys.executable, str(ROOT / "cluster" / "stack.py"), "up", "--folder", str(folder)]
+    # A job's `python` is that of the head.
+    places = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     log = folder.with_suffix(".log")
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, env=places, stdout=output, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + START_SECONDS
     while not (said := log.read_text()).endswith("ready\n"):
         if process.poll() is not None and NO_INSTALL in said:
@@ -159,7 +161,7 @@ def test_a_second_one_in_the_same_folder_is_refused(stack: Stack) -> None:
 
 
 def test_the_two_workers_of_a_training_are_on_two_nodes(reproduced: Stack) -> None:
-    (record,) = find_runs(Path(reproduced.variables["WSSS_HOME"]))
+    record = first_run(reproduced)
     (training,) = [stage for stage in record.stages if stage.kind == "train"]
     assert (training.name, training.status, training.workers) == ("cam_train", "executed", 2)
     listed = reproduced.run(
@@ -182,10 +184,24 @@ def test_each_node_has_fetched_the_data_into_its_home_and_keys_are_those_of_the_
         for name in ("JPEGImages", "SegmentationClass"):
             wanted = {path.name: path.read_bytes() for path in (data / name).iterdir()}
             assert {path.name: path.read_bytes() for path in (fetched / name).iterdir()} == wanted
-    (record,) = find_runs(Path(reproduced.variables["WSSS_HOME"]))
+    record = first_run(reproduced)
     recipe = load_recipe(METHOD.recipe_type, METHOD.recipe_path("demo"), [f"dataset.root={data}", *SMALL])
     plan = prepare_run(RunRequest(METHOD, recipe, "demo", tmp_path, str(tmp_path / "store"), None, "cam_evaluation"))
     assert {planned.stage.name: planned.key for planned in plan.plan.stages} == record.keys
+
+
+def test_a_job_is_submitted_with_the_line_of_the_readme(reproduced: Stack) -> None:
+    (line,) = {
+        line.strip()
+        for line in (ROOT / "cluster" / "README.md").read_text().splitlines()
+        if line.startswith("    ray job submit --working-dir . --runtime-env") and line.endswith("--method ssc")
+    }
+    words = [*shlex.split(line), "--until", "cam_evaluation", f"dataset.root={DATA}", *SMALL]
+    said = reproduced.run("-m", "ray.scripts.scripts", *words[1:])
+    assert "succeeded" in said
+    record = max(find_runs(Path(reproduced.variables["WSSS_HOME"])), key=lambda record: record.started)
+    assert record.provenance["ray_job_id"].startswith("raysubmit_")
+    assert {stage.status for stage in record.stages} == {"cached"}, said
 
 
 def test_the_study_of_a_sweep_is_in_postgresql(swept: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +257,10 @@ def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
         assert sockets_of(again) == []
     finally:
         again.process.kill()
+
+
+def first_run(stack: Stack) -> RunRecord:
+    return min(find_runs(Path(stack.variables["WSSS_HOME"])), key=lambda record: record.started)
 
 
 def password(stack: Stack) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _BLOCK = b"\0" * (1 << 16)
 
@@ -132,8 +133,12 @@ class Nodes:
     @property
     def head_lives(self) -> bool:
         """Whether GCS and raylet of the head run."""
-        parts = self._cluster.head_node.all_processes
-        return all(parts[name][0].process.poll() is None for name in ("gcs_server", "raylet"))
+        return all(self._head[name][0].process.poll() is None for name in ("gcs_server", "raylet"))
+
+    @property
+    def _head(self) -> dict[str, list[Any]]:
+        assert self._cluster.head_node is not None
+        return self._cluster.head_node.all_processes
 
     def take_away(self, raylet: int, seconds: int) -> None:
         """Tell Ray, as a cloud does of a spot machine, that a node ends in so many seconds."""
@@ -147,7 +152,7 @@ class Nodes:
     def kill_head(self, *parts: str) -> None:
         """SIGKILL of parts of the head: gcs_server, raylet."""
         for part in parts:
-            self._cluster.head_node.all_processes[part][0].process.kill()
+            self._head[part][0].process.kill()
 
     def restart(self) -> None:
         """Another cluster in its place, with another address."""

@@ -19,7 +19,8 @@ from ray._private import utils, worker
 
 from wsss.errors import WsssError
 from wsss.execution.growth import current_cluster
-from wsss.execution.liveness import forget_joined, ray_ended, remember_joined
+from wsss.execution.last_words import leave_last_words, take_back
+from wsss.execution.liveness import CONTINUES, forget_joined, ray_ended, raylet_here, remember_joined
 from wsss.execution.nodes import NODE_TYPES_VARIABLE, Cluster
 from wsss.execution.reachable import check_address, session_folder
 from wsss.execution.waiting import WAIT_VARIABLE, wait_seconds
@@ -110,6 +111,11 @@ def connect(cpus: int | None = None) -> Cluster:
             worker.print_to_stdstream = _to_log
         if address:
             remember_joined()
+        if raylet := raylet_here():
+            gone = WsssError(
+                "the Ray under this command has ended (killed, or out of memory)", "this machine", CONTINUES
+            )
+            leave_last_words(raylet, f"\nerror: {gone}\n")
     return current_cluster()
 
 
@@ -194,6 +200,7 @@ def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
 
 def disconnect() -> None:
     """Leave the cluster, and end a Ray that `connect` started."""
+    take_back()
     node = worker._global_node
     if node is not None and ray_ended():
         # Ray's own way to the end asks the raylet, and without one ends this process before its last words.

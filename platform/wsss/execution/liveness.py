@@ -42,15 +42,22 @@ class _Joined:
     answered: float = field(default_factory=time.monotonic)
 
 
+CONTINUES = (
+    "the same command continues; finished stages and shards are kept, a training goes on from its last checkpoint"
+)
 _joined: dict[str, _Joined] = {}  # the one that is joined now, by its address
 
 
 def remember_joined() -> None:
     """Keep what `head_answers` looks at; called once Ray is joined."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    node = worker._global_node
     _joined.clear()
-    _joined[f"{host}:{port}"] = _Joined((host, int(port)), _process_of(getattr(node, "raylet_socket_name", "")))
+    _joined[f"{host}:{port}"] = _Joined((host, int(port)), raylet_here())
+
+
+def raylet_here() -> int:
+    """Id of the process through which this one speaks to Ray; 0 where the system does not tell."""
+    return _process_of(getattr(worker._global_node, "raylet_socket_name", ""))
 
 
 def forget_joined() -> None:
@@ -88,8 +95,7 @@ def head_answers(stage: str) -> bool:
         raise RayEndedError(
             ended,
             f"stage {stage}",
-            f"{'start the cluster again; ' if _joined else ''}the same command continues; finished stages and shards"
-            " are kept, a training goes on from its last checkpoint",
+            f"{'start the cluster again; ' if _joined else ''}{CONTINUES}",
         )
     return answers
 
