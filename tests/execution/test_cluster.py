@@ -117,3 +117,20 @@ def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch
         assert cluster.ray.get(asked, timeout=60) == [node["NodeID"] for node in cluster.ray.nodes()]
     finally:
         cluster.disconnect()
+
+
+def test_nothing_interrupts_the_end_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[bool] = []
+
+    def shutdown() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        ended.append(True)
+
+    monkeypatch.setattr(cluster.worker, "_global_node", None)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster.ray, "shutdown", shutdown)
+    cluster.disconnect()
+    assert ended
+    assert {number: signal.getsignal(number) for number in before} == before

@@ -199,15 +199,30 @@ def _to_log(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster, and end a Ray that `connect` started."""
-    take_back()
-    node = worker._global_node
-    if node is not None and ray_ended():
-        # Ray's own way to the end asks the raylet, and without one ends this process before its last words.
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
-    elif ray.is_initialized():
-        ray.shutdown()
-    forget_joined()
+    """Leave the cluster, and end a Ray that `connect` started. Ctrl-C and SIGTERM wait until that is done."""
+    with _undisturbed():
+        take_back()
+        node = worker._global_node
+        if node is not None and ray_ended():
+            # Ray's own way to the end asks the raylet, and without one ends this process before its last words.
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        elif ray.is_initialized():
+            ray.shutdown()
+        forget_joined()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Of a Ray that is half shut down, what is left ends the process at once and with another exit code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _code_folders() -> list[str]:
