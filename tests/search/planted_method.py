@@ -176,8 +176,16 @@ def kill_trial(folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def break_trial(folder: Path, kind: str) -> None:
+    """Raise an error in a trial of that kind, when the fault names another process as the driver."""
+    fault = folder / f"break-trial-{kind}"
+    if fault.exists() and fault.read_text() != str(os.getpid()):
+        raise RuntimeError("the planned trouble")
+
+
 def pipeline(recipe: PlantedRecipe, dataset: Dataset) -> Pipeline:
     kill_trial(recipe.faults)
+    break_trial(recipe.faults, recipe.detail.kind)
     threshold = recipe.evaluation.threshold
     return Pipeline(
         (

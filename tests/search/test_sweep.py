@@ -225,6 +225,16 @@ def test_a_killed_trial_is_started_again(cluster: None, tmp_path: Path) -> None:
     assert numbers_in_study(study_of(tmp_path, record)) == list(range(4))
 
 
+def test_a_trial_whose_worker_fails_says_why(cluster: None, tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "break-trial-round").write_text(str(os.getpid()))
+    record = sweep(tmp_path, f"faults={faults}", trials=4, sampler="random", batch=1)
+    failed = [trial for trial in load_trials(folder_of(tmp_path, record)) if trial.status == "failed"]
+    assert failed and {trial.settings["detail.kind"] for trial in failed} == {"round"}
+    assert all("RuntimeError" in trial.reason and "the planned trouble" in trial.reason for trial in failed)
+
+
 def test_failures_are_recorded_with_their_reason_and_stop_nothing(cluster: None, tmp_path: Path) -> None:
     faults = tmp_path / "faults"
     faults.mkdir()

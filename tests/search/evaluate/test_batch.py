@@ -67,6 +67,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(map_stage.ray, "get", lambda value, timeout=None: value)
     for module in (batch_module, shortcuts):
         monkeypatch.setattr(module, "current_cluster", lambda: present_cluster([{"CPU": 2}]))
+    monkeypatch.setattr(batch_module, "check_nodes", lambda *_: None)
     map_stage._built.clear()
     yield
 

@@ -42,15 +42,16 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 RUNG, RUNG_VALUE = "rung", "rung_value"
-WORKER_FAILED = "the trial's worker died or failed repeatedly (`WSSS_DEBUG=1` shows its words)"
+WORKER_FAILED = "the trial's worker died or failed repeatedly"
 Show = Callable[[str], None]
 
 
 class NewsBoard:
-    """What running batches have to say, for the driver to show."""
+    """What running batches have to say, for the driver to show, and why one failed."""
 
     def __init__(self) -> None:
         self._news: list[str] = []
+        self._failures: dict[int, str] = {}
 
     def tell(self, text: str) -> None:
         """Add a line."""
@@ -60,6 +61,14 @@ class NewsBoard:
         """Lines since the last call."""
         news, self._news = self._news, []
         return news
+
+    def fail(self, trials: list[int], reason: str) -> None:
+        """Keep what a worker raised while it evaluated these trials."""
+        self._failures |= dict.fromkeys(trials, reason)
+
+    def failure(self, trial: int) -> str:
+        """What was kept of a trial; empty where its worker died without a word."""
+        return self._failures.get(trial, "")
 
 
 class BatchTrainable(tune.Trainable):
@@ -73,6 +82,7 @@ class BatchTrainable(tune.Trainable):
     ) -> None:
         """Called once in a worker's life."""
         self._rungs = rungs
+        self._board = board
         self._evaluator = BatchEvaluator(sweep, lambda text: board.tell.remote(text))
         self.reset_config(config)
 
@@ -92,6 +102,14 @@ class BatchTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Advance to the next rung, or to the end."""
+        try:
+            return self._step()
+        except Exception as error:
+            numbers = [each["number"] for each in self._proposed]
+            ray.get(self._board.fail.remote(numbers, f"{type(error).__name__}: {last_line(error)}"))
+            raise
+
+    def _step(self) -> dict[str, Any]:
         if self._trials is None:
             self._trials = [self._evaluator.open(each["number"], each["settings"]) for each in self._proposed]
         while self._waiting:
@@ -124,14 +142,23 @@ class BatchTrainable(tune.Trainable):
 class SweepSearcher(Searcher):
     """Tune's view of a search: a suggestion is a batch, its completion goes to the ledger and to the search.
 
+    Args:
+        cause: what the worker of a trial, by number, said of its end; empty: nothing.
+
     Attributes:
         failure: what the ledger or the screen raised. Tune would tell it in a traceback of its own.
     """
 
     def __init__(
-        self, search: NestedSearch, ledger: Ledger, rungs: tuple[Rung, ...], on_trial: Callable[[TrialRecord], None]
+        self,
+        search: NestedSearch,
+        ledger: Ledger,
+        rungs: tuple[Rung, ...],
+        on_trial: Callable[[TrialRecord], None],
+        cause: Callable[[int], str] = lambda number: "",
     ) -> None:
         super().__init__()
+        self._cause = cause
         self._search, self._ledger, self._rungs, self._on_trial = search, ledger, rungs, on_trial
         self._running: dict[str, list[ProposedTrial]] = {}
         self.failure: Exception | None = None
@@ -191,11 +218,15 @@ class SweepSearcher(Searcher):
             elif outcome is not None and outcome.race is not None and outcome.race.estimate is not None:
                 pruned = outcome.race.text
             if outcome is None:
-                outcome = TrialOutcome(proposed.number, error="" if pruned else WORKER_FAILED)
+                outcome = TrialOutcome(proposed.number, error="" if pruned else self._failure(proposed.number))
             trial = self._ledger.finish(outcome, pruned, pruned_at)
             self._search.tell(proposed.number, told_values(trial), pruned_at)
             self._on_trial(trial)
         self._ledger.update()
+
+    def _failure(self, number: int) -> str:
+        cause = self._cause(number)
+        return f"{WORKER_FAILED}: {cause}" if cause else WORKER_FAILED
 
     def _best_so_far(self) -> dict[str, Any] | None:
         order = ranked(list(self._ledger.trials.values()), self._ledger.record.metric)
@@ -236,7 +267,7 @@ def run_tune(
     folder = ledger.folder / "tune"
     shutil.rmtree(folder, ignore_errors=True)
     board: Any = ray.remote(num_cpus=0)(NewsBoard).remote()
-    searcher = SweepSearcher(search, ledger, rungs, on_trial)
+    searcher = SweepSearcher(search, ledger, rungs, on_trial, lambda number: _failure(board, number))
     # It asks for no CPU, which the stages need, and stays where the driver's home is.
     trainable = tune.with_resources(
         tune.with_parameters(BatchTrainable, sweep=sweep, rungs=rungs, board=board),
@@ -283,6 +314,12 @@ def run_tune(
     shutil.rmtree(folder, ignore_errors=True)
     if not search.finished:  # Tune ends without a word when it is interrupted
         raise KeyboardInterrupt
+
+
+def _failure(board: Any, trial: int) -> str:
+    with suppress(GetTimeoutError, RayError):
+        return ray.get(board.failure.remote(trial), timeout=5)
+    return ""
 
 
 def _this_node() -> dict[str, float]:
