@@ -134,3 +134,39 @@ def test_nothing_interrupts_the_end_of_ray(monkeypatch: pytest.MonkeyPatch) -> N
     cluster.disconnect()
     assert ended
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_ray_has_started(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    def start(*_: object) -> None:
+        signal.raise_signal(number)
+        happened.append("started")
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_init", start)
+    monkeypatch.setattr(cluster, "disconnect", lambda: happened.append("left"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.connect()
+        assert happened == ["started", "left"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_second_interruption_does_not_wait() -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), cluster._signals_wait():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it went on")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -96,8 +97,11 @@ def connect(cpus: int | None = None) -> Cluster:
         if not os.environ.get("WSSS_DEBUG"):
             logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # what it prints, the error says
         try:
-            with _sigterm_as_ctrl_c():
+            with _signals_wait():
                 _init(1 if address else _OWN_ATTEMPTS, lambda: _options(address, cpus, folder))
+        except KeyboardInterrupt:
+            disconnect()
+            raise
         except Exception as error:  # Ray raises a bare Exception when its node does not come up in 30 s
             raise ClusterError(
                 f"Ray could not be {'joined' if address else 'started'}: {_reason(error)}",
@@ -120,21 +124,34 @@ def connect(cpus: int | None = None) -> Cluster:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """From here on SIGTERM, which `ray job stop` sends, ends the process in order.
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, which `ray job stop` sends, interrupt once Ray has started; the second does at once.
 
-    Ray, which begins in this block, would set handlers of its own that end it at once.
+    A process with half a Ray crashes at its end. Ray's own handlers, which it would set here, end it at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    waiting: list[int] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            raise KeyboardInterrupt
+        waiting.append(number)
+
+    interrupts = signal.getsignal(signal.SIGINT)
+    if interrupts is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, later)
+    signal.signal(signal.SIGTERM, later)
     set_by_ray, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_by_ray
+        signal.signal(signal.SIGINT, interrupts)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # over that of Ray's C++ part
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _options(address: str | None, cpus: int | None, folder: str | None) -> dict[str, Any]:
