@@ -259,9 +259,7 @@ class Campaign:
             count = self.done - len(what) + number + 1
             text = f"{kind}{f' ({detail})' if detail else ''}"
             if last and seen.code == 1:
-                ending += (
-                    f": {next((line for line in seen.err.splitlines() if line.startswith('error: ')), 'no error')}"
-                )
+                ending += "".join(f", {line}" for line in seen.err.splitlines() if line.startswith("error: "))
             print(f"{count:4}  run {self.runs:3}  {text:32}  {moment:48}  {ending if last else 'goes on'}", flush=True)
         text = f"{what}, exit {seen.code}\n{seen.out[-3000:]}\n{seen.err[-6000:]}"
         if seen.noise:
