@@ -3,7 +3,6 @@ MLflow with its artifacts on S3, and nothing left at the end, also after SIGKILL
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -14,15 +13,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import boto3
-import mlflow
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
+from tests.cluster.stack_user import (
+    DATA,
+    END_SECONDS,
+    ROOT,
+    SMALL,
+    Stack,
+    first_run,
+    nodes_of_training,
+    objects_of,
+    processes_of,
+    sockets_of,
+    start,
+    tracked,
+)
 from tests.data.conftest import as_voc
 from tests.store.conftest import use
 
@@ -32,70 +41,14 @@ from wsss.data.packed import read_index
 from wsss.data.shapes import ShapesConfig
 from wsss.execution.prepare import RunRequest, prepare_run
 from wsss.recipe import load_recipe
-from wsss.run_record import RunRecord, find_runs
+from wsss.run_record import find_runs
 from wsss.search.records import find_sweeps
 from wsss.store.s3 import S3Files
 from wsss_methods.ssc import METHOD
 
-ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS, RUN_SECONDS, END_SECONDS = 2400, 1800, 150
-NO_INSTALL = "check that pip reaches its package index"
-DATA = "s3://wsss/data/small"
-SMALL = (
-    "dataset.name=voc2012",
-    "cam.crop_size=64",
-    "cam.resize_long_min=56",
-    "cam.resize_long_max=80",
-    "cam.num_epochs=1",
-)
-SMALL += ("cam.batch_size=8", "superpixels.segments=20", "affinity.crop_size=64", "affinity.num_epochs=1")
-SMALL += ("affinity.batch_size=8", "random_walk.input_size=64", "execution.device=cpu", "execution.train_workers=2")
 METRIC = "pseudo_label/miou_train"
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass
-class Stack:
-    """A running stack; `variables` are those of its environment file."""
-
-    folder: Path
-    process: subprocess.Popen[str]
-    said: str
-    variables: dict[str, str]
-
-    def run(self, *command: str) -> str:
-        """Run a program in the environment that the stack tells. Returns what it printed."""
-        done = subprocess.run(
-            [sys.executable, *command],
-            env={**os.environ, **self.variables, "WSSS_GIT_COMMIT": "0" * 40},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=RUN_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-
-def start(folder: Path) -> Stack:
-    command = [sys.executable, str(ROOT / "cluster" / "stack.py"), "up", "--folder", str(folder)]
-    # A job's `python` is that of the head.
-    places = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    log = folder.with_suffix(".log")
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=places, stdout=output, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + START_SECONDS
-    while not (said := log.read_text()).endswith("ready\n"):
-        if process.poll() is not None and NO_INSTALL in said:
-            pytest.skip(f"the object store cannot be installed here: {said[-300:]}")
-        assert process.poll() is None and time.monotonic() < deadline, said
-        time.sleep(0.3)
-    environment = folder / "environment.sh"
-    assert environment.stat().st_mode & 0o077 == 0
-    words = [shlex.split(line) for line in environment.read_text().splitlines()]
-    return Stack(folder, process, said, dict(word.split("=", 1) for _, word in words))
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +117,7 @@ def test_the_two_workers_of_a_training_are_on_two_nodes(reproduced: Stack) -> No
     record = first_run(reproduced)
     (training,) = [stage for stage in record.stages if stage.kind == "train"]
     assert (training.name, training.status, training.workers) == ("cam_train", "executed", 2)
-    listed = reproduced.run(
-        *("-m", "ray.scripts.scripts", "list", "actors", "--format", "json", "--detail", "--limit", "1000"),
-        *("--filter", "class_name=RayTrainWorker"),
-    )
-    actors = json.loads(listed[listed.index("[") :])
-    nodes = {actor["node_id"] for actor in actors}
-    assert len(actors) == len(nodes) == 2, listed
+    assert nodes_of_training(reproduced) == (2, 2)
     assert record.store_url == reproduced.variables["WSSS_STORE"]
 
 
@@ -259,49 +206,8 @@ def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
         again.process.kill()
 
 
-def first_run(stack: Stack) -> RunRecord:
-    return min(find_runs(Path(stack.variables["WSSS_HOME"])), key=lambda record: record.started)
-
-
 def password(stack: Stack) -> str:
     return Path(stack.variables["PGPASSFILE"]).read_text().strip().rpartition(":")[2]
-
-
-def tracked(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """All runs of the MLflow server."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.variables["MLFLOW_TRACKING_URI"])
-    return mlflow.search_runs(search_all_experiments=True, output_format="list")  # pyright: ignore[reportReturnType]
-
-
-def objects_of(stack: Stack) -> set[str]:
-    client = boto3.client(
-        "s3",
-        endpoint_url=stack.variables["AWS_ENDPOINT_URL"],
-        aws_access_key_id=stack.variables["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=stack.variables["AWS_SECRET_ACCESS_KEY"],
-        region_name=stack.variables["AWS_DEFAULT_REGION"],
-    )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="wsss")
-    return {item["Key"] for page in pages for item in page.get("Contents", ())}
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Processes whose command, variables or working folder name the folder; what they are."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            text += os.fsencode((process / "cwd").readlink())
-        except OSError:  # it has just ended, or is not ours
-            continue
-        if os.fsencode(folder) in text and int(process.name) != os.getpid():
-            found.append(f"{process.name} {text[:200]!r}")
-    return found
-
-
-def sockets_of(stack: Stack) -> list[str]:
-    """Those of its folders for Ray's sockets that are still there."""
-    return [str(path) for path in Path("/tmp").glob(f"wsss-{stack.process.pid}-*")]
 
 
 def command_lines() -> str:

@@ -99,8 +99,9 @@ class Nodes:
     def _start(self) -> None:
         from ray.cluster_utils import Cluster
 
-        # A dead node is noticed after 3 s and not after half a minute.
-        settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_timeout_ms": 2000}
+        # A dead node is noticed after 10 s and not after half a minute; much less, and a busy node is taken for dead.
+        settings = {"health_check_period_ms": 500, "health_check_timeout_ms": 5000}
+        settings["health_check_failure_threshold"] = 20
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
@@ -109,6 +110,11 @@ class Nodes:
         for count in self._cpus:
             self.add(count)
         self.address = str(self._cluster.address)
+
+    def fill(self) -> None:
+        """Add nodes in the place of those that have ended."""
+        for count in self._cpus[len(self.raylets()) :]:
+            self.add(count)
 
     def add(self, cpus: int = 1) -> None:
         """One more node."""

@@ -104,7 +104,7 @@ def node(command: Command, scene: Scene, draw: random.Random) -> str:
     command.fault_at = time.monotonic()
     processes.kill(draw.choice(scene.nodes.raylets()))
     time.sleep(draw.uniform(0, 5))
-    scene.nodes.add()
+    scene.nodes.fill()
     return ""
 
 
@@ -117,6 +117,7 @@ def notice(command: Command, scene: Scene, draw: random.Random) -> str:
     time.sleep(seconds)
     command.fault_at = time.monotonic()
     processes.kill(gone)
+    scene.nodes.fill()
     return f"{seconds} s"
 
 
@@ -215,6 +216,7 @@ class Campaign:
             if self.nodes is not None:
                 if not self.nodes.head_lives:
                     self.nodes.restart()
+                self.nodes.fill()
                 scene.variables["RAY_ADDRESS"] = self.nodes.address
             command = scene.start()
             may_fail, codes = False, {0}
