@@ -170,3 +170,9 @@ def test_a_second_interruption_does_not_wait() -> None:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_each_start_has_its_own_settings() -> None:
+    first = cluster._options(None, 1, None)["_system_config"]
+    first["object_spilling_config"] = "added by Ray"
+    assert "object_spilling_config" not in cluster._options(None, 1, None)["_system_config"]

@@ -167,7 +167,7 @@ def _options(address: str | None, cpus: int | None, folder: str | None) -> dict[
         "dashboard_port": dashboard_port,
         "logging_level": logging.WARNING,
         "log_to_driver": bool(os.environ.get("WSSS_DEBUG")),
-        "_system_config": None if address else _OWN_RAY,
+        "_system_config": None if address else dict(_OWN_RAY),  # Ray adds to it, and warns of that at the next start
         "runtime_env": {"py_modules": _code_folders(), "env_vars": _worker_environment(dashboard_port)},
     }
 
