@@ -43,7 +43,7 @@ def train(
             raise failure
 
     board = SimpleNamespace(
-        news=SimpleNamespace(remote=lambda: (12, [(3, {"loss": 0.5})], [])), failure=SimpleNamespace(remote=reason)
+        news=SimpleNamespace(remote=lambda: (12, [(3, {"loss": 0.5})], [], [])), failure=SimpleNamespace(remote=reason)
     )
     pretended = SimpleNamespace(
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node"),
