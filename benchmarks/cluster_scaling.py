@@ -2,9 +2,9 @@
 
     PYTHONPATH=platform:methods:. python benchmarks/cluster_scaling.py [--nodes 1,2,4]
 
-Each count of nodes is a cluster of its own and an empty store. Throughput of the training is counted from its first to
-its last step, that of the per-image stage from its first worker's start to its last shard; ratios are to the first
-count. All nodes share this machine's cores, so that no ratio can exceed their number.
+Each count of nodes is a cluster of its own and an empty store. Throughput is what the run's record says: of the
+training without the start of its workers, of the per-image stage with it. Ratios are to the first count. All nodes
+share this machine's cores, so that no ratio can exceed their number.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def start(folder: Path, *options: str) -> Stack:
     while not (said := log.read_text()).endswith("ready\n"):
         if process.poll() is not None and NO_INSTALL in said:
             pytest.skip(f"the object store cannot be installed here: {said[-300:]}")
-        assert process.poll() is None and time.monotonic() < deadline, said
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()
+            pytest.fail(said)
         time.sleep(0.3)
     environment = folder / "environment.sh"
     assert environment.stat().st_mode & 0o077 == 0
