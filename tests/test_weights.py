@@ -16,6 +16,7 @@ from wsss.data.dataset import Dataset
 from wsss.data.errors import DataError
 from wsss.errors import WsssError
 from wsss.recipe import load_recipe, setting
+from wsss.shapes_weights import SHAPES_WEIGHTS, shapes_file
 from wsss.weights import (
     WEIGHTS,
     WeightFile,
@@ -24,6 +25,7 @@ from wsss.weights import (
     fetch_weight,
     file_digest,
     required_weights,
+    start_in_words,
     weight_setting,
 )
 
@@ -36,6 +38,7 @@ class Section:
 
     resnet50: Path | None = weight_setting("resnet50")
     resnet38: Path | None = weight_setting("resnet38")
+    resnet18: Path | None = weight_setting("resnet18")
     allow_random: bool = setting(True)
 
 
@@ -97,6 +100,27 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     assert "1-stage-wseg" in text and "weights.NAME=none" not in text
     with pytest.raises(WsssError, match=r"weights\.resnet50 is none[\s\S]*resnet50-0676ba61\.pth, torchvision"):
         required_weights(Section(allow_random=False), [CAM], dataset(tmp_path))
+
+
+def test_shapes_is_a_file_of_this_package_for_one_width(tmp_path: Path) -> None:
+    section = Section(resnet18=Path("shapes"), resnet50=Path("shapes"))
+    small = WeightUse("cam", "resnet18", "cam.width", SHAPES_WEIGHTS["resnet18"])
+    section_of_one = replace(section, resnet50=None)
+    assert required_weights(section_of_one, [small], dataset(tmp_path)) == {"cam": shapes_file("resnet18")}
+    with pytest.raises(WsssError) as error:
+        required_weights(section, [replace(small, width=1.0), CAM], dataset(tmp_path))
+    assert "weights.resnet18 does not fit cam.width = 1: set it to none, or the width to 0.25" in str(error.value)
+    assert "weights.resnet50 = shapes: there is none, only of resnet18 and mobilenet_v2" in str(error.value)
+
+
+def test_the_protocol_says_what_a_network_starts_from(tmp_path: Path) -> None:
+    files = {"cam": shapes_file("resnet18"), "body": tmp_path / "resnet50.pth"}
+    assert [start_in_words(files, role) for role in ("cam", "body", "edge")] == [
+        "generated pictures",
+        "ImageNet",
+        "random weights",
+    ]
+    assert start_in_words(files, "body", "COCO") == "COCO"
 
 
 def test_a_key_before_the_download_is_the_key_after_it(server: Server, tmp_path: Path) -> None:

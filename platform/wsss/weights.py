@@ -1,8 +1,8 @@
 """The weight files that networks start from: one table, what a recipe asks of it, and their download.
 
 A recipe's section `weights` has one key for each row that its networks may need: a file, `auto` (the row's own file,
-downloaded below `WSSS_HOME` when it is needed) or `none` (random weights). The content of a file enters the keys of the
-stages that read it; its path does not.
+downloaded below `WSSS_HOME` when it is needed), `shapes` (a file of `wsss.shapes_weights`) or `none` (random weights).
+The content of a file enters the keys of the stages that read it; its path does not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from wsss.errors import WsssError
 from wsss.files import locked
 from wsss.formatting import byte_count
 from wsss.recipe import setting
+from wsss.shapes_weights import SHAPES_WEIGHTS, is_shapes_file, shapes_file
 
-AUTO = Path("auto")
+AUTO, SHAPES = Path("auto"), Path("shapes")
 ROOT_PLACEHOLDER = "${dataset.root}"
 TORCHVISION_URL = "https://download.pytorch.org/models"
 
@@ -120,7 +121,10 @@ WEIGHTS: Mapping[str, WeightFile] = {row.name: row for row in _ROWS}
 
 @dataclass(frozen=True)
 class WeightUse:
-    """One use of a row: the role in the pipeline, and the setting of the network's width, which must be 1 then."""
+    """One use of a row: the role in the pipeline, and the setting of the network's width, which the file must fit.
+
+    Published files have width 1.
+    """
 
     role: str
     name: str
@@ -132,7 +136,16 @@ def weight_setting(name: str) -> Any:
     """A recipe's leaf for a row of the table; its type is `Path | None`, its default `none`."""
     row = WEIGHTS[name]
     own = f"auto: download it ({byte_count(1e6 * row.megabytes)})" if row.url else f"auto: WSSS_HOME/weights/{row.file}"
+    if name in SHAPES_WEIGHTS:
+        own += f"; shapes: trained on generated pictures, for width {SHAPES_WEIGHTS[name]:g}"
     return setting(None, in_key=False, help=f"{row.file}, {row.source}. {own}; none: random weights")
+
+
+def start_in_words(files: Mapping[str, Path], role: str, published: str = "ImageNet") -> str:
+    """What the network of a role starts from, for the protocol; `published`: what made the files of the table."""
+    if role not in files:
+        return "random weights"
+    return "generated pictures" if is_shapes_file(files[role]) else published
 
 
 def required_weights(
@@ -161,10 +174,13 @@ def required_weights(
         if problem:
             problems.append(f"weights.{name} {problem} (for {' and '.join(use.role for use in users)})")
         for use in users if not problem else ():
-            if use.width == 1:
-                found[use.role] = path
+            widths = {SHAPES_WEIGHTS[name]: shapes_file(name)} if given == SHAPES else {1.0: path}
+            if use.width in widths:
+                found[use.role] = widths[use.width]
             else:
-                problems.append(f"weights.{name} does not fit {use.width_key} = {use.width:g}: set it to none or 1")
+                (fits,) = widths
+                problem = f"weights.{name} does not fit {use.width_key} = {use.width:g}"
+                problems.append(f"{problem}: set it to none, or the width to {fits:g}")
     problems += other_problems
     if problems:
         remedy = "give a file as weights.NAME=FILE"
@@ -293,6 +309,10 @@ def _resolved(row: WeightFile, given: Path | None, dataset: Dataset) -> tuple[Pa
     source = f"get {row.file}, {row.source}"
     if given is None:
         return Path(), f"is none and random weights are refused: {source}"
+    if given == SHAPES:
+        if row.name in SHAPES_WEIGHTS:
+            return shapes_file(row.name), ""
+        return given, f"= shapes: there is none, only of {' and '.join(SHAPES_WEIGHTS)}; set it to none"
     if given != AUTO:
         path = resolve_path(given, dataset)
         if path.is_file():

@@ -21,7 +21,7 @@ from wsss.stages.segmentation import (
     scores_stage,
     segmentation_stages,
 )
-from wsss.weights import WEIGHTS, WeightUse, required_weights
+from wsss.weights import WEIGHTS, WeightUse, required_weights, start_in_words
 from wsss_methods.i2crc.label_refinement import build_pseudo_label, build_refined_label
 from wsss_methods.i2crc.networks import starts_small
 from wsss_methods.i2crc.recipe import CamSettings, I2crcRecipe, WeightSettings
@@ -204,7 +204,7 @@ def _network(settings: SegmentationSettings) -> str:
 
 def _protocol(recipe: I2crcRecipe, files: Mapping[str, Path]) -> dict[str, str]:
     """What belongs to the numbers, in words."""
-    starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "segmentation")}
+    starts = {role: start_in_words(files, role) for role in ("cam", "segmentation")}
     crf = recipe.crf_train.labels()
     refined = f"predictions of round one {_crf_in_words(crf.crf is not None, crf.wrapped)}, and its labels"
     segmentation = recipe.segmentation

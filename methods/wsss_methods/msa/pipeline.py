@@ -16,7 +16,7 @@ from wsss.stages.pseudo_label import ThresholdConfig
 from wsss.stages.references import with_references
 from wsss.stages.saliency import saliency_in_words, saliency_stage
 from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
-from wsss.weights import WeightUse, required_weights
+from wsss.weights import WeightUse, required_weights, start_in_words
 from wsss_methods.msa import inference
 from wsss_methods.msa.recipe import (
     MsaRecipe,
@@ -233,7 +233,7 @@ def _protocol(
         "image labels": dataset.label_provenance,
         "superpixel network": _start_of_superpixels(recipe, files),
         "saliency": "none" if saliency is None else saliency_in_words(saliency),
-        "CAM network": f"{network.backbone} from {'ImageNet' if 'cam' in files else 'random weights'}, "
+        "CAM network": f"{network.backbone} from {start_in_words(files, 'cam')}, "
         f"{', '.join(part for part, used in parts.items() if used) or 'plain CAM'}",
         "checkpoint": "last epoch"
         if chosen.rule == "last"
@@ -267,8 +267,6 @@ def _start_of_superpixels(recipe: MsaRecipe, files: Mapping[str, Path]) -> str:
 def _segmentation_in_words(recipe: MsaRecipe, files: Mapping[str, Path]) -> str:
     form, depth = recipe.segmentation.form, recipe.segmentation.depth
     body = "MobileNetV2" if form == "mobilenet_v2" else f"ResNet-{depth} ({form})"
-    start = "random weights"
-    if "segmentation" in files:
-        coco = recipe.segmentation_weights == "deeplabv1_resnet101_coco"
-        start = "a DeepLab trained on COCO with masks: not weakly supervised" if coco else "ImageNet"
-    return f"DeepLabV2 with multi-scale inputs, {body} from {start}"
+    coco = recipe.segmentation_weights == "deeplabv1_resnet101_coco"
+    published = "a DeepLab trained on COCO with masks: not weakly supervised" if coco else "ImageNet"
+    return f"DeepLabV2 with multi-scale inputs, {body} from {start_in_words(files, 'segmentation', published)}"

@@ -22,7 +22,7 @@ from wsss.stages.cam import build_cam, cam_stages, full_resolution
 from wsss.stages.references import with_references
 from wsss.stages.refine import PredictionConfig, named
 from wsss.stages.segmentation import build_wrapped_predictions, segmentation_stages
-from wsss.weights import WeightUse, required_weights, resolve_path
+from wsss.weights import WeightUse, required_weights, resolve_path, start_in_words
 from wsss_methods.sbnet.boundaries import boundary_stages
 from wsss_methods.sbnet.deeplabv1 import PUBLISHED_CRF, deeplabv1_stages
 from wsss_methods.sbnet.networks import build_cam_network
@@ -217,7 +217,7 @@ def segmentation_headline(recipe: SbnetRecipe) -> tuple[str, ...]:
 
 def _protocol(recipe: SbnetRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
     """What belongs to the numbers, in words."""
-    starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "affinity")}
+    starts = {role: start_in_words(files, role) for role in ("cam", "affinity")}
     cam, affinity, walk = recipe.cam, recipe.affinity, recipe.random_walk
     scales = ", ".join(f"{scale:g}" for scale in recipe.cam_inference.scales)
     return {
@@ -232,7 +232,7 @@ def _protocol(recipe: SbnetRecipe, dataset: Dataset, files: Mapping[str, Path]) 
         "affinity network": f"{affinity.backbone} from {starts['affinity']}",
         "random walk": f"background power {walk.alpha:g}, affinities to the power {walk.beta:g}, "
         f"{2**walk.exp_times} steps, {'one step of a CRF' if walk.crf else 'no CRF'}",
-        "segmentation network": _segmentation_in_words(recipe, "segmentation" in files),
+        "segmentation network": _segmentation_in_words(recipe, files),
         "checkpoint": "epoch chosen by the masks of val" if _chosen_on_val(recipe) else "last step",
         **inference_protocol(recipe),
     }
@@ -242,15 +242,15 @@ def _chosen_on_val(recipe: SbnetRecipe) -> bool:
     return recipe.retraining.network == "deeplabv2" and recipe.segmentation.selection == "best_val"
 
 
-def _segmentation_in_words(recipe: SbnetRecipe, started: bool) -> str:
+def _segmentation_in_words(recipe: SbnetRecipe, files: Mapping[str, Path]) -> str:
     segmentation = recipe.segmentation
     name = "DeepLabV1 on Wide-ResNet-38"
     if recipe.retraining.network == "deeplabv2":
         bodies = {"mobilenet_v2": "MobileNetV2"}
         name = f"DeepLabV2 on {bodies.get(segmentation.form, f'ResNet-{segmentation.depth}, {segmentation.form}')}"
     coco = _segmentation_weights(recipe) == "deeplabv1_resnet101_coco"
-    start = "COCO's masks, which are no weak supervision" if coco else "ImageNet"
-    return f"{name}, from {start if started else 'random weights'}"
+    published = "COCO's masks, which are no weak supervision" if coco else "ImageNet"
+    return f"{name}, from {start_in_words(files, 'segmentation', published)}"
 
 
 def inference_protocol(recipe: SbnetRecipe) -> dict[str, str]:

@@ -19,7 +19,7 @@ from wsss.stages.references import with_references
 from wsss.stages.refine import ScoresConfig, named, refinement_stages
 from wsss.stages.segmentation import build_wrapped_predictions
 from wsss.stages.superpixels import superpixel_stage
-from wsss.weights import WeightUse, required_weights, resolve_path
+from wsss.weights import WeightUse, required_weights, resolve_path, start_in_words
 from wsss_methods.ssc.recipe import SEGMENTATION_WEIGHTS, CamSettings, SscRecipe
 from wsss_methods.ssc.segmentation import build_candidate_scorer, build_scores
 from wsss_methods.ssc.training import (
@@ -182,7 +182,7 @@ def segmentation_headline(recipe: SscRecipe) -> tuple[str, ...]:
 def _protocol(recipe: SscRecipe, dataset: Dataset, files: Mapping[str, Path]) -> dict[str, str]:
     """What belongs to the numbers, in words."""
     segmentation = recipe.segmentation
-    starts = {role: ("ImageNet" if role in files else "random weights") for role in ("cam", "affinity", "segmentation")}
+    starts = {role: start_in_words(files, role) for role in ("cam", "affinity", "segmentation")}
     return {
         "image labels": dataset.label_provenance,
         "superpixels": recipe.superpixels.in_words() if recipe.cam.loss_weight_alignment else "none",

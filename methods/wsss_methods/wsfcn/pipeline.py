@@ -14,7 +14,7 @@ from wsss.pipeline import GridColumn, MapStage, Pipeline, Reads, ReduceStage, Sa
 from wsss.stages import score
 from wsss.stages.candidates import selection_stages, weight_inputs
 from wsss.stages.references import with_references
-from wsss.weights import WeightUse, required_weights
+from wsss.weights import WeightUse, required_weights, start_in_words
 from wsss_methods.wsfcn import inference
 from wsss_methods.wsfcn.recipe import CrfSettings, TrainSettings, WeightSettings, WsFcnRecipe
 from wsss_methods.wsfcn.training import TrainConfig, build_training
@@ -213,7 +213,7 @@ def _protocol(recipe: WsFcnRecipe, dataset: Dataset, files: Mapping[str, Path]) 
     group = f"groups of {train.norm_group} images" if train.norm_group else f"the batch of {train.batch_size}"
     return {
         "image labels": dataset.label_provenance,
-        "network": f"{recipe.network.backbone} from {'ImageNet' if files else 'random weights'}",
+        "network": f"{recipe.network.backbone} from {start_in_words(files, 'backbone')}",
         "normalization": f"body {recipe.network.normalization}; the rest over {group}, on any number of workers",
         "checkpoint": f"epoch with the lowest loss on val, by its image labels; every {recipe.selection.every} epochs"
         if recipe.selection.rule == "val_loss"

@@ -122,6 +122,20 @@ def render(config: ShapesConfig, group: str, index: int) -> tuple[np.ndarray, np
     return scene.finish()
 
 
+def render_single(size: int, seed: int, index: int) -> tuple[np.ndarray, int]:
+    """A picture of one object, uint8 (size, size, 3), and the position of its class in `SHAPE_CLASSES`.
+
+    Of no group of any generated set: `seed` is a stream of its own. Classes go round.
+    """
+    rng = np.random.default_rng([GENERATOR_VERSION, seed, len(_GROUPS), index])
+    scene = _Scene(rng, size, size)
+    for _ in range(rng.integers(0, 3)):
+        scene.draw_distractor()
+    kind = index % len(SHAPE_CLASSES)
+    scene.draw_object(kind, float(rng.uniform(0.1, 0.45) * size * size))
+    return scene.finish()[0], kind
+
+
 class _Scene:
     """A picture being painted: float colours in [0, 1], the mask and the ignore border."""
 

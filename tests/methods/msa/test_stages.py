@@ -29,6 +29,7 @@ SMALL = [
     "dataset.shapes.val=2",
     "dataset.shapes.size=48",
     "dataset.shapes.classes=3",
+    "weights.mobilenet_v2=none",
     "superpixels.base_channels=2",
     "superpixels.crop_size=48",
     "superpixels.batch_size=4",

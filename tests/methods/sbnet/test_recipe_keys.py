@@ -178,7 +178,7 @@ def test_the_protocol_says_where_boundaries_and_the_start_come_from(root: Path) 
     )
     stricter = build(root, "paper", *weights(root, "paper"), "weights.deeplabv1_resnet101_coco=none").protocol
     assert stricter["segmentation network"].endswith("from ImageNet")
-    assert build(root, "demo").protocol["segmentation network"].endswith("from random weights")
+    assert build(root, "demo").protocol["segmentation network"].endswith("from generated pictures")
     off = ["cam.boundary_loss_weight=0", "cam.smoothness_loss_weight=0"]
     assert build(root, "demo", *off).protocol["boundary maps"].startswith("none")
 
