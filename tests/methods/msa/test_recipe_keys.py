@@ -73,7 +73,7 @@ CHANGES = {
     "superpixels.learning_rate": "0.01",
     "network.backbone": "mobilenet_v2",
     "network.width": "0.5",
-    "network.normalization": "frozen",
+    "network.normalization": "batch",
     "network.head_width": "16",
     "network.dcr_inputs": "features",
     "network.norm_stats": "imagenet",
@@ -100,7 +100,7 @@ CHANGES = {
     "inference.ap_threshold": "0.33",
     "inference.refine_steps": "3",
     "pseudo_label.threshold": "0.33",
-    "segmentation.form": "mobilenet_v2",
+    "segmentation.form": "torchvision",
     "crf.iterations": "2",
     "crf.pos_w": "2",
     "crf.image": "both",
@@ -196,7 +196,7 @@ def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None
     ("override", "message"),
     [
         ("network.superpixels=false", "dcr needs superpixels"),
-        ("segmentation.depth=34", "has files for"),
+        ("segmentation.form=torchvision segmentation.depth=34", "has files for"),
         ("train.resize_long_min=200", "is above resize_long_max"),
         ("train.crop_size=100", "multiple of 16"),
         ("inference.scales=[]", "scales is empty"),
@@ -209,4 +209,4 @@ def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None
 )
 def test_relations_between_settings(override: str, message: str) -> None:
     with pytest.raises(WsssError, match=message):
-        load_recipe(MsaRecipe, METHOD.recipe_path("demo"), [override])
+        load_recipe(MsaRecipe, METHOD.recipe_path("demo"), override.split())

@@ -50,7 +50,7 @@ CHANGES = {
     "network.backbone": "mobilenet_v2",
     "network.backbone_width": "0.5",
     "network.head_width": "16",
-    "network.normalization": "frozen",
+    "network.normalization": "batch",
     "network.gate_psi": "0.2",
     "network.focal_p": "2",
     "network.focal_lambda": "0.1",
