@@ -9,6 +9,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from wsss.execution.nodes import declared_types, types_of_configuration
+from wsss.shapes_weights import SHAPES_WEIGHTS, shapes_file
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 
@@ -110,6 +111,18 @@ def test_a_job_brings_no_places_and_no_credentials() -> None:
     assert set(job) == {"working_dir"}
 
 
+def test_a_job_brings_what_the_demos_start_from_and_no_other_weights() -> None:
+    from ray._private.runtime_env.packaging import _get_excludes
+
+    (environment,) = load("runtime_env.yaml")
+    root = CLUSTER.parent
+    excluded = _get_excludes(root, environment["excludes"])
+    for name in SHAPES_WEIGHTS:
+        assert shapes_file(name).is_file() and not excluded(shapes_file(name))
+    assert excluded(root / "resnet50.pth") and excluded(root / "platform" / "wsss" / "resnet50.pth")
+    assert excluded(root / ".wsss" / "runs")
+
+
 def test_no_secret_is_committed() -> None:
     secret = re.compile(r"(SECRET|ACCESS_KEY|PASSWORD|TOKEN)[A-Z_]*[=:][ \t]*[\"']?[A-Za-z0-9/+]{8,}")
     for path in files():
@@ -130,7 +143,8 @@ def test_versions_are_those_of_the_project() -> None:
 def test_images_hold_code_and_nothing_else() -> None:
     lines = [line for line in text_of("Dockerfile.dockerignore").splitlines() if not line.startswith("#")]
     assert lines[0] == "*", "data, weights and results stay outside, wherever they lie"
-    kept = {line[1:] for line in lines if line.startswith("!")}
+    kept = {line[1:] for line in lines[: lines.index("**/*.pth")] if line.startswith("!")}
+    assert lines[-1] == "!platform/wsss/shapes_weights/*.pth", "the demos start from these"
     assert kept == {"pyproject.toml", "README.md", "reproduce.py", "tune.py", "search_spaces", "platform", "methods"}
     assert all((CLUSTER.parent / name).exists() for name in kept)
 
