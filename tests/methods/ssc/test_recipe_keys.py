@@ -80,7 +80,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "crf": ("segmentation_predictions",),
     "crf.iterations": ("segmentation", "segmentation_evaluation"),
 }
-BASE = ["references.plain_cam=true", "affinity.displacement_mean=true"]
+BASE = ["references.plain_cam=true", "affinity.displacement_mean=true", "segmentation_inference.scales=[1.0,1.25]"]
 CHANGES = {
     "seed": "7",
     "superpixels.segments": "70",

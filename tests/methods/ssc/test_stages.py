@@ -283,7 +283,9 @@ def test_the_released_layout_scores_as_the_networks_that_it_holds(case: Case, tm
     METHOD.exporters["best_checkpoint"].write(case.artifact("segmentation_selection"), case.dataset, tmp_path)
     checkpoint = tmp_path / "best_ckpt.pth"
     # Weights that only training needs are asked for in vain by the whole pipeline, and not at all by this one.
-    recipe = load_recipe(SscRecipe, METHOD.recipe_path("demo"), [*SMALL, "weights.allow_random=false"])
+    recipe = load_recipe(
+        SscRecipe, METHOD.recipe_path("demo"), [*SMALL, "weights.allow_random=false", "weights.resnet18=none"]
+    )
     with pytest.raises(WsssError, match="missing"):
         pipeline_of(METHOD, recipe, case.dataset)
     check_checkpoint(METHOD, recipe, case.dataset, checkpoint)
