@@ -70,7 +70,8 @@ def main() -> None:
     for name in by_count[0]:
         cells = [" ".join(f"{value:.1f}" for value in numbers[name]) for numbers in by_count]
         values = [value for numbers in by_count for value in numbers[name]]
-        print(f"| `{name}` | {' | '.join(cells)} | {statistics.mean(values):.2f} | {statistics.stdev(values):.2f} |")
+        deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        print(f"| `{name}` | {' | '.join(cells)} | {statistics.mean(values):.2f} | {deviation} |")
 
 
 if __name__ == "__main__":

@@ -174,11 +174,10 @@ def required_weights(
         if problem:
             problems.append(f"weights.{name} {problem} (for {' and '.join(use.role for use in users)})")
         for use in users if not problem else ():
-            widths = {SHAPES_WEIGHTS[name]: shapes_file(name)} if given == SHAPES else {1.0: path}
-            if use.width in widths:
-                found[use.role] = widths[use.width]
+            fits = SHAPES_WEIGHTS[name] if given == SHAPES else 1.0
+            if use.width == fits:
+                found[use.role] = path
             else:
-                (fits,) = widths
                 problem = f"weights.{name} does not fit {use.width_key} = {use.width:g}"
                 problems.append(f"{problem}: set it to none, or the width to {fits:g}")
     problems += other_problems
