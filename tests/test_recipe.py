@@ -155,3 +155,14 @@ def test_many_problems_are_counted() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(Recipe, None, [f"nothing{number}=1" for number in range(500)])
     assert "500 problems" in str(caught.value) and "... and 480 more" in str(caught.value)
+
+
+def test_a_later_setting_is_in_no_key_where_nothing_changes() -> None:
+    @dataclass(frozen=True)
+    class Later:
+        rate: float = setting(0.1, above=0.0)
+        optimizer: str = setting("sgd", choices=("sgd", "adamw"), key_at_default=False)
+
+    assert key_values(Later()) == {"rate": 0.1}
+    assert key_values(Later(optimizer="adamw")) == {"rate": 0.1, "optimizer": "adamw"}
+    assert to_dict(Later())["optimizer"] == "sgd"

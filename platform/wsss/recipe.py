@@ -66,6 +66,7 @@ class SettingInfo:
     multiple_of: int | None = None
     length: int | None = None
     in_key: bool = True
+    key_at_default: bool = True
     help: str = ""
 
     def describe(self) -> str:
@@ -99,6 +100,7 @@ class SettingRange(TypedDict, total=False):
     multiple_of: int | None
     length: int | None
     in_key: bool
+    key_at_default: bool
     help: str
 
 
@@ -106,7 +108,8 @@ def setting(default: Any, **metadata: Unpack[SettingRange]) -> Any:
     """Declare a leaf of a recipe.
 
     Bounds apply to a number, or to every element of a tuple. `in_key=False` marks what does not
-    determine a result (paths, workers): it is left out of stage keys.
+    determine a result (paths, workers): it is left out of stage keys. `key_at_default=False` is for a setting that came
+    later and whose default is what was before: at its default it is left out too, so that no store loses its results.
     """
     return dataclasses.field(default=default, metadata={"wsss": metadata})
 
@@ -217,13 +220,15 @@ def flat_dict(recipe: Any) -> dict[str, Any]:
 
 
 def key_values(config: Any) -> dict[str, Any]:
-    """Plain values of the fields that determine results (without those declared `in_key=False`)."""
+    """Plain values of the fields that determine results; see `setting` for those that are left out."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             result[field.name] = key_values(value)
-        elif field.metadata.get("wsss", {}).get("in_key", True):
+            continue
+        declared = field.metadata.get("wsss", {})
+        if declared.get("in_key", True) and (declared.get("key_at_default", True) or value != field.default):
             result[field.name] = _plain(value)
     return result
 

@@ -13,6 +13,7 @@ from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.nn.backbones import BACKBONES
 from wsss.ops.crf import DenseCrfSettings
+from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.prediction_crf import CrfLabelConfig, CrfSettings
 from wsss.stages.pseudo_label import off_curve
@@ -58,10 +59,11 @@ class CamSettings:
     )
     batch_size: int = setting(5, minimum=1, maximum=256, help="images in a step, over all workers")
     num_epochs: int = setting(30, minimum=1, maximum=500, help="passes over the training images")
-    learning_rate: float = setting(1e-3, above=0, maximum=1, help="SGD rate of the backbone's weights; biases: twice")
+    optimizer: str = optimizer_setting()
+    learning_rate: float = setting(1e-3, above=0, maximum=1, help="rate of the backbone's weights; biases: twice")
     head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for what is behind the backbone")
-    momentum: float = setting(0.9, above=0, maximum=0.999, help="SGD momentum, Nesterov's")
-    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay, of biases too")
+    momentum: float = setting(0.9, above=0, maximum=0.999, help="momentum, Nesterov's")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="weight decay, of biases too")
     lr_decay_epochs: tuple[int, ...] = setting(
         (5, 10), minimum=1, maximum=500, help="epochs after which the rate falls"
     )

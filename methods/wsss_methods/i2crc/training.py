@@ -16,6 +16,7 @@ from wsss.data.augment.color_jitter import PUBLISHED_JITTER, random_color_jitter
 from wsss.data.transforms import channels_first, normalize, resize
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.ops.cam import normalized_by_maximum
+from wsss.optimizers import build_optimizer
 from wsss.pipeline import Arrays, StageContext
 from wsss.stages import cam
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
@@ -111,7 +112,7 @@ def build_classifier(config: CamSettings, num_classes: int) -> Classifier:
 
 
 def build_cam_training(context: StageContext) -> TrainTask:
-    """The classifier by SGD (config CamSettings, role "saliency"); file "backbone": ImageNet weights to start from."""
+    """The classifier (config CamSettings, role "saliency"); file "backbone": ImageNet weights to start from."""
     config: CamSettings = context.config
     network = build_classifier(config, context.data.num_classes)
     if "backbone" in context.files:
@@ -120,7 +121,7 @@ def build_cam_training(context: StageContext) -> TrainTask:
         load_imagenet_body(body, context.files["backbone"])
     module = ClassifierTraining(network, config.relation_losses)
     groups = parameter_groups(network, config.learning_rate, config.weight_decay, config.head_lr_mult)
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True)
+    optimizer = build_optimizer(config.optimizer, groups, config.learning_rate, config.momentum, nesterov=True)
     schedule = partial(
         step_decay, epochs=config.num_epochs, decay_epochs=config.lr_decay_epochs, factor=config.lr_decay_factor
     )

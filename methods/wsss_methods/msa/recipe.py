@@ -12,6 +12,7 @@ from pathlib import Path
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.nn.backbones import BACKBONES
+from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
@@ -115,9 +116,10 @@ class TrainSettings:
     resize_long_max: int = setting(640, minimum=32, maximum=2048, help="largest longer side before the crop")
     batch_size: int = setting(16, minimum=1, maximum=256, help="images in a step, over all workers")
     num_epochs: int = setting(12, minimum=1, maximum=200, help="passes over the training images")
-    learning_rate: float = setting(0.1, above=0, maximum=1, help="SGD rate of the backbone's weights; biases: twice")
+    optimizer: str = optimizer_setting()
+    learning_rate: float = setting(0.1, above=0, maximum=1, help="rate of the backbone's weights; biases: twice")
     head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for what is not the backbone")
-    weight_decay: float = setting(4e-5, minimum=0, maximum=0.1, help="SGD weight decay; biases have none")
+    weight_decay: float = setting(4e-5, minimum=0, maximum=0.1, help="weight decay; biases have none")
     # 4e-5, not 0.9: the official optimizer is handed its weight decay in the place of the momentum.
     momentum: float = setting(4e-5, above=0, maximum=0.99, help="Nesterov's; with 0.9 use a lower learning rate")
     lr_power: float = setting(0.5, minimum=0.1, maximum=3, help="power of the polynomial schedule (saliency: 0.9)")

@@ -15,6 +15,7 @@ from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.nn.norms import sum_over_workers
 from wsss.ops.feature_affinity import propagated
+from wsss.optimizers import build_optimizer
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.stages.candidates import read_weights
@@ -132,7 +133,7 @@ def superpixels_of(context: StageContext) -> SuperpixelNetwork | None:
 
 
 def build_training(context: StageContext) -> TrainTask:
-    """One network, SGD with four groups, the gradient clipped; roles "superpixel_network" and "saliency" if used."""
+    """One network, four groups of rates, the gradient clipped; roles "superpixel_network" and "saliency" if used."""
     config: TrainConfig = context.config
     train = config.train
     network = build_network(structure_of(config.network, context.data.num_classes))
@@ -145,7 +146,7 @@ def build_training(context: StageContext) -> TrainTask:
         head_lr_mult=train.head_lr_mult,
         weight_decay=train.weight_decay,
     )
-    optimizer = torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=True)
+    optimizer = build_optimizer(train.optimizer, groups, train.learning_rate, train.momentum, nesterov=True)
     return TrainTask(
         module=module,
         denominators=module.denominators,

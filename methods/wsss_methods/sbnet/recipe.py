@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
+from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSettings
 from wsss.stages.prediction_crf import CrfSettings
@@ -101,14 +102,15 @@ class CamSettings:
     color_jitter: float = setting(1.0, minimum=0, maximum=2, help="factor on the published color jitter; 0: none")
     batch_size: int = setting(8, minimum=1, maximum=256, help="images in a step, over all workers")
     num_epochs: int = setting(8, minimum=1, maximum=500, help="epochs; SEAM's 8, the official program's default is 100")
-    learning_rate: float = setting(0.01, above=0, maximum=1, help="SGD rate of the backbone")
+    optimizer: str = optimizer_setting()
+    learning_rate: float = setting(0.01, above=0, maximum=1, help="rate of the backbone")
     head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for classifier and correlation layers")
     edge_lr_mult: float = setting(
         1.0, minimum=0.1, maximum=100, help="factor for the boundary branch, twice for biases"
     )
     # 5e-4, not 0.9: the official optimizer is handed its weight decay in the place of the momentum.
-    momentum: float = setting(5e-4, minimum=0, maximum=0.99, help="SGD momentum; with 0.9 use a lower learning rate")
-    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay; biases and norms have none")
+    momentum: float = setting(5e-4, minimum=0, maximum=0.99, help="momentum; with 0.9 use a lower learning rate")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="weight decay; biases and norms have none")
     lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
     siamese_scale: float = setting(0.3, minimum=0.1, maximum=0.9, help="size of the second image, of the crop")
     er_loss_weight: float = setting(1.0, minimum=0, maximum=10, help="weight of the equivariance of the CAM; 0: off")

@@ -16,6 +16,7 @@ from wsss.data.augment.rescaled_crop import CanvasCrop, cropped_image, sample_ca
 from wsss.data.transforms import channels_first, mirror, resize, resize_spline
 from wsss.nn.checkpoint import load_imagenet_body
 from wsss.ops.cam import as_shares
+from wsss.optimizers import build_optimizer
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.train_task import Batch, OptimizerPlan, TrainTask
@@ -102,14 +103,14 @@ class CamTraining(nn.Module):
 
 
 def build_cam_training(context: StageContext) -> TrainTask:
-    """The network of the stage's settings by SGD; file "backbone": an ImageNet file of its backbone."""
+    """The network of the stage's settings; file "backbone": an ImageNet file of its backbone."""
     settings: CamSettings = context.config
     network = build_cam_network(settings, context.data.num_classes)
     if "backbone" in context.files:
         load_imagenet_body(network.body, context.files["backbone"])
     module = CamTraining(network, settings)
     groups = parameter_groups(network, settings)
-    optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+    optimizer = build_optimizer(settings.optimizer, groups, settings.learning_rate, settings.momentum)
     return TrainTask(
         module=module,
         denominators=module.denominators,

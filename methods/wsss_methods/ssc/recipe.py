@@ -12,6 +12,7 @@ from pathlib import Path
 from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.nn.backbones import BACKBONES
+from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
 from wsss.stages.prediction_crf import CrfSettings
@@ -158,10 +159,11 @@ class SegmentationSettings:
     crop_area_max: float = setting(0.75, above=0, maximum=1, help="largest share of the image in a crop")
     batch_size: int = setting(16, minimum=2, maximum=256, multiple_of=2, help="images in a step, over all workers")
     num_epochs: int = setting(100, minimum=1, maximum=500, help="passes over the training images")
-    learning_rate: float = setting(0.01, above=0, maximum=1, help="SGD rate of both networks")
+    optimizer: str = optimizer_setting()
+    learning_rate: float = setting(0.01, above=0, maximum=1, help="rate of both networks")
     head_lr_mult: float = setting(1.0, minimum=1, maximum=100, help="factor for the classifiers")
-    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="SGD momentum")
-    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="momentum")
+    weight_decay: float = setting(1e-4, minimum=0, maximum=0.1, help="weight decay")
     lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
     min_lr: float = setting(1e-5, minimum=0, maximum=0.01, help="smallest learning rate of the schedule")
     warmup_epochs: int = setting(2, minimum=0, maximum=100, help="epochs on offline labels only")

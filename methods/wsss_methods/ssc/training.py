@@ -16,6 +16,7 @@ from wsss.data.augment.rescaled_crop import cam_training_sample
 from wsss.data.augment.resized_crop import draw_training_sample
 from wsss.nn.backbones import Normalization
 from wsss.nn.checkpoint import load_imagenet_body
+from wsss.optimizers import build_optimizer
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.stages.references import given_label
@@ -273,12 +274,10 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
             load_imagenet_body(network.get_submodule("backbone"), context.files["backbone"])
     module = CoTraining(networks[0], networks[1], cotraining_settings(config))
     groups = [
-        {"params": list(_parameters(networks, head=False)), "lr": config.learning_rate},
-        {"params": list(_parameters(networks, head=True)), "lr": config.learning_rate * config.head_lr_mult},
+        {"params": list(_parameters(networks, head=head)), "lr": rate, "weight_decay": config.weight_decay}
+        for head, rate in ((False, config.learning_rate), (True, config.learning_rate * config.head_lr_mult))
     ]
-    optimizer = torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    optimizer = build_optimizer(config.optimizer, groups, config.learning_rate, config.momentum)
     schedule = partial(polynomial_decay, power=config.lr_power, floor=config.min_lr / config.learning_rate)
     return TrainTask(
         module=module,

@@ -13,6 +13,7 @@ from wsss.data.config import DatasetConfig
 from wsss.method import ExecutionSettings
 from wsss.nn.backbones import TAP_BACKBONES
 from wsss.ops.pamr import DILATIONS
+from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.references import ReferenceSettings
 from wsss.weights import weight_setting
@@ -71,7 +72,8 @@ class TrainSettings:
     )
     num_epochs: int = setting(31, minimum=1, maximum=500, help="epochs; the official NUM_EPOCHS = 30 runs 31")
     pretrain_epochs: int = setting(7, minimum=0, maximum=100, help="epochs with the classification loss alone")
-    lr: float = setting(1e-3, above=0, maximum=1, help="SGD rate of the body's weights")
+    optimizer: str = optimizer_setting()
+    lr: float = setting(1e-3, above=0, maximum=1, help="rate of the body's weights")
     lr_mult_old_bias: float = setting(
         0.0, minimum=0, maximum=20, help="factor for the body's biases; 0: as published (2; ResNet-50 and -101: 1)"
     )
@@ -81,8 +83,8 @@ class TrainSettings:
     )
     lr_schedule: str = setting("constant", choices=("constant", "poly"), help="poly: (1 - step / steps) ** lr_power")
     lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of lr_schedule: poly")
-    momentum: float = setting(0.9, minimum=0, maximum=0.99, help="SGD momentum")
-    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay; biases have none")
+    momentum: float = setting(0.9, minimum=0, maximum=0.99, help="momentum")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="weight decay; biases have none")
     mask_loss_weight: float = setting(1.0, above=0, maximum=10, help="weight of the mask loss after the first epochs")
     fca_dropout: float = setting(0.5, minimum=0, below=1, help="dropout behind the context aggregation")
     dec_dropout1: float = setting(0.5, minimum=0, below=1, help="dropout behind the decoder's first convolution")

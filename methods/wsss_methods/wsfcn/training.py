@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wsss.data.augment.color_jitter import PUBLISHED_JITTER
 from wsss.data.augment.resized_crop import jittered_crop
 from wsss.nn.checkpoint import load_imagenet_body
+from wsss.optimizers import build_optimizer
 from wsss.pipeline import StageContext
 from wsss.schedules import polynomial_decay
 from wsss.stages.references import given_label
@@ -152,7 +153,7 @@ def focal_of(network: NetworkSettings) -> FocalPenalty:
 
 
 def build_training(context: StageContext) -> TrainTask:
-    """One network, SGD with four groups, classification alone at first, then with the mask loss."""
+    """One network, four groups of rates, classification alone at first, then with the mask loss."""
     config: TrainConfig = context.config
     train = config.train
     network = WsFcn(structure_of(config.network, context.data.num_classes, train))
@@ -163,7 +164,7 @@ def build_training(context: StageContext) -> TrainTask:
     groups = parameter_groups(network, learning_rate=train.lr, weight_decay=train.weight_decay, multipliers=multipliers)
     # Power 0 is a constant rate, as the official program runs.
     schedule = partial(polynomial_decay, power=train.lr_power if train.lr_schedule == "poly" else 0.0)
-    optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
+    optimizer = build_optimizer(train.optimizer, groups, train.lr, train.momentum)
     return TrainTask(
         module=module,
         denominators=module.denominators,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wsss.data.augment.scale_crop import IGNORE, InputFormat, draw_scale_crop, network_input, scale_crop
 from wsss.nn.deeplabv2_msc import DeepLabV2Msc, DeepLabV2Structure, parameter_groups
 from wsss.nn.mobilenet import dilation_version
+from wsss.optimizers import build_optimizer, optimizer_setting
 from wsss.pipeline import Arrays, MapStage, Stage, StageContext, TrainStage
 from wsss.recipe import setting
 from wsss.schedules import polynomial_decay
@@ -72,10 +73,11 @@ class SegmentationSettings:
     steps: int = setting(20_000, minimum=1, maximum=1_000_000, help="optimizer steps")
     batch_size: int = setting(10, minimum=1, maximum=256, help="images in a step, over all workers")
     loss_group: int = setting(5, minimum=1, maximum=256, help="images whose pixels one mean of the loss is taken over")
-    learning_rate: float = setting(2.5e-4, above=0, maximum=1, help="SGD rate of the backbone")
+    optimizer: str = optimizer_setting()
+    learning_rate: float = setting(2.5e-4, above=0, maximum=1, help="rate of the backbone")
     head_lr_mult: float = setting(10.0, minimum=1, maximum=100, help="factor for the classifiers")
-    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="SGD momentum")
-    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="SGD weight decay")
+    momentum: float = setting(0.9, minimum=0, maximum=0.999, help="momentum")
+    weight_decay: float = setting(5e-4, minimum=0, maximum=0.1, help="weight decay")
     lr_power: float = setting(0.9, minimum=0.1, maximum=3, help="power of the polynomial schedule")
     lr_update_steps: int = setting(10, minimum=1, maximum=10_000, help="steps between changes of the learning rate")
     selection: str = setting("last", choices=("last", "best_val"), help="best_val: epoch chosen by the masks of val")
@@ -221,7 +223,7 @@ def build_segmentation_training(context: StageContext) -> TrainTask:
     groups = parameter_groups(network, config.learning_rate, config.weight_decay, config.head_lr_mult)
     module = SegmentationTraining(network, config.loss_group)
     schedule = partial(stepped_decay, power=config.lr_power, every=config.lr_update_steps)
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    optimizer = build_optimizer(config.optimizer, groups, config.learning_rate, config.momentum)
     return TrainTask(
         module=module,
         denominators=module.denominators,

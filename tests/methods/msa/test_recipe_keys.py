@@ -85,6 +85,7 @@ CHANGES = {
     "train.learning_rate": "0.3",
     "train.head_lr_mult": "5",
     "train.weight_decay": "0",
+    "train.optimizer": "adamw",
     "train.momentum": "0.5",
     "train.lr_power": "2",
     "train.clip_norm": "7",

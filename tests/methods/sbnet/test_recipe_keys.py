@@ -110,6 +110,7 @@ CHANGES = {
     "boundary.crf_alpha": "7",
     "cam.color_jitter": "0.7",
     "cam.num_epochs": "3",
+    "cam.optimizer": "adamw",
     "cam.weight_decay": "0",
     "cam.er_loss_weight": "0.7",
     "cam.ecr_topk_ratio": "0.4",

@@ -157,6 +157,7 @@ CHANGES = {
     "segmentation.num_epochs": "2",
     "segmentation.learning_rate": "0.02",
     "segmentation.head_lr_mult": "1",
+    "segmentation.optimizer": "adamw",
     "segmentation.momentum": "0.8",
     "segmentation.weight_decay": "0",
     "segmentation.lr_power": "1",

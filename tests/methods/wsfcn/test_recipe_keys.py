@@ -66,6 +66,7 @@ CHANGES = {
     "train.lr_mult_new_weight": "2",
     "train.lr_mult_new_bias": "2",
     "train.lr_schedule": "poly",
+    "train.optimizer": "adamw",
     "train.momentum": "0.8",
     "train.weight_decay": "0",
     "train.mask_loss_weight": "0.5",
