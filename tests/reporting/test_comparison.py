@@ -17,6 +17,7 @@ from wsss.reporting.comparison import (
     difference,
     difference_table,
     number_table,
+    with_one_mean,
 )
 
 CLASSES = 4
@@ -132,3 +133,32 @@ def test_costs_stand_in_columns_where_some_row_has_them() -> None:
         ("-", "-", "-"),
     ]
     assert "GPU-hours" in table.note and "still holds" in table.note
+
+
+def test_methods_with_other_means_are_scored_over_the_classes_in_the_masks() -> None:
+    """A class that is nowhere counts as 0 under "all": the same predictions must give the same number side by side."""
+    counts = predicted(20, 0.6, training=0)
+    padded = np.pad(counts, ((0, 0), (0, 3), (0, 3)))  # three classes that are nowhere
+    scored = {mean_over: float(miou(padded.sum(axis=0), mean_over=mean_over)) for mean_over in ("defined", "all")}
+    assert scored["all"] < scored["defined"] - 0.1
+    rows = [
+        replace(
+            each := contender(name, padded),
+            numbers={METRIC: replace(each.numbers[METRIC], values=(value,), mean_over=name)},  # type: ignore[arg-type]
+        )
+        for name, value in scored.items()
+    ]
+    one = with_one_mean(rows)
+    expected = float(miou(padded.sum(axis=0), mean_over="truth"))
+    assert [each.numbers[METRIC].mean for each in one] == [pytest.approx(expected)] * 2
+    found = difference(one[0], one[1], METRIC)
+    assert isinstance(found, PairedComparison) and found.difference == 0
+    assert f"{METRIC}: mean over the classes in the masks" in number_table(one, [METRIC]).note
+    assert with_one_mean(rows[:1]) == rows[:1]
+
+
+def test_a_number_without_counts_keeps_its_own_mean() -> None:
+    base = contender("base", predicted(20, 0.6, training=0))
+    without = replace(base, numbers={METRIC: Scored((0.4,), mean_over="all")})
+    other = replace(base, numbers={METRIC: replace(base.numbers[METRIC], mean_over="all")})
+    assert with_one_mean([base, without, other])[1] == without

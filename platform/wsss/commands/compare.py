@@ -33,6 +33,7 @@ from wsss.reporting.comparison import (
     common_metrics,
     difference_table,
     number_table,
+    with_one_mean,
 )
 from wsss.reporting.tables import Table, main_mious, to_markdown, to_rich
 from wsss.run_record import RunRecord, StageResult, find_runs
@@ -67,9 +68,11 @@ def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[st
     Raises:
         UsageError: a run has not finished, a seed of one recipe was given twice, or no run has a number.
     """
-    contenders = gather_contenders(records, home)
-    metrics = _chosen_metrics(asked, contenders)
-    others = [*gather_references(records, home), *all_background(contenders)]
+    gathered = gather_contenders(records, home)
+    metrics = _chosen_metrics(asked, gathered)
+    rows = with_one_mean([*gathered, *gather_references(records, home)])
+    contenders, references = rows[: len(gathered)], rows[len(gathered) :]
+    others = [*references, *all_background(contenders)]
     rows = [*contenders, *others]
     table = number_table(rows, metrics)
     for each in (table, difference_table(rows, metrics)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Scored:
         images: names of the N images, in the order of the counts.
         mean_over: which classes the mean is over.
         rests_on_masks: something upstream was chosen by looking at masks.
+        rescored: the mean is not the method's own, see `with_one_mean`.
     """
 
     values: tuple[float, ...]
@@ -38,10 +39,16 @@ class Scored:
     images: tuple[str, ...] = ()
     mean_over: MeanOver = "defined"
     rests_on_masks: bool = False
+    rescored: bool = False
 
     def same_truth(self, other: Scored) -> bool:
         """Whether both were scored on the same masks: each image has as many pixels of each class in its truth."""
         return np.array_equal(self.counts[0][:, 1], other.counts[0][:, 1])
+
+    def over_classes_of_masks(self) -> Scored:
+        """The same counts scored by the mean over the classes that are in the masks."""
+        values = (float(miou_from_counts(*each.sum(axis=0), mean_over="truth")) for each in self.counts)
+        return replace(self, values=tuple(values), mean_over="truth", rescored=True)
 
     @property
     def mean(self) -> float:
@@ -87,6 +94,27 @@ class Contender:
     dataset: str
     cost: Cost | None
     numbers: Mapping[str, Scored] = field(default_factory=dict)
+
+
+def with_one_mean(contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders with one mean over classes for each number of a data set.
+
+    Published evaluations count a class that is nowhere as 0, or leave it out. On a small list that moves a number by
+    several points, so where the means differ all counts are scored over the classes that are in the masks.
+    """
+    means: dict[tuple[str, str], set[MeanOver]] = {}
+    for each in contenders:
+        for name, number in each.numbers.items():
+            if number.counts:
+                means.setdefault((each.dataset, name), set()).add(number.mean_over)
+
+    def common(dataset: str, name: str, number: Scored) -> Scored:
+        return number.over_classes_of_masks() if number.counts and len(means[dataset, name]) > 1 else number
+
+    return [
+        replace(each, numbers={name: common(each.dataset, name, number) for name, number in each.numbers.items()})
+        for each in contenders
+    ]
 
 
 def difference(contender: Contender, reference: Contender, metric: str) -> PairedComparison | str:
@@ -156,9 +184,16 @@ def number_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Tab
     columns = ("recipe", "seeds", *metrics, *costs)
     stars = any(number.rests_on_masks for each in contenders for number in each.numbers.values())
     note = NOTE + (" *: something upstream was chosen by looking at masks." if stars else "")
+    rescored = [name for name in metrics if any(_is_rescored(each, name) for each in contenders)]
+    if rescored:
+        note += f" {', '.join(rescored)}: mean over the classes in the masks, as methods average over different ones."
     note += " Time and GPU-hours: of the stages, one after another." if _GPU in costs else ""
     note += " Stored: artifacts that the store still holds." if _STORED in costs else ""
     return Table("Comparison", columns, tuple(rows), frozenset((*metrics, *costs)), note)
+
+
+def _is_rescored(contender: Contender, metric: str) -> bool:
+    return metric in contender.numbers and contender.numbers[metric].rescored
 
 
 def _cost_columns(contenders: Sequence[Contender]) -> Mapping[str, Callable[[Cost], str]]:
