@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # The processes of a parallel test run have the width of a terminal, which tables would be cut to.
@@ -23,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A developer's own cluster, store and tracking server are not for tests.
 for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "WSSS_HOME", "WSSS_STORE", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
+
+# A property holds or does not; how long an example takes is a matter of the machine.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
