@@ -26,7 +26,7 @@ from wsss.execution.stage_job import StageJob
 from wsss.method import ExecutionSettings, Method
 from wsss.metric_name import MetricName
 from wsss.pipeline import MapStage, Pipeline, ReduceStage, Stage, TrainStage, stage_keys
-from wsss.recipe import RecipeError, SettingInfo, change_recipe, flat_dict, load_recipe, settings_of
+from wsss.recipe import RecipeError, SettingInfo, change_recipe, flat_dict, load_recipe, settings_of, to_dict
 from wsss.released import check_checkpoint, pipeline_of
 from wsss.search.space.pipelines import metrics_of
 from wsss.stages.references import BOX_STAGE
@@ -310,6 +310,32 @@ def first_batch(
     places = [index % len(task.samples) for index in range(task.global_batch)]
     samples = [task.samples.sample(place, np.random.default_rng(place)) for place in places]
     return task, {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def test_the_optimizer_of_the_recipe_is_the_one_that_trains(method: Method, shapes_home: Path, tmp_path: Path) -> None:
+    """A stage whose settings say adamw steps AdamW, and without it none does."""
+    settings = [key for key in settings_of(method.recipe_type) if key.endswith(".optimizer")]
+    assert settings, "every method has a training whose optimizer can be chosen"
+    for key in settings:
+        for name in ("sgd", "adamw"):
+            pipeline, dataset = build(method, demo(method, f"{key}={name}"), shapes_home)
+            chosen = [
+                stage
+                for stage in pipeline
+                if isinstance(stage, TrainStage) and name in _optimizers_of(to_dict(stage.config))
+            ]
+            assert chosen, f"{key}={name} reaches no training"
+            for stage in chosen:
+                view, facts = dataset.view(stage.reads, stage.image_list), dataset.image_facts(stage.image_list)
+                store = open_store(str(tmp_path))
+                job = StageJob(stage=stage, key="k", view=view, inputs={}, store=store, facts=facts)
+                steps = {type(plan.optimizer) for plan in stage.build(job.context("cpu")).optimizers}
+                assert {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name] in steps, (key, stage.name)
+
+
+def _optimizers_of(config: Mapping[str, Any]) -> set[str]:
+    found = {config["optimizer"]} if "optimizer" in config else set()
+    return found.union(*(_optimizers_of(value) for value in config.values() if isinstance(value, Mapping)))
 
 
 def test_the_plain_cam_is_the_classifier_alone_scored_like_the_methods_maps(
