@@ -168,7 +168,6 @@ def fuzz(target: str, path: Path, examples: int, number: int | None) -> None:
 
     limits = settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         derandomize=number is None,
         suppress_health_check=list(HealthCheck.__members__.values()),

@@ -42,7 +42,7 @@ def one_by_one(maps, keys, truth, thresholds):
     return np.stack(matrices)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases())
 def test_one_pass_equals_every_threshold_by_itself(case):
     maps, keys, truth, thresholds = case

@@ -130,7 +130,7 @@ def test_a_setting_that_fails_leaves_the_race():
 
 
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 6), images=st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_leader_stays_and_all_images_decide(seed, number, images):
     rng = np.random.default_rng(seed)
     right = rng.integers(0, 5, (number, images, 4))

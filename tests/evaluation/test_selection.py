@@ -35,7 +35,7 @@ def score(counts: np.ndarray) -> float:
 
 
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 6), images=st.integers(2, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_choices_by_their_definition(seed, number, images):
     counts, names = random_counts(seed, number, images), names_of(images)
     mious = [score(each) for each in counts]
@@ -54,7 +54,7 @@ def test_choices_by_their_definition(seed, number, images):
 
 @pytest.mark.parametrize("mean_over", ["defined", "truth"])
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 9), images=st.integers(1, 5), classes=st.integers(2, 25))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_choice_is_worth_more_than_the_oracle(mean_over, seed, number, images, classes):
     """Sparse counts: classes that only some images, or only the predictions, hold."""
     rng = np.random.default_rng(seed)

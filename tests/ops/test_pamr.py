@@ -47,7 +47,7 @@ def test_equals_the_definition() -> None:
     np.testing.assert_allclose(pamr(image, masks, 2, DILATIONS)[0].numpy(), expected, rtol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(3, 9), st.integers(3, 9))
 def test_weights_are_means_of_neighbours(seed: int, height: int, width: int) -> None:
     affinity = pamr_affinity(drawn(2, 3, height, width, seed=seed), DILATIONS)

@@ -35,7 +35,7 @@ def _double_walk(x: np.ndarray, edge: np.ndarray, radius: int, beta: float, step
     return (start @ np.linalg.matrix_power(transition, steps)).reshape(x.shape)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),
@@ -78,7 +78,7 @@ def test_chebyshev_series_equals_step_by_step():
     assert series.min() >= 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 12), width=st.integers(1, 12), radius=st.integers(2, 8), seed=st.integers(0, 2**31))
 def test_affinities_are_those_of_the_training_and_a_larger_radius_holds_the_smaller(height, width, radius, seed):
     _, edge = _case(height, width, 1, seed)

@@ -9,7 +9,7 @@ from tests.references import superpixel_mean_one_hot
 from wsss.ops.superpixel_mean import superpixel_mean
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     number=st.integers(1, 3),
     height=st.integers(1, 9),

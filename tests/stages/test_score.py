@@ -120,7 +120,7 @@ def test_curve_from_maps_to_numbers(tmp_path):
 
 @pytest.mark.parametrize("mean_over", ["defined", "truth"])
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_oracle_is_at_least_every_threshold_and_the_cross_fitted_choice(mean_over, seed):
     """A class that is predicted and in no truth lowers one mean and not the other: the best thresholds differ."""
     rng = np.random.default_rng(seed)

@@ -129,7 +129,7 @@ def scenes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return maps, np.array(keys, dtype=np.int64), rng.choice(np.concatenate([palette, 255 - palette]), size)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenes(), st.sampled_from([0.0, 0.01, 0.2]), st.sampled_from([0.0, 0.3, 0.6]))
 def test_pseudo_labels_are_those_of_a_plain_reading(scene: Any, ratio: float, attention: float) -> None:
     rule = replace(RULE, min_object_ratio=ratio, attention_threshold=attention)
@@ -137,7 +137,7 @@ def test_pseudo_labels_are_those_of_a_plain_reading(scene: Any, ratio: float, at
     assert np.array_equal(pseudo_label(maps, keys, saliency, rule), plain_pseudo_label(maps, keys, saliency, rule))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(scenes())
 def test_a_pseudo_label_holds_what_the_image_does_and_its_background_is_not_salient(scene: Any) -> None:
     maps, keys, saliency = scene
@@ -172,7 +172,7 @@ def test_an_ignored_prediction_stays_ignored() -> None:
     assert refined(row(IGNORE, IGNORE), row(6, 7), 6, 7) == [IGNORE, IGNORE]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_refined_labels_are_those_of_a_plain_reading(data: st.DataObject) -> None:
     size = (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
