@@ -3,6 +3,7 @@
 
     python cluster/stack.py up             # until Ctrl-C, SIGTERM or `down`
     source ~/.wsss-stack/environment.sh    # in another shell; then python reproduce.py ..., python tune.py ...
+    python cluster/stack.py outage mlflow --seconds 60    # kill a service, and start it again after a minute
     python cluster/stack.py down
 
 It starts an S3 server (OpenStack Swift, see tests/store/object_store.py), PostgreSQL, an MLflow server with its numbers
@@ -25,11 +26,13 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from stack_outages import START, Outages, request
 from stack_processes import STOP_SECONDS, end_with_parent, inherit_orphans, kill_descendants
 from stack_services import (
     Stack,
@@ -46,7 +49,7 @@ from stack_services import (
 
 def serve(folder: Path, sqlite: bool, cpus: int, sockets: Path) -> None:
     """Start everything and stay until a signal arrives or a service ends."""
-    stack = Stack(folder, sockets)
+    stack = Stack(folder, sockets, cpus)
     environment = folder / "environment.sh"
     try:
         print(f"starting; logs are in {folder / 'logs'}", flush=True)
@@ -54,7 +57,7 @@ def serve(folder: Path, sqlite: bool, cpus: int, sockets: Path) -> None:
         if not sqlite:
             start_postgres(stack)
         tracking = start_mlflow(stack)
-        dashboard = start_ray(stack, cpus)
+        dashboard = start_ray(stack)
         homes = {"WSSS_HOME": str(folder / "home"), "RAY_API_SERVER_ADDRESS": dashboard}
         variables = {**stack.variables, **homes}
         lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
@@ -68,9 +71,12 @@ def serve(folder: Path, sqlite: bool, cpus: int, sockets: Path) -> None:
             "ready",
             flush=True,
         )
+        outages = Outages(stack)
+        outages.begin()
         while True:
             time.sleep(1)
             stack.check()
+            outages.step()
     finally:
         environment.unlink(missing_ok=True)
         stop(stack)
@@ -139,25 +145,30 @@ def _serve_in_child(parent: int, lock: IO[str], folder: Path, sqlite: bool, cpus
 
 def down(folder: Path) -> int:
     """End the stack of a folder, and wait until it has ended."""
-    path = folder / "lock"
     deadline = time.monotonic() + 4 * STOP_SECONDS
     told = False
-    while path.is_file():
-        with path.open("r+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    with suppress(ProcessLookupError, ValueError):
-                        os.kill(int(lock.read()), signal.SIGTERM)
-                told = True
-            else:
-                break
+    while _runs(folder):
+        if not told:
+            with suppress(ProcessLookupError, ValueError):
+                os.kill(int((folder / "lock").read_text()), signal.SIGTERM)
+        told = True
         if time.monotonic() > deadline:
-            raise StackError(f"the stack of {folder} does not end; its process is {path.read_text()}")
+            raise StackError(f"the stack of {folder} does not end; its process is {(folder / 'lock').read_text()}")
         time.sleep(0.2)
     print("ended" if told else f"nothing runs in {folder}")
     return 0
+
+
+def _runs(folder: Path) -> bool:
+    """Whether a stack holds the folder."""
+    if not (folder / "lock").is_file():
+        return False
+    with (folder / "lock").open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -177,8 +188,16 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _cpus(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of CPUs from 1 to 1024")
+    return _count(text, "CPUs", 1, 1024)
+
+
+def _seconds(text: str) -> int:
+    return _count(text, "seconds", 0, 86400)
+
+
+def _count(text: str, what: str, minimum: int, maximum: int) -> int:
+    if not text.isascii() or not text.isdigit() or not minimum <= int(text) <= maximum:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of {what} from {minimum} to {maximum}")
     return int(text)
 
 
@@ -186,23 +205,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("up", "start everything, and stay until it is ended"), ("down", "end what `up` started")):
-        command = commands.add_parser(name, help=text)
+    up_parser = commands.add_parser("up", help="start everything, and stay until it is ended")
+    outage_parser = commands.add_parser("outage", help="kill a service, and start it again after a while")
+    down_parser = commands.add_parser("down", help="end what `up` started")
+    for command in (up_parser, outage_parser, down_parser):
         command.add_argument(
             "--folder",
             type=Path,
             default=default_folder(),
             help="where objects, databases, homes, logs and keys are kept (default: %(default)s)",
         )
-        if name == "up":
-            command.add_argument("--cpus", type=_cpus, default=1, help="of each Ray node (default: 1)")
-            command.add_argument(
-                "--sqlite", action="store_true", help="without PostgreSQL: MLflow and sweeps keep SQLite files"
-            )
+    up_parser.add_argument("--cpus", type=_cpus, default=1, help="of each Ray node (default: 1)")
+    up_parser.add_argument(
+        "--sqlite", action="store_true", help="without PostgreSQL: MLflow and sweeps keep SQLite files"
+    )
+    outage_parser.add_argument("service", choices=sorted(START), help="ray_head takes the nodes with it")
+    outage_parser.add_argument("--seconds", type=_seconds, default=60, help="that it is away (default: 60)")
     options = parser.parse_args(arguments)
     folder: Path = options.folder.expanduser().absolute()
     try:
-        return up(folder, options.sqlite, options.cpus) if options.command == "up" else down(folder)
+        if options.command == "up":
+            return up(folder, options.sqlite, options.cpus)
+        if options.command == "down":
+            return down(folder)
+        request(folder, options.service, options.seconds, partial(_runs, folder))
+        return 0
     except StackError as error:
         print(f"stack: {error}", file=sys.stderr)
         return 1

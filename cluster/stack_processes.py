@@ -38,21 +38,27 @@ def kill_descendants() -> None:
 
 
 def kill_orphans(children: Collection[int]) -> None:
-    """Kill what a child left that has ended: processes that this one inherited, all but its own `children`."""
-    for process in descendants():
-        with suppress(OSError, ProcessLookupError):
-            parent = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            if parent == os.getpid() and process not in children:
+    """Kill what children left that have ended: processes that this one inherited, all but its own `children`."""
+    while orphans := [
+        process for process in descendants() if _parent(process) == os.getpid() and process not in children
+    ]:
+        for process in orphans:
+            with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(process, 0)
+
+
+def _parent(process: int) -> int | None:
+    """Process id of its parent; none when it has just ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return None
 
 
 def descendants() -> list[int]:
     """Process ids of all that stem from this process and have not been waited for."""
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            fields = status.read_text(errors="replace").rpartition(")")[2].split()
-            parents[int(status.parent.name)] = int(fields[1])
+    parents = {int(process.name): _parent(int(process.name)) for process in Path("/proc").glob("[0-9]*")}
     found, wanted = [], [os.getpid()]
     while wanted:
         parent = wanted.pop()

@@ -22,6 +22,7 @@ from stack_processes import STOP_SECONDS, end_with_parent, kill_descendants, kil
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
+HEAD = "ray_head"
 START_SECONDS = 600.0
 INSTALL_SECONDS = 1200.0
 START_ATTEMPTS = 4
@@ -56,13 +57,23 @@ class Stack:
     Attributes:
         folder: of objects, databases, homes, logs and keys.
         sockets: a short folder for Ray's sockets, removed at the end.
+        cpus: of each Ray node.
         variables: what a node of this cluster has in its environment, without its WSSS_HOME.
     """
 
     folder: Path
     sockets: Path
+    cpus: int = 1
     variables: dict[str, str] = field(default_factory=dict)
     services: list[Service] = field(default_factory=list)
+    _ports: dict[str, int] = field(default_factory=dict)
+
+    def port(self, name: str) -> int:
+        """A port of the loopback interface, the same one when what listens there starts again."""
+        if name not in self._ports:
+            with socket.create_server(("127.0.0.1", 0)) as opened:
+                self._ports[name] = opened.getsockname()[1]
+        return self._ports[name]
 
     def start(
         self,
@@ -114,8 +125,8 @@ def start_object_store(stack: Stack) -> None:
     """Swift with its S3 interface and a bucket."""
     ready = stack.folder / "objects" / "environment.sh"
     ready.unlink(missing_ok=True)
-    launcher = [sys.executable, str(ROOT / "tests" / "store" / "object_store.py"), "start", "--port", "0"]
-    launcher += ["--folder", str(ready.parent), "--bucket", BUCKET]
+    launcher = [sys.executable, str(ROOT / "tests" / "store" / "object_store.py"), "start"]
+    launcher += ["--port", str(stack.port("object_store")), "--folder", str(ready.parent), "--bucket", BUCKET]
     service = stack.start("object_store", launcher)
     stack.wait(service, ready.is_file, INSTALL_SECONDS)  # it installs itself at the first start
     for line in ready.read_text(encoding="utf-8").splitlines():
@@ -160,7 +171,7 @@ def start_postgres(stack: Stack) -> None:
             raise StackError(
                 f"PostgreSQL could not make its databases: {made.stderr.strip()[-800:]}\n  do:    {remedy}"
             )
-    port = free_port()
+    port = stack.port("postgres")
     stack.variables["PGPASSFILE"] = str(passwords)
     settings = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
     command = [programs["postgres"], "-D", str(data)]
@@ -194,7 +205,7 @@ def start_mlflow(stack: Stack) -> str:
     """Numbers go to PostgreSQL, or without it to SQLite; artifacts through the server to S3. Returns its address."""
     study = stack.variables.get("WSSS_STUDY")
     database = f"{study.rpartition('/')[0]}/mlflow" if study else f"sqlite:///{stack.folder / 'mlflow.db'}"
-    port = free_port()
+    port = stack.port("mlflow")
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/mlflow"]
@@ -212,33 +223,42 @@ def start_mlflow(stack: Stack) -> str:
     return address
 
 
-def start_ray(stack: Stack, cpus: int) -> str:
-    """A head without CPUs, and nodes with `cpus` CPUs each. Returns the address of the dashboard."""
+def start_ray(stack: Stack) -> str:
+    """A head without CPUs, and nodes with `stack.cpus` CPUs each. Returns the address of the dashboard."""
     token = stack.folder / "ray_token"
     if not token.is_file():
         write_private(token, secrets.token_hex(32))
     stack.variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    dashboard = free_port()
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", "--num-gpus=0"]
-    ray += ["--dashboard-agent-listen-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
-    head = [*ray, "--head", "--num-cpus=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    sockets = start_node(stack, "ray_head", head, stack.folder / "home")
+    dashboard = stack.port("ray_dashboard")
+    head = ["--head", f"--port={stack.port(HEAD)}", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
+    sockets = _start_node(stack, HEAD, [*head, f"--dashboard-port={dashboard}"], stack.folder / "home")
     stack.variables["RAY_ADDRESS"] = (sockets / "ray_current_cluster").read_text(encoding="utf-8").strip()
-    join = [*ray, f"--address={stack.variables['RAY_ADDRESS']}", f"--num-cpus={cpus}"]
     for number in range(1, WORKERS + 1):
-        start_node(stack, f"ray_worker_{number}", join, stack.folder / f"worker_{number}")
+        start_worker(stack, number)
     return f"http://127.0.0.1:{dashboard}"
 
 
-def start_node(stack: Stack, name: str, command: list[str], home: Path) -> Path:
-    """A node of Ray with a home of its own. On a busy machine it may not come up in Ray's own time: then once more.
+def start_worker(stack: Stack, number: int) -> None:
+    """A node of Ray that works, with a home of its own."""
+    join = [f"--address={stack.variables['RAY_ADDRESS']}", f"--num-cpus={stack.cpus}"]
+    _start_node(stack, worker_name(number), join, stack.folder / f"worker_{number}")
 
-    Returns the folder of its sockets.
+
+def worker_name(number: int) -> str:
+    """The name of a Ray node, from 1."""
+    return f"ray_worker_{number}"
+
+
+def _start_node(stack: Stack, name: str, options: list[str], home: Path) -> Path:
+    """A process of Ray. On a busy machine it may not come up in Ray's own time: then once more.
+
+    Returns the folder of its sockets, another one at each start.
     """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", "--num-gpus=0"]
+    command += ["--dashboard-agent-listen-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}", *options]
     for attempt in range(START_ATTEMPTS):
-        sockets = stack.sockets / f"{name.removeprefix('ray_')}{attempt or ''}"
-        port = [f"--port={free_port()}"] if "--head" in command else []
-        service = stack.start(name, [*command, *port, f"--temp-dir={sockets}"], WSSS_HOME=str(home))
+        sockets = Path(tempfile.mkdtemp(prefix="", dir=stack.sockets))
+        service = stack.start(name, [*command, f"--temp-dir={sockets}"], WSSS_HOME=str(home))
         try:
             stack.wait(service, lambda log=service.log: "Ray runtime started" in log.read_text(errors="replace"))
             return sockets
@@ -292,12 +312,6 @@ def postgres_user() -> str | None:
 def database_address(port: int, name: str) -> str:
     """SQLAlchemy's address of a database, without the password, which PGPASSFILE leads to."""
     return f"postgresql+psycopg2://{USER}@127.0.0.1:{port}/{name}"
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as opened:
-        return opened.getsockname()[1]
 
 
 def write_private(path: Path, content: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -124,6 +126,13 @@ class Nodes:
         """Process ids of the raylets of the nodes that live, that of the head apart."""
         found = [node.all_processes["raylet"][0].process for node in self._cluster.worker_nodes]
         return sorted(process.pid for process in found if process.poll() is None)
+
+    def kill(self, raylet: int) -> None:
+        """SIGKILL of a raylet; afterwards it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(raylet, signal.SIGKILL)
+        while raylet in self.raylets():
+            time.sleep(0.05)
 
     def workers(self) -> dict[int, str]:
         """Process id -> title of the worker processes of the nodes."""

@@ -103,7 +103,7 @@ def node(command: Command, scene: Scene, draw: random.Random) -> str:
     """SIGKILL of a node's raylet; another node comes in its place."""
     assert scene.nodes is not None
     command.fault_at = time.monotonic()
-    processes.kill(draw.choice(scene.nodes.raylets()))
+    scene.nodes.kill(draw.choice(scene.nodes.raylets()))
     time.sleep(draw.uniform(0, 5))
     scene.nodes.fill()
     return ""
@@ -117,7 +117,7 @@ def notice(command: Command, scene: Scene, draw: random.Random) -> str:
     scene.nodes.add()
     time.sleep(seconds)
     command.fault_at = time.monotonic()
-    processes.kill(gone)
+    scene.nodes.kill(gone)
     scene.nodes.fill()
     return f"{seconds} s"
 

@@ -20,6 +20,7 @@ from wsss.execution.observer import RunObserver, StageLog
 from wsss.execution.prepare import PreparedRun
 from wsss.execution.scheduling import stage_resources, tasks_of
 from wsss.execution.stage_job import StageJob, bind_job, load_metrics, publish_stage, remove_checkpoints
+from wsss.execution.store_outage import through_outages
 from wsss.execution.tasks import last_line
 from wsss.execution.train_loop import LoopSettings
 from wsss.execution.train_stage import TrainPlan, run_train_stage
@@ -152,7 +153,9 @@ def _train(
         names = {name for _, values in steps for name in values}
         tracked.series({name: [(step, values[name]) for step, values in steps if name in values] for name in names})
 
-    return run_train_stage(job, plan, show, observer.message)
+    return through_outages(
+        lambda: run_train_stage(job, plan, show, observer.message), prepared.store, job.stage.name, observer.message
+    )
 
 
 def _summary(stage: Stage, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> str:

@@ -67,9 +67,11 @@ _FIRST = Config(
     signature_version="s3v4",
     max_pool_connections=16,
 )
-# One that has answered this process before will come back. botocore's pauses begin at a few hundredths of a second and
-# double, up to 20 s: these tries take 40 s on average, rather than to lose what is being computed.
-_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 12, "mode": "standard"}))
+# One that has answered this process before will come back, rather than to lose what is being computed. botocore's
+# pauses begin at a few hundredths of a second and double, up to 20 s: these tries take two minutes on average, and in
+# 999 cases of 1000 more than the minute in which a server starts again.
+_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 16, "mode": "standard"}))
+_TELL_AT_ATTEMPT = 9  # after about 6 s
 _PREFLIGHT = _FIRST.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
 # Environments, each with its endpoint, in which a call has succeeded.
 _answered: set[tuple[tuple[str, str], ...]] = set()
@@ -361,9 +363,16 @@ def _client(config: Config) -> Any:
 @cache
 def _cached_client(config: Config, process: int, environment: tuple[tuple[str, str], ...]) -> Any:
     try:
-        return boto3.Session().client("s3", config=config)
+        client = boto3.Session().client("s3", config=config)
+        client.meta.events.register("needs-retry.s3", _tell_of_outage)
+        return client
     except ValueError as error:  # botocore repeats the address, which may hold a password
         raise StoreError("AWS_ENDPOINT_URL is not an address", endpoint(), "it looks like http://host:port") from error
+
+
+def _tell_of_outage(attempts: int, **_: Any) -> None:
+    if attempts == _TELL_AT_ATTEMPT:
+        log.warning("the object store at %s does not answer; it is asked again for about two minutes", endpoint())
 
 
 @cache

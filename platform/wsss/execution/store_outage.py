@@ -1,0 +1,64 @@
+"""A training whose object store went away for a while: it waits for the store and goes on from its checkpoint.
+
+Ray Train writes checkpoints through a file system of its own, which gives a store up after six seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ray.exceptions import RayError
+
+from wsss.errors import WsssError
+from wsss.execution.waiting import Tell
+from wsss.store import Store, StoreError
+
+Outcome = TypeVar("Outcome")
+
+OUTAGES = 3  # that one training survives
+_SECONDS = 120.0
+_PAUSE_SECONDS = 2.0
+# Of Arrow's file system, and of the store's own client.
+_AWAY = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+    r"|cannot reach the object store|the object store answered (500|502|503|504|SlowDown|InternalError)"
+)
+
+
+def through_outages(train: Callable[[], Outcome], store: Store, stage: str, tell: Tell) -> Outcome:
+    """What `train` returns. Where it failed because the store was away, it is called again when the store is back.
+
+    Args:
+        train: continues from the last checkpoint when it is called again.
+        tell: gets a line when the store is waited for, and one when it is back.
+
+    Raises:
+        StoreError: the store did not come back within two minutes.
+        Exception: what `train` raised for another reason, or once more after `OUTAGES`.
+    """
+    for left in reversed(range(OUTAGES + 1)):
+        try:
+            return train()
+        except (WsssError, RayError) as error:
+            if not left or not _AWAY.search(str(error)):
+                raise
+            tell(f"{stage}: the object store was away; waits until it answers")
+        seconds = _wait(store)
+        tell(f"{stage}: the object store answers, after {seconds:.0f} s")
+    raise AssertionError
+
+
+def _wait(store: Store) -> float:
+    """Seconds until the store takes an object."""
+    began = time.monotonic()
+    while True:
+        try:
+            store.backend.check_writable()
+            return time.monotonic() - began
+        except StoreError:
+            if time.monotonic() - began > _SECONDS:
+                raise
+            time.sleep(_PAUSE_SECONDS)
