@@ -33,6 +33,32 @@ SMALL += ("cam.batch_size=8", "superpixels.segments=20", "affinity.crop_size=64"
 SMALL += ("affinity.batch_size=8", "random_walk.input_size=64", "execution.device=cpu", "execution.train_workers=2")
 
 
+@dataclass(frozen=True)
+class Started:
+    """A program that runs, and what it has printed."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, words: str) -> None:
+        """Until it has printed these words."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while words not in self.said:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said
+            time.sleep(0.2)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(RUN_SECONDS)
+        finally:
+            self.process.kill()
+
+
 @dataclass
 class Stack:
     """A running stack; `variables` are those of its environment file."""
@@ -42,19 +68,30 @@ class Stack:
     said: str
     variables: dict[str, str]
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, **variables: str) -> str:
         """Run a program in the environment that the stack tells. Returns what it printed."""
-        done = subprocess.run(
-            [sys.executable, *command],
-            env={**os.environ, **self.variables, "WSSS_GIT_COMMIT": "0" * 40},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=RUN_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        started = self.begin(*command, **variables)
+        code = started.wait()
+        assert code == 0, started.said
+        return started.said
+
+    def begin(self, *command: str, **variables: str) -> Started:
+        """Start a program in the environment that the stack tells, with `variables` in place of its own."""
+        log = self.folder.parent / f"command-{time.monotonic_ns()}.log"
+        environment = {**os.environ, **self.variables, "WSSS_GIT_COMMIT": "0" * 40, **variables}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
+        return Started(process, log)
+
+    def outage(self, service: str, seconds: int) -> None:
+        """Have a service killed. Returns when it is there again."""
+        self.run(str(ROOT / "cluster" / "stack.py"), "outage", service, "--seconds", str(seconds), *self._place)
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        return "--folder", str(self.folder)
 
 
 def start(folder: Path, *options: str) -> Stack:
@@ -90,15 +127,29 @@ def tracked(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def objects_of(stack: Stack) -> set[str]:
-    client = boto3.client(
+    pages = _s3(stack).get_paginator("list_objects_v2").paginate(Bucket="wsss")
+    return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+
+def contents_of(stack: Stack, store: str) -> dict[str, dict[str, str]]:
+    """Of each artifact of a store (its prefix), by stage and key: file -> checksum."""
+    found = {}
+    for name in objects_of(stack):
+        if name.startswith(f"{store}/") and name.endswith("/manifest.json") and "/." not in name:
+            manifest = json.loads(_s3(stack).get_object(Bucket="wsss", Key=name)["Body"].read())
+            place = name.removeprefix(f"{store}/").removesuffix("/manifest.json")
+            found[place] = {file: entry["sha256"] for file, entry in manifest["files"].items()}
+    return found
+
+
+def _s3(stack: Stack) -> Any:
+    return boto3.client(
         "s3",
         endpoint_url=stack.variables["AWS_ENDPOINT_URL"],
         aws_access_key_id=stack.variables["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=stack.variables["AWS_SECRET_ACCESS_KEY"],
         region_name=stack.variables["AWS_DEFAULT_REGION"],
     )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="wsss")
-    return {item["Key"] for page in pages for item in page.get("Contents", ())}
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from tests.cluster.stack_user import (
     ROOT,
     SMALL,
     Stack,
+    contents_of,
     first_run,
     nodes_of_training,
     objects_of,
@@ -47,6 +48,9 @@ from wsss.store.s3 import S3Files
 from wsss_methods.ssc import METHOD
 
 METRIC = "pseudo_label/miou_train"
+SWEEP = ("--method", "ssc", "--space", "ssc_postprocessing", "--metric", METRIC, "--trials", "4", "--no-training")
+WHOLE = ("reproduce.py", "--method", "ssc", "--until", "pseudo_label_evaluation", f"dataset.root={DATA}", *SMALL)
+AWAY_SECONDS = 60
 
 pytestmark = pytest.mark.slow
 
@@ -90,8 +94,7 @@ def reproduced(stack: Stack, data: Path) -> Stack:
 @pytest.fixture(scope="module")
 def swept(reproduced: Stack) -> Stack:
     """A sweep over what follows that training has run."""
-    sweep = ("--method", "ssc", "--space", "ssc_postprocessing", "--metric", METRIC, "--trials", "4", "--no-training")
-    said = reproduced.run("tune.py", *sweep, f"dataset.root={DATA}", *SMALL)
+    said = reproduced.run("tune.py", *SWEEP, f"dataset.root={DATA}", *SMALL)
     assert password(reproduced) not in said
     reproduced.run("-m", "wsss.commands.main", "track", "sync")  # a slow server is not waited for at the end of a run
     return reproduced
@@ -182,6 +185,42 @@ def test_mlflow_has_runs_metrics_and_artifacts_on_s3(swept: Stack, monkeypatch: 
     assert [name for name in objects if name.startswith("store/checkpoints/")] in ([], ["store/checkpoints/"])
 
 
+def test_services_that_are_killed_and_away_for_a_minute_cost_nothing(swept: Stack) -> None:
+    """S3 in a training, a node and then MLflow in another; PostgreSQL in a sweep; all goes on by itself."""
+    swept.run(*WHOLE)
+    place = elsewhere(swept, "disturbed")
+    command = swept.begin(*WHOLE, **place)
+    command.wait_for("cam_train: started")
+    swept.outage("object_store", AWAY_SECONDS)
+    command.wait_for("affinity_train: started")
+    swept.outage("ray_worker_1", 5)
+    swept.outage("mlflow", AWAY_SECONDS)
+    assert command.wait() == 0, command.said
+    assert "the object store answers, after" in command.said and "error:" not in command.said
+    check_same_contents(swept, "disturbed")
+    executed = [stage.status for run in find_runs(Path(place["WSSS_HOME"])) for stage in run.stages]
+    assert executed == ["executed"] * len(executed)
+
+    (before,) = find_sweeps(Path(swept.variables["WSSS_HOME"]))
+    command = swept.begin("tune.py", *SWEEP, f"dataset.root={DATA}", *SMALL, "--new", **place)
+    command.wait_for("metric pseudo_label/miou_train")
+    swept.outage("postgres", AWAY_SECONDS)
+    assert command.wait() == 0, command.said
+    (after,) = find_sweeps(Path(place["WSSS_HOME"]))
+    assert trials_of(swept, after.sweep_id) == trials_of(swept, before.sweep_id)
+
+
+def test_a_head_that_dies_is_told_and_the_same_command_goes_on_with_a_new_one(swept: Stack) -> None:
+    place = elsewhere(swept, "headless")
+    command = swept.begin(*WHOLE, **place)
+    command.wait_for("cam_train: started")
+    swept.outage("ray_head", 5)
+    assert command.wait() == 1
+    assert command.said.count("error:") == 1 and "start the cluster again; the same command continues" in command.said
+    swept.run(*WHOLE, **place)
+    check_same_contents(swept, "headless")
+
+
 def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
     swept: Stack, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +243,26 @@ def test_down_ends_all_of_it_and_the_next_start_finds_it_again(
         assert sockets_of(again) == []
     finally:
         again.process.kill()
+
+
+def elsewhere(stack: Stack, name: str) -> dict[str, str]:
+    """Variables of a store and a home that hold nothing yet."""
+    return {"WSSS_STORE": f"s3://wsss/{name}", "WSSS_HOME": str(stack.folder / f"home-{name}")}
+
+
+def check_same_contents(stack: Stack, store: str) -> None:
+    """Every artifact of a store has the files of the one that nothing disturbed."""
+    found, undisturbed = contents_of(stack, store), contents_of(stack, "store")
+    assert len(found) >= 9
+    assert found == {place: files for place, files in undisturbed.items() if place in found}
+
+
+def trials_of(stack: Stack, sweep_id: str) -> dict[int, float]:
+    """Of a study in PostgreSQL: number of the trial -> its value."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", stack.variables["PGPASSFILE"])
+        study = optuna.load_study(study_name=sweep_id, storage=stack.variables["WSSS_STUDY"])
+    return {trial.user_attrs["trial"]: trial.values[0] for trial in study.get_trials()}
 
 
 def password(stack: Stack) -> str:
