@@ -9,6 +9,9 @@ from tests.faults.kind import Kind
 from tests.faults.scene import Scene, Seen
 
 _SHORT_SECONDS = 3.0
+_RESTART_SECONDS = 60.0
+# A store that has answered is asked for two minutes before it is given up.
+_GIVEN_UP_SECONDS = 240.0
 
 
 def connection(stage: str, mode: str, seconds: float | None, cuts: int = 0):
@@ -100,7 +103,14 @@ UNSENT = "have not reached"
 KINDS = (
     Kind("S3 answers slowly", slow_from_the_start, needs=S3, within=240),
     Kind("S3 answers 503 for 3 s", connection("toy_score", "unavailable", _SHORT_SECONDS), needs=S3),
-    Kind("S3 answers 503 until the command ends", connection("toy_score", "unavailable", None), 1, "503", needs=S3),
+    Kind(
+        "S3 answers 503 until the command ends",
+        connection("toy_score", "unavailable", None),
+        1,
+        "503",
+        within=_GIVEN_UP_SECONDS,
+        needs=S3,
+    ),
     Kind(
         "S3 answers 503 for 3 s in a training",
         connection("toy_train", "unavailable", _SHORT_SECONDS),
@@ -111,9 +121,18 @@ KINDS = (
         "S3 answers 503 in a training until the command ends",
         connection("toy_train", "unavailable", None),
         1,
-        "toy_train",
+        "the object store answered 503",
+        within=2 * _GIVEN_UP_SECONDS,
         there=(),
         needs=S3,
+    ),
+    Kind(
+        "S3 refuses connections for a minute in a training",
+        connection("toy_train", "refused", _RESTART_SECONDS),
+        within=_GIVEN_UP_SECONDS,
+        there=(),
+        needs=S3,
+        on_screen="the object store answers, after",
     ),
     # The lease that the kind before could not give back goes stale in a minute.
     Kind("S3 cuts a dozen answers", cut_from_the_start, needs=S3, within=240),
@@ -123,6 +142,7 @@ KINDS = (
         connection("toy_score", "refused", None),
         1,
         "cannot reach the object store",
+        within=_GIVEN_UP_SECONDS,
         needs=S3,
     ),
     Kind("SIGKILL of the driver that holds a lease in S3", kill_lease_holder, 137, needs=S3),

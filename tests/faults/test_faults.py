@@ -267,8 +267,9 @@ def see(kind: Kind, scene: Scene, scenes: Scenes, request: pytest.FixtureRequest
 
 
 def told(err: str) -> list[str]:
-    """Lines on standard error, without the warning that MLflow is behind: the run goes on."""
-    return [line for line in err.splitlines() if line.strip() and not re.match(r"tracking of \S+ cannot reach ", line)]
+    """Lines on standard error, without the warnings that MLflow is behind or S3 is waited for: the run goes on."""
+    warnings = re.compile(r"tracking of \S+ cannot reach |the object store at \S+ does not answer; it is asked again")
+    return [line for line in err.splitlines() if line.strip() and not warnings.match(line)]
 
 
 def assert_one_message(err: str, code: int, text: str) -> None:
