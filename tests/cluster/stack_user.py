@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,12 @@ class Stack:
     @property
     def _place(self) -> tuple[str, str]:
         return "--folder", str(self.folder)
+
+
+def database_programs() -> bool:
+    """Whether PostgreSQL's server and its driver are installed."""
+    places = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
+    return find_spec("psycopg2") is not None and shutil.which("initdb", path=places) is not None
 
 
 def start(folder: Path, *options: str) -> Stack:

@@ -3,7 +3,6 @@ MLflow with its artifacts on S3, and nothing left at the end, also after SIGKILL
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
@@ -25,6 +24,7 @@ from tests.cluster.stack_user import (
     SMALL,
     Stack,
     contents_of,
+    database_programs,
     first_run,
     nodes_of_training,
     objects_of,
@@ -57,10 +57,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    pytest.importorskip("psycopg2", reason="PostgreSQL's driver, an extra: pip install 'wsss[tracking-server]'")
-    places = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
-    if shutil.which("initdb", path=places) is None:
-        pytest.skip("PostgreSQL's server is not installed (apt install postgresql)")
+    if not database_programs():
+        pytest.skip(
+            "PostgreSQL (apt install postgresql) or its driver (pip install 'wsss[tracking-server]') is missing"
+        )
     above = Path(tempfile.mkdtemp(prefix="wsss-stack-test-"))
     above.chmod(0o755)  # as root, PostgreSQL runs as another user
     yield above / "stack"
