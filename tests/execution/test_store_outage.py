@@ -49,12 +49,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Place]:
     return Place
 
 
-def failing(failures: list[Any], calls: list[int]) -> Callable[[], str]:
-    def train() -> str:
+def failing(failures: list[Any], calls: list[int]) -> Callable[[], dict[str, Any]]:
+    def train() -> dict[str, Any]:
         calls.append(len(failures))
         if failures:
             raise failures.pop(0)
-        return "trained"
+        return {"steps": 12, "waited_seconds": 5.0}
 
     return train
 
@@ -66,12 +66,18 @@ def test_it_waits_until_the_store_answers_and_trains_again(
     monkeypatch.setattr(place, "refusals", 3)
     calls: list[int] = []
     told: list[str] = []
-    assert through_outages(failing([failure], calls), Store(place(tmp_path)), "cam_train", told.append) == "trained"
+    facts = through_outages(failing([failure], calls), Store(place(tmp_path)), "cam_train", told.append)
+    assert facts["steps"] == 12 and 5.02 < facts["waited_seconds"] < 60
     assert len(calls) == 2 and place.asked == 4
     assert [line.partition(", after")[0] for line in told] == [
         "cam_train: the object store was away; waits until it answers",
         "cam_train: the object store answers",
     ]
+
+
+def test_nothing_is_added_where_nothing_failed(place: type[Place], tmp_path: Path) -> None:
+    facts = through_outages(failing([], []), Store(place(tmp_path)), "cam_train", pytest.fail)
+    assert facts == {"steps": 12, "waited_seconds": 5.0}
 
 
 @pytest.mark.parametrize("failure", OTHER)

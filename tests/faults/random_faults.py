@@ -2,9 +2,9 @@
 
     python -m tests.faults.random_faults --kills 100 --seed 0 [--cluster] [--home FOLDER] [--kinds kill,worker]
 
-A run of the toy method begins, a fault happens at a moment drawn from the seed, the same command continues until it
-ends; then another run begins, until so many faults have happened. With --cluster the runs join a Ray of a head and two
-nodes, which die, are taken away with notice and are replaced. Prints a line for each fault and a table. Exits with
+A run of the toy method begins, faults happen at moments drawn from the seed, four in the time of an undisturbed run on
+average, the same command continues until it ends; then another run begins, until so many faults have happened. With
+--cluster the runs join a Ray of a head and two nodes, which die, are taken away with notice and are replaced. Prints a line for each fault and a table. Exits with
 1 and the details when numbers differed, something hung, a traceback was seen, or finished work was computed again.
 """
 
@@ -35,6 +35,7 @@ from wsss.run_record import find_runs
 HANG_SECONDS = 300.0
 # Faults of one run; then it is left alone, so that every run comes to its end.
 MOST_IN_ONE_RUN = 8
+_FAULTS_IN_A_RUN = 4.0
 _PAUSE_SECONDS = 3.0
 _STARTED_AGAIN = "Ray did not come up in time and is started again\n"
 
@@ -224,7 +225,7 @@ class Campaign:
             what: list[tuple[str, str, str]] = []
             while faults < MOST_IN_ONE_RUN and self.done < self.kills:
                 try:
-                    command.process.wait(self.draw.uniform(0, self.seconds))
+                    command.process.wait(self.draw.expovariate(_FAULTS_IN_A_RUN / self.seconds))
                     break  # it ended before the fault
                 except subprocess.TimeoutExpired:  # the moment has come
                     pass

@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 from ray.exceptions import RayError
 
 from wsss.errors import WsssError
 from wsss.execution.waiting import Tell
 from wsss.store import Store, StoreError
-
-Outcome = TypeVar("Outcome")
 
 OUTAGES = 3  # that one training survives
 _SECONDS = 120.0
@@ -28,25 +26,29 @@ _AWAY = re.compile(
 )
 
 
-def through_outages(train: Callable[[], Outcome], store: Store, stage: str, tell: Tell) -> Outcome:
-    """What `train` returns. Where it failed because the store was away, it is called again when the store is back.
+def through_outages(train: Callable[[], dict[str, Any]], store: Store, stage: str, tell: Tell) -> dict[str, Any]:
+    """The facts that `train` returns. Where it failed because the store was away, it is called again afterwards.
 
     Args:
-        train: continues from the last checkpoint when it is called again.
+        train: continues from the last checkpoint when it is called again. The time that the store was waited for is
+            added to the `waited_seconds` of its facts.
         tell: gets a line when the store is waited for, and one when it is back.
 
     Raises:
         StoreError: the store did not come back within two minutes.
         Exception: what `train` raised for another reason, or once more after `OUTAGES`.
     """
+    waited = 0.0
     for left in reversed(range(OUTAGES + 1)):
         try:
-            return train()
+            facts = train()
+            return {**facts, "waited_seconds": waited + facts.get("waited_seconds", 0.0)} if waited else facts
         except (WsssError, RayError) as error:
             if not left or not _AWAY.search(str(error)):
                 raise
             tell(f"{stage}: the object store was away; waits until it answers")
         seconds = _wait(store)
+        waited += seconds
         tell(f"{stage}: the object store answers, after {seconds:.0f} s")
     raise AssertionError
 
