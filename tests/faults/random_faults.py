@@ -4,9 +4,9 @@
 
 A run of the toy method begins, faults happen at moments drawn from the seed, four in the time of an undisturbed run on
 average, the same command continues until it ends; then another run begins, until so many faults have happened. With
---cluster the runs join a Ray of a head and two nodes, which die, are taken away with notice and are replaced. Prints a line
-for each fault and a table. Exits with 1 and the details when numbers differed, something hung, a traceback was seen, or
-finished work was computed again.
+--cluster the runs join a Ray of a head and two nodes, which die, are taken away with notice and are replaced. Prints a
+line for each fault and a table. Exits with 1 and the details when numbers differed, something hung, a traceback was
+seen, or finished work was computed again.
 """
 
 from __future__ import annotations

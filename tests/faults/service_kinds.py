@@ -121,7 +121,7 @@ KINDS = (
         "S3 answers 503 in a training until the command ends",
         connection("toy_train", "unavailable", None),
         1,
-        "the object store answered 503",
+        "the object store answered",
         within=2 * _GIVEN_UP_SECONDS,
         there=(),
         needs=S3,

@@ -217,6 +217,7 @@ def row(kind: Kind, seen: Seen, kept: str, scene: Scene) -> str:
         (r"[0-9]+ tracking events", "N tracking events"),
         (r"[0-9.]+ (kB|MB) are free", r"N \1 are free"),
         (r"[0-9]+ of [0-9]+ bytes", "N of N bytes"),
+        (r"answers, after [0-9]+ s", "answers, after N s"),
         (re.escape(socket.gethostname()), "HOST"),
     ):
         text = re.sub(pattern, word, text)
