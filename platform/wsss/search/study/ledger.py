@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 
 from wsss.errors import WsssError
 from wsss.search.choose.best import best_of
@@ -23,6 +24,7 @@ from wsss.search.evaluate.trial import TrialOutcome
 from wsss.search.propose.nested import ProposedTrial
 from wsss.search.propose.samplers import DIRECTIONS, study_trial
 from wsss.search.records import SweepRecord, TrialRecord, executed_stages, load_trials, value_text
+from wsss.search.study.database import AWAY_SECONDS, PAUSE_SECONDS, is_lost, while_it_restarts
 from wsss.tracking.names import cut_text
 from wsss.tracking.redact import redact_text
 from wsss.tracking.tracker import Tracker
@@ -55,7 +57,8 @@ class Ledger:
         self._declared = False
         self._tracker = tracker
         self._study = _open_study(record, study_url)
-        self._in_study = {trial.user_attrs.get(_NUMBER) for trial in self._study.get_trials(deepcopy=False)}
+        self._in_study = _numbers(self._study)
+        self._given_up = make_url(study_url).get_backend_name() == "sqlite"  # a file does not start again
         # A database answers in tens of milliseconds, which must not hold up the next batch.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wsss-study")
         self._written: list[Future[None]] = []
@@ -153,6 +156,7 @@ class Ledger:
 
     def close(self) -> None:
         """Write what is left to the study and end the tracked run."""
+        self._given_up |= self.record.status != "finished"  # who stops a sweep does not wait for a server
         self._writer.shutdown(wait=True)
         errors = [error for write in self._written if (error := write.exception()) is not None]
         if errors:  # the records are whole; the next time the sweep is opened, what is missing is added
@@ -191,9 +195,26 @@ class Ledger:
     def _pass_on(self, trial: TrialRecord) -> None:
         if trial.number not in self._in_study:
             self._in_study.add(trial.number)
-            self._written.append(self._writer.submit(self._add_to_study, trial))
+            self._written.append(self._writer.submit(self._add_patiently, trial))
         if self._tracker is not None:
             self._track(trial)
+
+    def _add_patiently(self, trial: TrialRecord) -> None:
+        """As `_add_to_study`; a server that is away is asked again for two minutes, and then no more in this sweep."""
+        tries, deadline = 0, time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                # What was written when the connection broke is not written again.
+                if not tries or trial.number not in _numbers(self._study):
+                    self._add_to_study(trial)
+                return
+            except Exception as error:
+                lost = is_lost(error)
+                if not lost or self._given_up or time.monotonic() > deadline:
+                    self._given_up |= lost
+                    raise
+            tries += 1
+            time.sleep(PAUSE_SECONDS)
 
     def _add_to_study(self, trial: TrialRecord) -> None:
         states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -266,10 +287,19 @@ def tracked(metric: str) -> str:
     return f"search/{metric.replace('/', '_')}"
 
 
+def _numbers(study: optuna.Study) -> set[int | None]:
+    """Our numbers of the trials that are in a study."""
+    return {trial.user_attrs.get(_NUMBER) for trial in study.get_trials(deepcopy=False)}
+
+
 def _open_study(record: SweepRecord, url: str) -> optuna.Study:
     directions = [DIRECTIONS[direction] for direction in record.objectives.values()]
     try:
-        return optuna.create_study(storage=url, study_name=record.sweep_id, directions=directions, load_if_exists=True)
+        return while_it_restarts(
+            lambda: optuna.create_study(
+                storage=url, study_name=record.sweep_id, directions=directions, load_if_exists=True
+            )
+        )
     except Exception as error:  # SQLAlchemy and its drivers raise their own, which may repeat the address
         missing = isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError)
         raise StudyError(
