@@ -104,23 +104,22 @@ def raylet(command: Command, scene: Scene, draw: random.Random) -> str:
 def node(command: Command, scene: Scene, draw: random.Random) -> str:
     """SIGKILL of a node's raylet; another node comes in its place."""
     assert scene.nodes is not None
+    scene.nodes.fill()
     command.fault_at = time.monotonic()
     scene.nodes.kill(draw.choice(scene.nodes.raylets()))
-    time.sleep(draw.uniform(0, 5))
-    scene.nodes.fill()
     return ""
 
 
 def notice(command: Command, scene: Scene, draw: random.Random) -> str:
     """A node is taken away some seconds after a notice; another one comes in its place."""
     assert scene.nodes is not None
+    scene.nodes.fill()
     gone, seconds = draw.choice(scene.nodes.raylets()), draw.randint(1, 10)
     scene.nodes.take_away(gone, seconds)
     scene.nodes.add()
     time.sleep(seconds)
     command.fault_at = time.monotonic()
     scene.nodes.kill(gone)
-    scene.nodes.fill()
     return f"{seconds} s"
 
 
@@ -326,7 +325,8 @@ def main() -> int:
     with two_nodes({"PYTHONPATH": PYTHON_PATH}) if arguments.cluster else nullcontext() as nodes:
         campaign = Campaign(template, folder, arguments.kills, random.Random(arguments.seed), faults, seconds, nodes)
         try:
-            campaign.run()
+            with nodes.kept_up() if nodes is not None else nullcontext():
+                campaign.run()
         except Failure as error:
             failure = str(error)
     print(f"\n{campaign.done} faults in {campaign.runs} runs, {time.monotonic() - began:.0f} s")
