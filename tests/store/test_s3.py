@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -253,6 +254,24 @@ def test_an_object_store_that_has_answered_may_be_away_for_seconds(
     assert store.find(STAGE, KEY) is None
     assert time.monotonic() - begun > 6.9 and connection.faults >= 3
     back.join()
+    connection.close()
+
+
+def test_one_that_stays_away_is_told_once_and_asked_for_about_two_minutes(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = BadConnection(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", connection.url)
+    assert store.find(STAGE, KEY) is None
+    connection.set("refused")
+    pauses: list[float] = []
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=pauses.append, time=time.time))
+    with pytest.raises(StoreError, match="cannot reach the object store"):
+        store.find(STAGE, KEY)
+    assert len(pauses) == 20 and 45 < sum(pauses) < 200  # random: 123 s on average, with a deviation of 19
+    assert [record.message for record in caplog.records if "does not answer" in record.message] == [
+        f"the object store at {connection.url} does not answer; it is asked again for about two minutes"
+    ]
     connection.close()
 
 

@@ -68,9 +68,9 @@ _FIRST = Config(
     max_pool_connections=16,
 )
 # One that has answered this process before will come back, rather than to lose what is being computed. botocore's
-# pauses begin at a few hundredths of a second and double, up to 20 s: these tries take two minutes on average, and in
-# 999 cases of 1000 more than the minute in which a server starts again.
-_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 16, "mode": "standard"}))
+# pauses are a random part of what begins at a twentieth of a second and doubles, up to 20 s: these tries take two
+# minutes on average, and in 999 cases of 1000 more than the minute in which a server starts again.
+_PATIENT = _FIRST.merge(Config(retries={"total_max_attempts": 21, "mode": "standard"}))
 _TELL_AT_ATTEMPT = 9  # after about 6 s
 _PREFLIGHT = _FIRST.merge(Config(read_timeout=5, retries={"total_max_attempts": 2, "mode": "standard"}))
 # Environments, each with its endpoint, in which a call has succeeded.
