@@ -96,10 +96,12 @@ class Stack:
         return "--folder", str(self.folder)
 
 
-def database_programs() -> bool:
-    """Whether PostgreSQL's server and its driver are installed."""
+def has_database(folder: Path) -> bool:
+    """Whether PostgreSQL's server and its driver are installed, and its user, whom root becomes, may enter a folder."""
     places = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
-    return find_spec("psycopg2") is not None and shutil.which("initdb", path=places) is not None
+    if find_spec("psycopg2") is None or shutil.which("initdb", path=places) is None:
+        return False
+    return os.geteuid() != 0 or all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))
 
 
 def start(folder: Path, *options: str) -> Stack:

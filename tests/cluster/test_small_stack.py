@@ -16,8 +16,8 @@ from tests.cluster.stack_user import (
     END_SECONDS,
     ROOT,
     SMALL,
-    database_programs,
     first_run,
+    has_database,
     nodes_of_training,
     objects_of,
     processes_of,
@@ -41,7 +41,7 @@ SWEEP = ("--method", "ssc", "--metric", "cam/miou_train", "--trials", "2", "--no
 def test_a_training_and_a_sweep_on_two_nodes_of_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     above = Path(tempfile.mkdtemp(prefix="wsss-stack-test-"))
     above.chmod(0o755)  # as root, PostgreSQL runs as another user
-    folder, with_postgres = above / "stack", database_programs()
+    folder, with_postgres = above / "stack", has_database(above)
     stack = start(folder, *(() if with_postgres else ("--sqlite",)))
     try:
         assert ("WSSS_STUDY" in stack.variables) == with_postgres

@@ -24,7 +24,6 @@ from tests.cluster.stack_user import (
     SMALL,
     Stack,
     contents_of,
-    database_programs,
     first_run,
     nodes_of_training,
     objects_of,
