@@ -25,6 +25,7 @@ from tests.cluster.stack_user import (
     Stack,
     contents_of,
     first_run,
+    has_database,
     nodes_of_training,
     objects_of,
     processes_of,
