@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -90,9 +89,9 @@ class Outages:
     def step(self) -> None:
         """Kill what is asked for, and start again what has been away for long enough. StackError: it does not start."""
         for wanted in _requests(self.stack.folder).iterdir():
-            if wanted.name in START and wanted.name not in self._back:
-                with suppress(ValueError):  # it has not been written yet
-                    self._kill(wanted.name, float(wanted.read_text(encoding="utf-8")))
+            seconds = wanted.read_text(encoding="utf-8")  # empty: it is just being written
+            if seconds and wanted.name in START and wanted.name not in self._back:
+                self._kill(wanted.name, float(seconds))
         for name in [name for name, moment in self._back.items() if moment <= time.monotonic()]:
             START[name](self.stack)
             del self._back[name]

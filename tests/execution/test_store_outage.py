@@ -35,11 +35,12 @@ class Place(LocalFiles):
 
     refusals = 0
     asked = 0
+    words = "cannot reach the object store"
 
     def check_writable(self) -> None:
         type(self).asked += 1
         if type(self).asked <= type(self).refusals:
-            raise StoreError("cannot reach the object store", self.url, "run again")
+            raise StoreError(self.words, self.url, "run again")
 
 
 @pytest.fixture
@@ -97,6 +98,16 @@ def test_a_store_that_stays_away_is_what_the_user_hears_of(
     with pytest.raises(StoreError, match="cannot reach the object store"):
         through_outages(failing([AWAY[0]], calls), Store(place(tmp_path)), "cam_train", lambda line: None)
     assert len(calls) == 1
+
+
+def test_a_store_that_refuses_is_not_waited_for(
+    place: type[Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "refusals", 10**6)
+    monkeypatch.setattr(place, "words", "the object store refused the credentials (403)")
+    with pytest.raises(StoreError, match="refused the credentials"):
+        through_outages(failing([AWAY[0]], []), Store(place(tmp_path)), "cam_train", lambda line: None)
+    assert place.asked == 1
 
 
 def test_it_does_not_begin_again_for_ever(place: type[Place], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def through_outages(train: Callable[[], dict[str, Any]], store: Store, stage: st
         tell: gets a line when the store is waited for, and one when it is back.
 
     Raises:
-        StoreError: the store did not come back within two minutes.
+        StoreError: the store did not come back within two minutes, or answers that it refuses.
         Exception: what `train` raised for another reason, or once more after `OUTAGES`.
     """
     waited = 0.0
@@ -60,7 +60,7 @@ def _wait(store: Store) -> float:
         try:
             store.backend.check_writable()
             return time.monotonic() - began
-        except StoreError:
-            if time.monotonic() - began > _SECONDS:
+        except StoreError as error:
+            if not _AWAY.search(str(error)) or time.monotonic() - began > _SECONDS:
                 raise
             time.sleep(_PAUSE_SECONDS)
