@@ -108,7 +108,9 @@ def test_a_new_head_takes_the_nodes_with_it_and_another_outage_of_them_is_refuse
     before = [process for name in names for process in processes(folder, name)]
     thread = threading.Thread(target=outages.request, args=(folder, outages.HEAD, 3, lambda: True))
     thread.start()
+    deadline = time.monotonic() + 30
     while living(*before):
+        assert time.monotonic() < deadline, "what the head had started lives on"
         time.sleep(0.05)
     for name in (outages.HEAD, outages.WORKER_NAMES[0]):
         with pytest.raises(outages.StackError, match="ray_head is away already"):
