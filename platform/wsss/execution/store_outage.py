@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from wsss.errors import WsssError
 from wsss.execution.waiting import Tell
+from wsss.formatting import duration
 from wsss.store import Store, StoreError
 
 OUTAGES = 3  # that one training survives
@@ -49,7 +50,7 @@ def through_outages(train: Callable[[], dict[str, Any]], store: Store, stage: st
             tell(f"{stage}: the object store was away; waits until it answers")
         seconds = _wait(store)
         waited += seconds
-        tell(f"{stage}: the object store answers, after {seconds:.0f} s")
+        tell(f"{stage}: the object store answers, after {duration(seconds)}")
     raise AssertionError
 
 
