@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -97,7 +96,6 @@ class Nodes:
 
     def __init__(self, cpus: Sequence[int] = (1, 1)) -> None:
         self._cpus = cpus
-        self._changes = threading.RLock()
         self._start()
 
     def _start(self) -> None:
@@ -116,29 +114,9 @@ class Nodes:
         self.address = str(self._cluster.address)
 
     def fill(self) -> None:
-        """Add nodes in the place of those that have ended."""
-        with self._changes:
-            for count in self._cpus[len(self.raylets()) :]:
-                self.add(count)
-
-    @contextmanager
-    def kept_up(self, seconds: float = 2.0) -> Iterator[None]:
-        """While the block runs, nodes that end are replaced, as a cluster does: some also die of a dead agent."""
-        ended = threading.Event()
-
-        def keep() -> None:
-            while not ended.wait(seconds):
-                with self._changes, suppress(Exception):  # the head may die at any moment, and takes no node then
-                    if self.head_lives:
-                        self.fill()
-
-        keeper = threading.Thread(target=keep, daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            keeper.join()
+        """Add nodes in the place of those that have ended. Ray takes none from another thread than the main one."""
+        for count in self._cpus[len(self.raylets()) :]:
+            self.add(count)
 
     def add(self, cpus: int = 1) -> None:
         """One more node."""
@@ -193,9 +171,8 @@ class Nodes:
 
     def restart(self) -> None:
         """Another cluster in its place, with another address."""
-        with self._changes:
-            self.shutdown()
-            self._start()
+        self.shutdown()
+        self._start()
 
     def shutdown(self) -> None:
         """End all of it, by the ids of its processes."""

@@ -38,6 +38,7 @@ HANG_SECONDS = 300.0
 MOST_IN_ONE_RUN = 8
 _FAULTS_IN_A_RUN = 4.0
 _PAUSE_SECONDS = 3.0
+_REPLACE_SECONDS = 2.0  # after which a node that has ended is seen to
 _STARTED_AGAIN = "Ray did not come up in time and is started again\n"
 
 
@@ -224,11 +225,8 @@ class Campaign:
             may_fail, codes = False, {0}
             what: list[tuple[str, str, str]] = []
             while faults < MOST_IN_ONE_RUN and self.done < self.kills:
-                try:
-                    command.process.wait(self.draw.expovariate(_FAULTS_IN_A_RUN / self.seconds))
-                    break  # it ended before the fault
-                except subprocess.TimeoutExpired:  # the moment has come
-                    pass
+                if self._ends_within(command, self.draw.expovariate(_FAULTS_IN_A_RUN / self.seconds)):
+                    break
                 kind = self.draw.choices(list(self.faults), [fault.weight for fault in self.faults.values()])[0]
                 fault, moment = self.faults[kind], moment_of(command)
                 detail = fault.act(command, scene, self.draw)
@@ -251,6 +249,7 @@ class Campaign:
         finished: dict[str, tuple[object, ...]],
     ) -> bool:
         """Wait for the end of a command and look at it; whether the run is finished."""
+        self._ends_within(command, HANG_SECONDS)
         try:
             seen = command.end(HANG_SECONDS)
         except AssertionError as error:
@@ -279,6 +278,21 @@ class Campaign:
         if again:
             raise Failure(f"written again or lost: {again}; {text}")
         return seen.code == 0
+
+    def _ends_within(self, command: Command, seconds: float) -> bool:
+        """Whether the command ends before so many seconds are over.
+
+        Nodes that end meanwhile are replaced, as a cluster does: some also die of a dead agent.
+        """
+        last = time.monotonic() + seconds
+        while (left := last - time.monotonic()) > 0:
+            try:
+                command.process.wait(min(left, _REPLACE_SECONDS))
+                return True
+            except subprocess.TimeoutExpired:
+                if self.nodes is not None and self.nodes.head_lives:
+                    self.nodes.fill()
+        return command.process.poll() is not None
 
     def _compare(self, scene: Scene) -> None:
         numbers, expected = scene.numbers(), self.template.outcome
@@ -325,8 +339,7 @@ def main() -> int:
     with two_nodes({"PYTHONPATH": PYTHON_PATH}) if arguments.cluster else nullcontext() as nodes:
         campaign = Campaign(template, folder, arguments.kills, random.Random(arguments.seed), faults, seconds, nodes)
         try:
-            with nodes.kept_up() if nodes is not None else nullcontext():
-                campaign.run()
+            campaign.run()
         except Failure as error:
             failure = str(error)
     print(f"\n{campaign.done} faults in {campaign.runs} runs, {time.monotonic() - began:.0f} s")
