@@ -16,20 +16,13 @@ def main() -> int:
         from wsss.commands.reproduce import main as reproduce
 
         return reproduce()
-    except (KeyboardInterrupt, ImportError) as error:
-        from wsss.errors import interrupted
+    except (KeyboardInterrupt, ImportError) as error:  # while modules load; from then on the command says how it ends
+        from wsss.errors import ended_while_loading
 
-        if interrupted(error):  # while modules load; from then on the command itself says how it ends
-            print("\nStopped before it began.", file=sys.stderr)
-            return 130
-        if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("wsss"):
+        if (ending := ended_while_loading(error)) is None:
             raise
-        print(
-            f"The Python package {error.name!r} is not installed for {sys.executable}.\n"
-            "  do:    run `make reproduce`, or `pip install -e .` into the environment you use",
-            file=sys.stderr,
-        )
-        return 2
+        print(ending[1], file=sys.stderr)
+        return ending[0]
 
 
 if __name__ == "__main__":

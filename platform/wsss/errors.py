@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -46,3 +47,13 @@ def interrupted(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def ended_while_loading(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and words for a program that ended while its modules loaded. None: the fault is the program's own."""
+    if interrupted(error):
+        return 130, "\nStopped before it began."
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("wsss"):
+        return None
+    remedy = "run `make reproduce`, or `pip install -e .` into the environment you use"
+    return 2, str(WsssError(f"error: the Python package {error.name!r} is not installed", sys.executable, remedy))

@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (KeyboardInterrupt, ImportError) as error:  # while modules load; from then on the verb says how it ends
-        from wsss.errors import interrupted
+        from wsss.errors import ended_while_loading
 
-        if not interrupted(error):
+        if (ending := ended_while_loading(error)) is None:
             raise
-        print("\nStopped before it began.", file=sys.stderr)
-        return 130
+        print(ending[1], file=sys.stderr)
+        return ending[0]
 
 
 def _run(words: list[str]) -> int:
