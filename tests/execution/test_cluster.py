@@ -1,6 +1,7 @@
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,27 @@ def test_workers_ask_their_own_ray_for_its_state(monkeypatch: pytest.MonkeyPatch
         assert cluster.ray.get(asked, timeout=60) == [node["NodeID"] for node in cluster.ray.nodes()]
     finally:
         cluster.disconnect()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_begin_with_the_settings_of_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library reads them as a process begins; what a person has set stays."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in cluster.ALLOCATOR:
+        monkeypatch.setenv(name, "0")  # so that it is restored afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+
+    def environment() -> list[str]:
+        return Path("/proc/self/environ").read_text(encoding="utf-8").split("\0")
+
+    cluster.connect(cpus=1)
+    try:
+        began_with = set(cluster.ray.get(cluster.ray.remote(environment).remote(), timeout=60))
+    finally:
+        cluster.disconnect()
+    expected = {**cluster.ALLOCATOR, "MALLOC_ARENA_MAX": "2"}
+    assert {f"{name}={value}" for name, value in expected.items()} <= began_with
 
 
 def test_nothing_interrupts_the_end_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:

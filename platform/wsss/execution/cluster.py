@@ -29,8 +29,15 @@ from wsss.tracking.provenance import ray_job_config
 from wsss.tracking.redact import redact_text
 
 log = logging.getLogger(__name__)
-# Train polls its workers; its own 2 s would add two seconds to every checkpoint.
+# Left to itself the C library gives freed memory back to the system and asks for it again in every step of a training
+# (`benchmarks/worker_memory.py`). So a process keeps up to 4 GiB, and all of its threads take from one heap.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_ARENA_MAX": "1",
+}
 _DRIVER_ENVIRONMENT = {
+    # Train polls its workers; its own 2 s would add two seconds to every checkpoint.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,6 +47,7 @@ _DRIVER_ENVIRONMENT = {
     "RAY_enable_output_error_log_if_still_retry": "0",
     # Threads that wait by spinning starve each other where cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
+    **ALLOCATOR,
 }
 # Nodes of a Ray of our own are not taken away with notice: the process that would watch for it costs every training the
 # time in which it loads Ray Train.
