@@ -236,6 +236,7 @@ class Campaign:
                 what.append((kind, moment, detail))
                 if not fault.goes_on and detail != "none":
                     break
+            self._ends_within(command, HANG_SECONDS)
             ended = self._judge(scene, command, what, codes | ({1} if may_fail else set()), finished)
             finished |= scene.finished()
         self._compare(scene)
@@ -249,7 +250,6 @@ class Campaign:
         finished: dict[str, tuple[object, ...]],
     ) -> bool:
         """Wait for the end of a command and look at it; whether the run is finished."""
-        self._ends_within(command, HANG_SECONDS)
         try:
             seen = command.end(HANG_SECONDS)
         except AssertionError as error:

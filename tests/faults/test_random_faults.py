@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.faults import random_faults
+from tests.faults.places import Nodes
 from tests.faults.random_faults import ALONE, Campaign, Failure
 from tests.faults.scene import ROOT, Command, Scene, Seen, clean_environment
 from tests.faults.template import Template
@@ -51,6 +55,23 @@ def judge(command: object, tmp_path: Path, finished: dict[str, tuple[object, ...
     campaign = Campaign(template, tmp_path, 1, random.Random(0), ALONE, 1.0, done=1)
     scene = Scene(tmp_path, str(tmp_path / "store"))
     return campaign._judge(scene, cast(Command, command), KIND, codes, finished)
+
+
+@pytest.mark.parametrize("head_lives", [True, False])
+def test_nodes_are_replaced_while_a_command_runs(
+    head_lives: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the main thread: Ray refuses a node that another one starts, and the head's end takes no node."""
+    threads: list[threading.Thread] = []
+    nodes = SimpleNamespace(head_lives=head_lives, fill=lambda: threads.append(threading.current_thread()))
+    monkeypatch.setattr(random_faults, "_REPLACE_SECONDS", 0.05)
+    campaign = Campaign(cast(Template, None), tmp_path, 1, random.Random(0), ALONE, 1.0, cast(Nodes, nodes))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        command = cast(Command, SimpleNamespace(process=process))
+        assert not campaign._ends_within(command, 0.3)
+        process.communicate(b"\n")
+        assert campaign._ends_within(command, 60)
+    assert set(threads) == ({threading.main_thread()} if head_lives else set())
 
 
 def test_a_fault_that_costs_nothing_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
