@@ -60,7 +60,7 @@ def worker(batch: int, crop: int, steps: int) -> dict[str, dict[str, float]]:
 
     def train() -> None:
         optimizer.zero_grad()
-        last(network(images)).mean().backward()
+        network(images)[-1].mean().backward()
         optimizer.step()
 
     def infer() -> None:
@@ -68,11 +68,6 @@ def worker(batch: int, crop: int, steps: int) -> dict[str, dict[str, float]]:
             network(picture)
 
     return {"training step": measure(train, steps), "class maps of a picture": measure(infer, steps)}
-
-
-def last(maps: object) -> torch.Tensor:
-    """The network's last map."""
-    return maps if isinstance(maps, torch.Tensor) else list(maps.values() if isinstance(maps, dict) else maps)[-1]
 
 
 def main() -> int:
