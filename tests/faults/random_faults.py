@@ -28,12 +28,13 @@ from pathlib import Path
 
 from tests.faults import processes
 from tests.faults.places import Nodes, two_nodes
-from tests.faults.scene import PYTHON_PATH, Command, Scene
+from tests.faults.scene import PYTHON_PATH, Command, Scene, slowness
 from tests.faults.template import Template, make_template
 
 from wsss.run_record import find_runs
 
 HANG_SECONDS = 300.0
+_LAST_SECONDS = 60.0  # of these: without a look at the nodes
 # Faults of one run; then it is left alone, so that every run comes to its end.
 MOST_IN_ONE_RUN = 8
 _FAULTS_IN_A_RUN = 4.0
@@ -236,7 +237,7 @@ class Campaign:
                 what.append((kind, moment, detail))
                 if not fault.goes_on and detail != "none":
                     break
-            self._ends_within(command, HANG_SECONDS)
+            self._ends_within(command, (HANG_SECONDS - _LAST_SECONDS) * slowness())
             ended = self._judge(scene, command, what, codes | ({1} if may_fail else set()), finished)
             finished |= scene.finished()
         self._compare(scene)
@@ -251,7 +252,7 @@ class Campaign:
     ) -> bool:
         """Wait for the end of a command and look at it; whether the run is finished."""
         try:
-            seen = command.end(HANG_SECONDS)
+            seen = command.end(_LAST_SECONDS)
         except AssertionError as error:
             raise Failure(f"{what}: {error}") from error
         ending = "ended well" if seen.code == 0 else f"exit {seen.code} after {seen.seconds:.1f} s"
