@@ -14,6 +14,7 @@ from tests.reporting.test_report import Links
 from wsss.evaluation.confusion import class_counts
 from wsss.reporting.comparison import Contender, Cost, Scored, all_background
 from wsss.reporting.comparison_report import (
+    NUMBERS_PICTURE,
     ComparisonReport,
     _class_table,
     comparison_grids,
@@ -128,11 +129,11 @@ def test_the_page_has_tables_pictures_and_costs(tmp_path: Path) -> None:
     links, text = Links(), page.read_text()
     links.feed(text)
     assert links.open == [] and links.anchors == links.ids
-    assert [name for name in links.ids if name in ("comparison", "images", "ranks_over_seeds", "differences")] == [
-        *("comparison", "images", "differences", "ranks_over_seeds")
-    ]
+    assert [
+        name for name in links.ids if name in ("comparison", "numbers", "images", "ranks_over_seeds", "differences")
+    ] == [*("comparison", "numbers", "images", "differences", "ranks_over_seeds")]
     assert "all background" in text and "cow" in text and "●" in text
-    assert len(links.sources) == 2
+    assert len(links.sources) == 3 and str(NUMBERS_PICTURE) in links.sources
     for source in links.sources:
         with Image.open(page.parent / source) as image:
             assert min(image.size) > 250

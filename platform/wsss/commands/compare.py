@@ -23,6 +23,7 @@ from wsss.commands.methods import UsageError
 from wsss.commands.readme_block import add_block, require_whole_block, write_block
 from wsss.commands.screen import console
 from wsss.errors import nearest
+from wsss.files import write_file
 from wsss.metric_name import MetricName
 from wsss.recipe import flat_dict
 from wsss.reporting.comparison import (
@@ -35,6 +36,7 @@ from wsss.reporting.comparison import (
     number_table,
     with_one_mean,
 )
+from wsss.reporting.comparison_report import NUMBERS_PICTURE
 from wsss.reporting.tables import Table, main_mious, to_markdown, to_rich
 from wsss.run_record import RunRecord, StageResult, find_runs
 from wsss.search.choose.score import read_counts
@@ -47,6 +49,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--dataset", metavar="NAME", help="with --recipe: the newest run of every method and seed")
     options.add_argument("--recipe", metavar="NAME", help="the shipped recipe of those runs")
     options.add_argument("--metric", metavar="NAME", action="append", default=[], help="only this number; repeatable")
+    options.add_argument("--picture", type=Path, metavar="FILE", help="the numbers as a picture (PNG)")
     add_block(options)
 
 
@@ -54,14 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Print both tables, or put the first into a README."""
     require_whole_block(arguments)
     home = locations(arguments).home
-    table = show_comparison(_chosen_runs(arguments, home), home, arguments.metric)
+    table, picture = show_comparison(_chosen_runs(arguments, home), home, arguments.metric)
     _heading, _, content = to_markdown(table).partition("\n\n")
     write_block(arguments, content.rstrip("\n"))
+    if arguments.picture is not None:
+        write_file(arguments.picture, picture)
+        print(f"picture: {arguments.picture}")
     return 0
 
 
-def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[str] = ()) -> Table:
-    """Print the numbers of the runs and their differences, and write the page; returns the table of the numbers.
+def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[str] = ()) -> tuple[Table, Path]:
+    """Print the numbers of the runs and their differences, and write the page.
+
+    Returns the table of the numbers, and the picture of them.
 
     asked: names of numbers; empty for all that at least two of them have.
 
@@ -78,8 +86,9 @@ def show_comparison(records: Sequence[RunRecord], home: Path, asked: Sequence[st
     for each in (table, difference_table(rows, metrics)):
         if each.rows:
             console().print(to_rich(each))
-    print(f"page:    {write_comparison_page(records, contenders, others, metrics, home)}")
-    return table
+    page = write_comparison_page(records, contenders, others, metrics, home)
+    print(f"page:    {page}")
+    return table, page.parent / NUMBERS_PICTURE
 
 
 def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contender]:
@@ -109,6 +118,7 @@ def gather_references(records: Sequence[RunRecord], home: Path) -> list[Contende
                 dataset=first.dataset,
                 cost=_cost(group, lambda stage, of=reference: is_of_reference(stage.name, of), home),
                 numbers=numbers,
+                is_reference=True,
             )
             rows[identity] = replace(rows.get(identity, row), title=row.title)
     return list(rows.values())

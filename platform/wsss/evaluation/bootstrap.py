@@ -54,12 +54,28 @@ def bootstrap_interval_from_counts(
     interval. A class that a resample happens to miss is left out of that resample's mean.
     Raises EvaluationError without images or without scored pixels.
     """
-    _check(counts, samples, confidence)
-    value = _miou(counts.sum(axis=0), mean_over)
+    return interval_of_mean([counts], samples=samples, confidence=confidence, seed=seed, mean_over=mean_over)
+
+
+def interval_of_mean(
+    counts: Sequence[np.ndarray],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    mean_over: MeanOver = "defined",
+) -> Interval:
+    """As `bootstrap_interval_from_counts`, of the mean mIoU over trainings that were scored on the same images.
+
+    counts: of each training the `class_counts` of every image, integer (N, 3, C), image i the same in all.
+    """
+    for each in counts:
+        _check(each, samples, confidence)
+    value = np.mean([_miou(each.sum(axis=0), mean_over) for each in counts])
     if np.isnan(value):
         raise EvaluationError("no pixel was scored", "bootstrap", "check that the masks are not all ignored")
-    low, high = _percentiles(_resampled_mious(counts, samples, seed, mean_over), confidence)
-    return Interval(float(value), low, high)
+    resampled = np.mean([_resampled_mious(each, samples, seed, mean_over) for each in counts], axis=0)
+    return Interval(float(value), *_percentiles(resampled, confidence))
 
 
 def paired_comparison_from_counts(

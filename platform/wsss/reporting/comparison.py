@@ -86,6 +86,7 @@ class Contender:
         dataset: only contenders of the same data set are held against each other.
         cost: of all its stages; None for what took none.
         numbers: metric name -> what was scored.
+        is_reference: it is there to give the numbers of methods their meaning.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Contender:
     dataset: str
     cost: Cost | None
     numbers: Mapping[str, Scored] = field(default_factory=dict)
+    is_reference: bool = False
 
 
 def with_one_mean(contenders: Sequence[Contender]) -> list[Contender]:
@@ -151,7 +153,15 @@ def all_background(contenders: Sequence[Contender]) -> list[Contender]:
         numbers = {metric: _background(found[0]) for metric, found in scored.items() if found[0].counts}
         if numbers:
             rows.append(
-                Contender(title="all background", runs=(), seeds=(), dataset=dataset, cost=None, numbers=numbers)
+                Contender(
+                    title="all background",
+                    runs=(),
+                    seeds=(),
+                    dataset=dataset,
+                    cost=None,
+                    numbers=numbers,
+                    is_reference=True,
+                )
             )
     return rows
 

@@ -14,6 +14,7 @@ from wsss.formatting import duration, percent
 from wsss.metric_name import MetricName
 from wsss.reporting.comparison import Contender, Scored, difference_table, number_table
 from wsss.reporting.grid import write_grid
+from wsss.reporting.number_plot import number_lines, plot_numbers
 from wsss.reporting.page import Page, Section, new_report_folder, slug, write_page
 from wsss.reporting.picture_cache import PictureCache
 from wsss.reporting.plots import line_colors, new_plot, save
@@ -21,6 +22,7 @@ from wsss.reporting.run_report import SampleRows
 from wsss.reporting.tables import Table
 
 SHOWN_IMAGES = 6
+NUMBERS_PICTURE = Path("figures", "numbers.png")  # beside the page
 _BEST = " ●"
 _LEGEND_WIDTH = 100  # letters
 
@@ -51,6 +53,11 @@ def write_comparison(folder: Path, report: ComparisonReport, home: Path | None =
         (rows.title, pictures.draw(figures / f"grid_{slug(rows.title)}.png", write_grid, rows, classes))
         for rows, classes in report.grids
     ]
+    numbers = []
+    if report.metrics:
+        lines = number_lines(report.contenders, report.metrics)
+        titles = [each.title for each in report.contenders]
+        numbers = [("mIoU of every row", pictures.draw(target / NUMBERS_PICTURE, plot_numbers, lines, titles))]
     costs = []
     for metric in report.metrics:
         points = cost_points(report.contenders, metric)
@@ -64,6 +71,7 @@ def write_comparison(folder: Path, report: ComparisonReport, home: Path | None =
         notes=["Pictures on which the rows disagree most come first, then those that are worst for all."],
         blocks=[
             number_table(report.contenders, report.metrics),
+            Section("Numbers", numbers),
             Section("Images", grids),
             difference_table(report.contenders, report.metrics),
             rank_table(report.contenders, report.metrics),
