@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,9 +126,10 @@ class FakeRay:
 
 
 class AllThere:
-    """Stands for the watch of nodes that never end."""
+    """Stands for the watch of nodes that never end and hold as many tasks as there are workers."""
 
-    grows = False
+    def spare(self, tasks: int) -> int:
+        return 1
 
 
 def run_faked(
@@ -207,6 +209,20 @@ def test_no_task_starts_after_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
     for told in tasks.run_tasks(pieces, fake.start, 1, watch, lambda text: None, lambda item: not failed):
         failed.append(told)
     assert len(fake.started) == len(failed) == 2, "what was under way is finished"
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_no_more_tasks_than_workers_run_at_a_time(monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
+    """A person lowers execution.map_workers where memory is short: one more would take what the last one needs."""
+    at_once: list[int] = []
+    fake = FakeRay(lambda items, shard, attempt: [1.0])
+    monkeypatch.setattr(
+        fake, "wait", lambda running, **_: (at_once.append(len(running)), (running[:1], running[1:]))[1]
+    )
+    monkeypatch.setattr(tasks, "ray", fake)
+    watch: Any = SimpleNamespace(spare=lambda workers: spare)
+    told = list(tasks.run_tasks([([0], shard) for shard in range(6)], fake.start, 2, watch, lambda text: None))
+    assert len(told) == 6 and max(at_once) == 2 + spare
 
 
 def test_memory_that_ran_out_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from wsss.execution import liveness, waiting
 from wsss.execution.liveness import RayEndedError
-from wsss.execution.nodes import Resources, present_cluster
+from wsss.execution.nodes import NodeType, Resources, growing_cluster, present_cluster
 from wsss.execution.waiting import NodesMissingError, NodeWatch, wait_seconds
 
 
@@ -58,6 +58,16 @@ def test_a_wait_says_for_what_how_long_and_what_the_autoscaler_does(played: Play
     played.now += 5
     watch.look()
     assert played.said[3:] == ["map: has its nodes after 1 min 13 s"] and watch.waited == pytest.approx(73)
+
+
+def test_one_task_more_is_asked_for_only_where_it_has_to_wait_at_a_node(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = played.watch(cpus=1)
+    assert [watch.spare(tasks) for tasks in (1, 3, 4, 9)] == [0, 0, 1, 1], "a node of four CPUs"
+    small = NodeType(name="small", cpus=4, gpus=0, most=3)
+    monkeypatch.setattr(waiting, "current_cluster", lambda: growing_cluster((small,), None, []))
+    assert played.watch(cpus=1).spare(4) == 0, "it would make the cluster grow"
 
 
 def test_nodes_that_are_there_and_busy_are_named_so(played: Played) -> None:

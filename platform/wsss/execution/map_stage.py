@@ -77,7 +77,7 @@ def run_map_jobs(
     """Compute every unfinished shard of every job; the jobs are of one stage and one image list.
 
     Args:
-        workers: tasks at a time, about; the work is cut into enough of them.
+        workers: tasks at a time; the work is cut into enough of them.
         use_gpu: each task takes a GPU.
         tell: told of lost nodes, of waiting for others and of tasks that start again.
         on_progress: called with (images done, images in total), both over all jobs.

@@ -49,7 +49,7 @@ def run_tasks(
 
     Args:
         pieces: (items, number of the shard).
-        workers: tasks at a time. Where the nodes of the stage are all there, one more: no worker waits then.
+        workers: tasks that run at a time.
         watch: asked while no task ends.
         tell: told of a task that starts again.
         wanted: asked of every item before its task is started; what is no longer wanted, since it failed in another
@@ -62,10 +62,10 @@ def run_tasks(
     running: dict[Any, Piece] = {}
     attempts: dict[tuple[int, ...], int] = {}
     cut: set[tuple[int, int]] = set()  # (item, shard) whose workers have died together
-    spare = 0 if watch.grows else 1
+    at_once = workers + watch.spare(workers)
     try:
         while running or waiting:
-            while waiting and len(running) < workers + spare:
+            while waiting and len(running) < at_once:
                 items, shard = waiting.pop(0)
                 items = [item for item in items if wanted(item)]
                 if not items:

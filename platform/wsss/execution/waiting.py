@@ -64,14 +64,13 @@ class NodeWatch:
         tell: shown to people.
 
     Attributes:
-        grows: whether the cluster had room for more nodes when the stage began.
         waited: seconds of all waits that are over.
     """
 
     def __init__(self, stage: str, workers: int, each: Resources, tell: Tell) -> None:
         self._stage, self._workers, self._each, self._tell = stage, workers, each, tell
         self._limit = wait_seconds()
-        self.grows = current_cluster().grows
+        self._grows = current_cluster().grows
         self._alive = _alive()
         self._looked = time.monotonic()
         self._since: float | None = None
@@ -83,6 +82,13 @@ class NodeWatch:
     def fits(self) -> bool:
         """Whether the workers would fit on the nodes of the last look, if nothing else ran there."""
         return self._cluster().slots_here(self._each) >= self._workers
+
+    def spare(self, tasks: int) -> int:
+        """How many tasks more than these may be asked for at a time, so that no node waits for its next one.
+
+        One where they fill the nodes. It would run beside them where the nodes hold more, or make the cluster grow.
+        """
+        return int(not self._grows and self._cluster().slots_here(self._each) <= tasks)
 
     def look(self, waiting: Callable[[], bool] | None = None, lost: str = "") -> None:
         """Tell of lost nodes and of a wait. Asks Ray at most once a second.
