@@ -15,8 +15,8 @@ from wsss.reporting.tables import Table
 
 NOTE = (
     "mIoU in percent at the recipe's own threshold; ± is the spread over seeds. Differences are to the first row on "
-    "the same data set, over the same images, with 95 % intervals over images: what another training would give is "
-    "not in them."
+    "the same data set that has the number, over the same images, with 95 % intervals over images: what another "
+    "training would give is not in them."
 )
 _GPU, _STORED = "GPU-hours", "stored"
 
@@ -137,10 +137,11 @@ def difference(contender: Contender, reference: Contender, metric: str) -> Paire
     return paired_comparison_of_means(ours.counts, theirs.counts, mean_over=ours.mean_over)
 
 
-def reference_of(contenders: Sequence[Contender], position: int) -> Contender | None:
-    """The first contender on the same data set; None for that one itself."""
-    first = next(each for each in contenders if each.dataset == contenders[position].dataset)
-    return None if first is contenders[position] else first
+def reference_of(contenders: Sequence[Contender], position: int, metric: str) -> Contender | None:
+    """The first contender on the same data set that has the number; None for that one itself."""
+    own = contenders[position]
+    first = next((each for each in contenders if each.dataset == own.dataset and metric in each.numbers), own)
+    return None if first is own else first
 
 
 def all_background(contenders: Sequence[Contender]) -> list[Contender]:
@@ -186,8 +187,7 @@ def number_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Tab
     costs = _cost_columns(contenders)
     rows = []
     for position, contender in enumerate(contenders):
-        reference = reference_of(contenders, position)
-        cells = [_cell(contender, reference, metric) for metric in metrics]
+        cells = [_cell(contender, reference_of(contenders, position, metric), metric) for metric in metrics]
         seeds = ", ".join(str(seed) for seed in contender.seeds)
         spent = ["-" if contender.cost is None else shown(contender.cost) for shown in costs.values()]
         rows.append((contender.title, seeds or "-", *cells, *spent))
@@ -218,12 +218,12 @@ def _cost_columns(contenders: Sequence[Contender]) -> Mapping[str, Callable[[Cos
 
 
 def difference_table(contenders: Sequence[Contender], metrics: Sequence[str]) -> Table:
-    """One row for each number and each contender but the first: difference, interval, and what it says."""
+    """One row for each number and each contender that has it, but the first: difference, interval, what it says."""
     rows = []
     for metric in metrics:
         for position, contender in enumerate(contenders):
-            reference = reference_of(contenders, position)
-            if reference is None:
+            reference = reference_of(contenders, position, metric)
+            if reference is None or metric not in contender.numbers:
                 continue
             found = difference(contender, reference, metric)
             start = (metric, contender.title, reference.title)
