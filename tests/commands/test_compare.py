@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from wsss.commands import compare
 from wsss.reporting.comparison import Cost, Scored
+from wsss.reporting.tables import Table
 from wsss.run_record import RunRecord, StageResult
 from wsss.store import open_store
 
@@ -90,3 +93,19 @@ def test_costs_count_gpus_and_what_the_store_still_holds(tmp_path: Path) -> None
     first.store_url = second.store_url = str(tmp_path / "store")
     (row,) = compare.gather_contenders([first, second], tmp_path)
     assert row.cost == Cost(seconds=(50 + 30 + 30) / 2, gpu_seconds=50 * 4 / 2, size=1000 / 2)
+
+
+def test_the_picture_of_the_numbers_is_put_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = tmp_path / "numbers.png"
+    drawn.write_bytes(b"drawn")
+    table = Table("Comparison", ("recipe",), (("one mini",),))
+    monkeypatch.setattr(compare, "show_comparison", lambda *given: (table, drawn))
+    monkeypatch.setattr(compare, "_chosen_runs", lambda *given: [])
+    options = argparse.ArgumentParser()
+    compare.add_options(options)
+    asked = options.parse_args(["run", "--picture", str(tmp_path / "docs" / "mini.png")])
+    monkeypatch.setattr(compare, "locations", lambda arguments: SimpleNamespace(home=tmp_path))
+    assert compare.run(asked) == 0
+    assert (tmp_path / "docs" / "mini.png").read_bytes() == b"drawn"
