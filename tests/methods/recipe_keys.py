@@ -87,6 +87,7 @@ class StageKeys:
         base = (*self.without_weights(), *base)
         pipeline = self.build(root, "demo", *base)
         before, after = self.of(root, "demo", *base), self.of(root, "demo", *base, override)
+        assert before != after, f"the demo has {override} already: try another value"
         assert set(before) == set(after)
         expected = set().union(*(pipeline.downstream(owner) for owner in owners))
         assert {name for name in before if before[name] != after[name]} == expected

@@ -85,7 +85,7 @@ CHANGES = {
     "train.learning_rate": "0.3",
     "train.head_lr_mult": "5",
     "train.weight_decay": "0",
-    "train.optimizer": "adamw",
+    "train.optimizer": "sgd",
     "train.momentum": "0.5",
     "train.lr_power": "2",
     "train.clip_norm": "7",
@@ -198,7 +198,7 @@ def test_a_missing_weight_file_is_named_before_anything_runs(root: Path) -> None
     [
         ("network.superpixels=false", "dcr needs superpixels"),
         ("segmentation.form=torchvision segmentation.depth=34", "has files for"),
-        ("train.resize_long_min=200", "is above resize_long_max"),
+        ("train.resize_long_min=500", "is above resize_long_max"),
         ("train.crop_size=100", "multiple of 16"),
         ("inference.scales=[]", "scales is empty"),
         ("selection.thresholds=[]", "thresholds is empty"),
