@@ -51,5 +51,23 @@ def test_gradients_flow_into_scores_and_features() -> None:
     assert torch.autograd.gradcheck(lambda s, f: propagated(s, f, 2, 0.7, block=2), (scores, features))
 
 
-def test_a_threshold_that_nothing_passes_gives_nan() -> None:
-    assert propagated(*case(), 1, 0.9995).isnan().all(), "the similarity of a position with itself counts as 0.999"
+@pytest.mark.parametrize("block", [8, 100])
+def test_a_position_without_features_keeps_its_scores_and_gives_them_to_no_other(block: int) -> None:
+    scores, features = case()
+    features[0, :, 2, 3] = 0
+    found = propagated(scores, features, 3, 0.7, block=block)
+    torch.testing.assert_close(found[0, :, 2, 3], scores[0, :, 2, 3])
+    others = torch.ones(5, 7, dtype=torch.bool)
+    others[2, 3] = False
+    changed = scores.clone()
+    changed[0, :, 2, 3] = 9
+    again = propagated(changed, features, 3, 0.7, block=block)
+    torch.testing.assert_close(again[..., others], found[..., others])
+
+
+def test_gradients_are_finite_where_a_position_has_no_features() -> None:
+    scores, features = case()
+    features[0, :, 2, 3] = 0
+    features.requires_grad_()
+    propagated(scores, features, 3, 0.7).sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()

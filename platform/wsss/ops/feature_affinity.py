@@ -19,16 +19,26 @@ def likeness(features: Tensor, columns: slice, threshold: float) -> Tensor:
     """Columns of the thresholded cosine similarity of all positions, each divided by its sum.
 
     features: (N, C, P), of length 1 -> (N, P, columns). Similarities are clamped to [0.01, 0.999], and those below
-    `threshold` are 0. NaN where a column has nothing left: an all-zero feature, or a threshold above 0.999.
+    `threshold`, at most 0.999, are 0. A position of all-zero features, which the published form turns into NaN, is
+    like itself alone.
     """
     similarity = features.transpose(1, 2) @ features[..., columns]
     if not torch.is_grad_enabled():  # in place: a copy of the largest thing here would be half of the peak
-        similarity.clamp_(LEAST, LARGEST)
+        with_itself(similarity.clamp_(LEAST, LARGEST), columns)
         similarity.masked_fill_(similarity < threshold, 0)
         return similarity.div_(similarity.sum(dim=1, keepdim=True))
-    similarity = similarity.clamp(LEAST, LARGEST)
+    similarity = with_itself(similarity.clamp(LEAST, LARGEST), columns)
     kept = similarity.masked_fill(similarity < threshold, 0)
     return kept / kept.sum(dim=1, keepdim=True)
+
+
+def with_itself(similarity: Tensor, columns: slice) -> Tensor:
+    """Every position's similarity to itself set to the largest, in place; of clamped columns (N, P, columns).
+
+    It is that already, without a gradient, unless the features of the position are all zero.
+    """
+    similarity.diagonal(-columns.start, dim1=1, dim2=2).fill_(LARGEST)
+    return similarity
 
 
 def propagated(
