@@ -15,6 +15,8 @@ from wsss.evaluation.curves import threshold_confusions
 from wsss.evaluation.selection import half_of
 from wsss.pipeline import StageContext
 from wsss.stages.score import (
+    DEFAULT_THRESHOLDS,
+    HIGHEST_THRESHOLD,
     CurveScoreConfig,
     LabelScoreConfig,
     SummaryConfig,
@@ -23,6 +25,7 @@ from wsss.stages.score import (
     maps_at_size,
     summarize_curve,
     summarize_labels,
+    thresholds_with,
 )
 from wsss.store import open_store
 
@@ -244,3 +247,13 @@ def test_results_of_dense_and_of_sparse_counts_are_the_same(tmp_path):
         assert set(results[0].arrays) == set(results[1].arrays)
         for name, values in results[0].arrays.items():
             np.testing.assert_array_equal(values, results[1].arrays[name])
+
+
+@pytest.mark.parametrize("thresholds", [DEFAULT_THRESHOLDS, tuple(round(0.01 * step, 2) for step in range(60))])
+def test_a_threshold_above_the_curve_continues_it_so_that_it_is_not_the_end(thresholds):
+    assert thresholds_with(0.3, thresholds) == thresholds
+    assert thresholds_with(max(thresholds), thresholds) == thresholds
+    assert thresholds_with(0.255, thresholds) == tuple(sorted((*thresholds, 0.255)))
+    longer = thresholds_with(0.77, thresholds)
+    assert longer[: len(thresholds)] == thresholds and longer[-1] == HIGHEST_THRESHOLD and 0.77 in longer
+    np.testing.assert_allclose(np.diff(longer), 0.01)

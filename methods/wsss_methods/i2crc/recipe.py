@@ -19,6 +19,7 @@ from wsss.stages.prediction_crf import CrfLabelConfig, CrfSettings
 from wsss.stages.pseudo_label import off_curve
 from wsss.stages.references import CamReferenceSettings
 from wsss.stages.saliency import SaliencySettings
+from wsss.stages.score import HIGHEST_THRESHOLD
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
 
@@ -132,7 +133,7 @@ class CamScoreSettings:
     """The class maps as labels, to be compared with other methods; nothing else depends on it."""
 
     threshold: float = setting(
-        0.3, minimum=0.05, maximum=0.5, help="background constant of the headline score, in steps of 0.01"
+        0.3, minimum=0.05, maximum=HIGHEST_THRESHOLD, help="background constant of the headline score, in steps of 0.01"
     )
 
     def check(self) -> list[str]:

@@ -141,7 +141,7 @@ def _cam_stages(recipe: MsaRecipe, files: Mapping[str, Path], training_list: str
         )
         reads = candidates.reads | {"image_labels"}
         stages += [replace(candidates, inputs={**candidates.inputs, **superpixels}, reads=reads), choice]
-    threshold = recipe.pseudo_label.threshold
+    labels = recipe.pseudo_label
     return [
         *stages,
         MapStage(
@@ -157,7 +157,7 @@ def _cam_stages(recipe: MsaRecipe, files: Mapping[str, Path], training_list: str
         MapStage(
             name="cam_score",
             version=1,
-            config=score.CurveScoreConfig(thresholds=score.thresholds_with(threshold), maps="high_res"),
+            config=score.CurveScoreConfig(thresholds=score.thresholds_with(labels.largest), maps="high_res"),
             inputs={"scores": "cam"},
             reads=MASKS,
             image_list="train",
@@ -166,7 +166,9 @@ def _cam_stages(recipe: MsaRecipe, files: Mapping[str, Path], training_list: str
         ReduceStage(
             name="cam_evaluation",
             version=1,
-            config=score.SummaryConfig(prefix="cam", split="train", default_threshold=threshold, mean_over="all"),
+            config=score.SummaryConfig(
+                prefix="cam", split="train", default_threshold=labels.threshold, mean_over="all"
+            ),
             inputs={"confusions": "cam_score"},
             compute=score.summarize_curve,
         ),

@@ -18,6 +18,7 @@ from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
 from wsss.stages.references import CamReferenceSettings
 from wsss.stages.saliency import SaliencySettings
+from wsss.stages.score import HIGHEST_THRESHOLD
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
 
@@ -203,7 +204,7 @@ class PseudoLabelSettings:
     threshold: float = setting(
         0.25,
         minimum=0.05,
-        maximum=0.5,
+        maximum=HIGHEST_THRESHOLD,
         help="constant of the CAM's headline, in steps of 0.01; of the labels if fixed",
     )
     rule: str = setting(
@@ -214,7 +215,7 @@ class PseudoLabelSettings:
     candidates: tuple[float, ...] = setting(
         (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
         minimum=0.05,
-        maximum=0.5,
+        maximum=HIGHEST_THRESHOLD,
         help="constants that masks choose from, in steps of 0.01",
     )
 
@@ -223,6 +224,11 @@ class PseudoLabelSettings:
         problems = off_curve("threshold", self.threshold)
         problems += [problem for each in self.candidates for problem in off_curve("candidates", each)]
         return problems if self.candidates else [*problems, "candidates is empty"]
+
+    @property
+    def largest(self) -> float:
+        """The largest constant that is scored."""
+        return max((self.threshold, *(self.candidates if self.rule == "best_train_masks" else ())))
 
 
 @dataclass(frozen=True)

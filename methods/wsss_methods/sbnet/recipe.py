@@ -17,6 +17,7 @@ from wsss.stages.affinity_psa import FeatureAffinitySettings, FeatureWalkSetting
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import off_curve
 from wsss.stages.references import CamReferenceSettings
+from wsss.stages.score import HIGHEST_THRESHOLD
 from wsss.stages.segmentation import SegmentationSettings
 from wsss.weights import weight_setting
 from wsss_methods.sbnet.deeplabv1 import DeepLabV1Settings
@@ -51,7 +52,9 @@ class BoundarySettings:
         help="cam_crf: contours of SEAM's CAM after a CRF; edge_prior: edges near its classes; zeros: none; folder: "
         "given; ground_truth: contours of the masks, an upper bound",
     )
-    crf_alpha: float = setting(4.0, minimum=1, maximum=100, help="power of the background in the CRF of the first CAM")
+    crf_alpha: float = setting(
+        4.0, minimum=0.05, maximum=100, help="power of the background in the CRF of the first CAM; wide maps: below 1"
+    )
     thickness: int = setting(1, minimum=1, maximum=10, help="pixels of a contour on each side of a region's rim")
     dilation: int = setting(5, minimum=0, maximum=50, help="edge_prior: pixels beyond a region where edges are its own")
     folder: Path | None = setting(
@@ -205,7 +208,10 @@ class CamInferenceSettings:
         (0.5, 1.0, 1.5, 2.0), minimum=0.25, maximum=4, help="input scales, each also mirrored, whose maps are added"
     )
     background_score: float = setting(
-        0.26, minimum=0, maximum=0.59, help="background constant of the score beside the best one, in steps of 0.01"
+        0.26,
+        minimum=0,
+        maximum=HIGHEST_THRESHOLD,
+        help="background constant of the score beside the best one, in steps of 0.01",
     )
 
     def check(self) -> list[str]:

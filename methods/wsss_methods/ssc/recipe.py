@@ -18,6 +18,7 @@ from wsss.stages.affinity_irn import AffinityConfig, IrLabelConfig
 from wsss.stages.prediction_crf import CrfSettings
 from wsss.stages.pseudo_label import PseudoLabelConfig, off_curve
 from wsss.stages.references import CamReferenceSettings
+from wsss.stages.score import HIGHEST_THRESHOLD
 from wsss.stages.superpixels import SuperpixelConfig
 from wsss.weights import weight_setting
 
@@ -123,7 +124,10 @@ class CamInferenceSettings:
         (1.0, 0.5, 1.5, 2.0), minimum=0.25, maximum=4, help="input scales whose maps are added"
     )
     cam_eval_thres: float = setting(
-        0.20, minimum=0.05, maximum=0.5, help="background constant of the headline score, in steps of 0.01"
+        0.20,
+        minimum=0.05,
+        maximum=HIGHEST_THRESHOLD,
+        help="background constant of the headline score, in steps of 0.01",
     )
 
     def check(self) -> list[str]:

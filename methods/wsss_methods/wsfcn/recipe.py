@@ -16,6 +16,7 @@ from wsss.ops.pamr import DILATIONS
 from wsss.optimizers import optimizer_setting
 from wsss.recipe import setting
 from wsss.stages.references import ReferenceSettings
+from wsss.stages.score import HIGHEST_THRESHOLD
 from wsss.weights import weight_setting
 
 # The curve over background constants is scored on this grid, so that choosing another constant costs nothing.
@@ -170,7 +171,7 @@ class PredictionSettings:
     """From stored masks to labels."""
 
     fp_cut_score: float = setting(0.1, minimum=0.001, below=1, help="a class below this score is not in the image")
-    bg_score: float = setting(0.25, minimum=0.05, maximum=0.5, help="constant that a class must beat")
+    bg_score: float = setting(0.25, minimum=0.05, maximum=HIGHEST_THRESHOLD, help="constant that a class must beat")
     image_label_filter: bool = setting(
         True, help="also score with the image labels in place of the scores: another protocol, other names"
     )

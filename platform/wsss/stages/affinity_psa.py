@@ -71,8 +71,11 @@ WALK_CRF = DenseCrfSettings(1, 3, 3, 80, 13, 10)
 class FeatureAffinitySettings:
     """A recipe's section: the CRF scores that affinity labels come from, and the training of AffinityNet."""
 
-    crf_alpha_low: float = setting(4.0, minimum=1, maximum=100, help="power of the background where classes are sure")
-    crf_alpha_high: float = setting(24.0, minimum=1, maximum=100, help="power where the background is sure")
+    # The published powers, above 1, make the background small beside narrow maps. Wide maps ask for less than 1.
+    crf_alpha_low: float = setting(
+        4.0, minimum=0.05, maximum=100, help="power of the background where classes are sure; wide maps: below 1"
+    )
+    crf_alpha_high: float = setting(24.0, minimum=0.05, maximum=100, help="power where the background is sure")
     crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
     crf_gaussian_sxy: float = setting(3.0, minimum=0.01, maximum=50, help="smoothness kernel: pixels")
     crf_gaussian_compat: float = setting(3.0, minimum=0, maximum=50, help="smoothness kernel: weight; 0: none")
@@ -116,7 +119,7 @@ class FeatureAffinitySettings:
 class FeatureWalkSettings:
     """A recipe's section: the random walk over the affinities."""
 
-    alpha: float = setting(6.0, minimum=1, maximum=100, help="power of the background that walks along")
+    alpha: float = setting(6.0, minimum=0.05, maximum=100, help="power of the background that walks along")
     beta: float = setting(8.0, minimum=1, maximum=32, help="power of the affinities")
     exp_times: int = setting(6, minimum=0, maximum=10, help="doublings of the number of steps")
     crf: bool = setting(False, help="one step of a dense CRF on the walked scores")

@@ -13,7 +13,14 @@ from wsss.ops.cam import class_ids, with_background
 from wsss.ops.confidence import confidence_mask
 from wsss.pipeline import Arrays, MapStage, ReduceStage, Stage, StageContext
 from wsss.recipe import setting
-from wsss.stages.score import CurveScoreConfig, SummaryConfig, build_curve_scorer, summarize_curve, thresholds_with
+from wsss.stages.score import (
+    HIGHEST_THRESHOLD,
+    CurveScoreConfig,
+    SummaryConfig,
+    build_curve_scorer,
+    summarize_curve,
+    thresholds_with,
+)
 
 STRIDE = 4
 
@@ -30,7 +37,7 @@ class PseudoLabelConfig:
     """Background constant and share of trusted pixels: a section of a recipe, and the config of the mask's stage."""
 
     sem_seg_bg_thres: float = setting(
-        0.25, minimum=0.05, maximum=0.5, help="background constant of the pseudo label, in steps of 0.01"
+        0.25, minimum=0.05, maximum=HIGHEST_THRESHOLD, help="background constant of the pseudo label, in steps of 0.01"
     )
     mask_keep_ratio: float = setting(
         0.5, minimum=0, maximum=1, help="share of each class's pixels, by margin, that training trusts at first"

@@ -40,11 +40,19 @@ ScoreReader = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 # The thresholds whose scores stand beside that of the recipe's own.
 DEFAULT_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(5, 51))
+# The largest threshold of a curve, and of the settings that choose one: class maps reach 1.
+HIGHEST_THRESHOLD = 0.95
 
 
 def thresholds_with(default: float, thresholds: Sequence[float] = DEFAULT_THRESHOLDS) -> tuple[float, ...]:
-    """Thresholds to score, ascending, `default` among them (a recipe's own threshold may be off the grid)."""
-    return tuple(sorted({*thresholds, default}))
+    """Thresholds to score, ascending, `default` among them (a recipe's own threshold may be off the grid).
+
+    Where it lies above the others, as wide class maps ask for, the curve goes on in steps of 0.01 to
+    `HIGHEST_THRESHOLD`: else the best of the curve would be its end.
+    """
+    further = range(round(100 * max(thresholds)) + 1, round(100 * HIGHEST_THRESHOLD) + 1)
+    beyond = [round(0.01 * step, 2) for step in further] if default > max(thresholds) else []
+    return tuple(sorted({*thresholds, *beyond, default}))
 
 
 @dataclass(frozen=True)
