@@ -113,13 +113,13 @@ def test_the_score_of_the_cam_is_that_of_its_maps(case: Case) -> None:
             total += confusion_matrix(view.mask(name), label, len(total))
         assert float(miou(total)) == pytest.approx(case.run.metrics[f"cam/miou_{split}"], abs=1e-12)
     curve = case.artifact("cam_evaluation").json("tables.json")["curve"]
-    assert [row["threshold"] for row in curve] == [round(0.01 * step, 2) for step in range(60)]
+    assert [row["threshold"] for row in curve] == [round(0.01 * step, 2) for step in range(96)]
 
 
 @pytest.mark.parametrize(
     ("override", "first", "untouched"),
     [
-        ("cam_inference.background_score=0.3", ["seam_cam_evaluation"], ["cam", "crf", "segmentation_train"]),
+        ("cam_inference.background_score=0.7", ["seam_cam_evaluation"], ["cam", "crf", "segmentation_train"]),
         ("boundary.thickness=2", ["boundary"], ["seam_cam_train", "boundary_crf", "plain_cam_train"]),
         ("random_walk.alpha=16", ["random_walk"], ["affinity", "crf", "cam_train"]),
         ("crf.image=raw", ["segmentation_predictions"], ["segmentation_scores", "pseudo_label"]),
