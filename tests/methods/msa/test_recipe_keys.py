@@ -100,7 +100,7 @@ CHANGES = {
     "inference.ap_iterations": "5",
     "inference.ap_threshold": "0.33",
     "inference.refine_steps": "3",
-    "pseudo_label.threshold": "0.33",
+    "pseudo_label.threshold": "0.63",
     "segmentation.form": "torchvision",
     "crf.iterations": "2",
     "crf.pos_w": "2",
