@@ -8,6 +8,7 @@ from rich.console import Console
 from wsss.claims import Claim, OurProtocol, verdicts
 from wsss.reporting.run_report import RunReport, StageReport
 from wsss.reporting.tables import (
+    Table,
     class_iou_series,
     class_table,
     other_metrics_table,
@@ -213,6 +214,17 @@ def test_markdown_and_html_escape_what_they_must():
     page = to_html(table)
     assert "&lt;README&gt;" in page
     assert '<span class="outcome reproduced">reproduced</span>' in page
+
+
+def test_five_numbers_with_intervals_fit_beside_each_other_on_a_page():
+    metric = "segmentation/miou_val_crf_raw"
+    table = Table("Numbers", ("recipe", metric), (("a (long name of it)", "18.75 (-9.93: -12.82 to -7.83)"),))
+    page = to_html(replace(table, right=frozenset({metric})))
+    assert '<th class="right">segmentation/<br>miou_val_crf_raw</th>' in page
+    assert '<td class="right">18.75<br>(-9.93: -12.82 to -7.83)</td>' in page
+    assert "<td>a (long name of it)</td>" in page
+    short = to_html(Table("Best", ("threshold",), (("0.50 (end)",),), right=frozenset({"threshold"})))
+    assert "0.50 (end)" in short
 
 
 def test_a_terminal_shows_every_cell():

@@ -29,6 +29,7 @@ _OUTCOME_STYLE = {
 }
 
 END_OF_RANGE = " (end)"
+_WIDE_NUMBER = 20  # letters; beyond them what stands in parentheses gets its own line on a page
 ONE_TRAINING = "what another training would give is not in it (`--seeds 0,1,2` shows it)"
 
 
@@ -247,13 +248,20 @@ def markdown_text(text: str) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A <table>; a cell of the column "verdict" gets its outcome as class."""
+    """A <table>; a cell of the column "verdict" gets its outcome as class.
+
+    A column of numbers is as narrow as its numbers: a metric's name breaks behind "/", an interval stands in a line of
+    its own, so that five metrics fit beside each other.
+    """
     align = {column: ' class="right"' if column in table.right else "" for column in table.columns}
-    head = "".join(f"<th{align[column]}>{html.escape(column)}</th>" for column in table.columns)
+    titles = {column: html.escape(column) for column in table.columns}
+    titles |= {column: title.replace("/", "/<br>") for column, title in titles.items() if column in table.right}
+    head = "".join(f"<th{align[column]}>{titles[column]}</th>" for column in table.columns)
     body = ""
     for row in table.rows:
         cells = zip(table.columns, row, strict=True)
-        body += f"<tr>{''.join(f'<td{align[column]}>{_html_cell(column, cell)}</td>' for column, cell in cells)}</tr>\n"
+        texts = ((column, _html_cell(column, cell, column in table.right)) for column, cell in cells)
+        body += f"<tr>{''.join(f'<td{align[column]}>{text}</td>' for column, text in texts)}</tr>\n"
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>{note}'
 
@@ -333,8 +341,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(markdown_text(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _html_cell(column: str, cell: str) -> str:
+def _html_cell(column: str, cell: str, right: bool) -> str:
     text = html.escape(cell)
+    if right and len(cell) > _WIDE_NUMBER:
+        return text.replace(" (", "<br>(", 1)
     if column == "verdict":
         return f'<span class="outcome {text.replace(" ", "-")}">{text}</span>'
     return f"<code>{text}</code>" if column == "key" else text
