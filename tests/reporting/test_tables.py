@@ -221,7 +221,7 @@ def test_five_numbers_with_intervals_fit_beside_each_other_on_a_page():
     table = Table("Numbers", ("recipe", metric), (("a (long name of it)", "18.75 (-9.93: -12.82 to -7.83)"),))
     page = to_html(replace(table, right=frozenset({metric})))
     assert '<th class="right">segmentation/<br>miou_val_crf_raw</th>' in page
-    assert '<td class="right">18.75<br>(-9.93: -12.82 to -7.83)</td>' in page
+    assert '<td class="right">18.75<br>(-9.93:<br>-12.82 to -7.83)</td>' in page
     assert "<td>a (long name of it)</td>" in page
     short = to_html(Table("Best", ("threshold",), (("0.50 (end)",),), right=frozenset({"threshold"})))
     assert "0.50 (end)" in short

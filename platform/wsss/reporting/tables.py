@@ -250,8 +250,8 @@ def markdown_text(text: str) -> str:
 def to_html(table: Table) -> str:
     """A <table>; a cell of the column "verdict" gets its outcome as class.
 
-    A column of numbers is as narrow as its numbers: a metric's name breaks behind "/", an interval stands in a line of
-    its own, so that five metrics fit beside each other.
+    A column of numbers is as narrow as its numbers: a metric's name breaks behind "/", a difference and its interval
+    have lines of their own, so that five metrics fit beside each other.
     """
     align = {column: ' class="right"' if column in table.right else "" for column in table.columns}
     titles = {column: html.escape(column) for column in table.columns}
@@ -344,7 +344,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _html_cell(column: str, cell: str, right: bool) -> str:
     text = html.escape(cell)
     if right and len(cell) > _WIDE_NUMBER:
-        return text.replace(" (", "<br>(", 1)
+        return text.replace(" (", "<br>(", 1).replace(": ", ":<br>", 1)
     if column == "verdict":
         return f'<span class="outcome {text.replace(" ", "-")}">{text}</span>'
     return f"<code>{text}</code>" if column == "key" else text
