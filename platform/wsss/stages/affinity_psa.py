@@ -72,9 +72,7 @@ class FeatureAffinitySettings:
     """A recipe's section: the CRF scores that affinity labels come from, and the training of AffinityNet."""
 
     # The published powers, above 1, make the background small beside narrow maps. Wide maps ask for less than 1.
-    crf_alpha_low: float = setting(
-        4.0, minimum=0.05, maximum=100, help="power of the background where classes are sure; wide maps: below 1"
-    )
+    crf_alpha_low: float = setting(4.0, minimum=0.05, maximum=100, help="power of background where classes are sure")
     crf_alpha_high: float = setting(24.0, minimum=0.05, maximum=100, help="power where the background is sure")
     crf_iterations: int = setting(10, minimum=1, maximum=50, help="mean field steps")
     crf_gaussian_sxy: float = setting(3.0, minimum=0.01, maximum=50, help="smoothness kernel: pixels")
