@@ -89,7 +89,7 @@ CHANGES = {
     "train.momentum": "0.5",
     "train.lr_power": "2",
     "train.clip_norm": "7",
-    "contrast.weight": "2",
+    "contrast.weight": "1.5",
     "contrast.patches": "16",
     "contrast.ignore_threshold": "0.3",
     "contrast.ap_iterations": "5",
