@@ -91,7 +91,7 @@ class Links(HTMLParser):
         self.sources += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
         self.anchors += [value[1:] for name, value in attrs if name == "href" and value and value[0] == "#"]
         self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in ("img", "meta"):
+        if tag not in ("img", "meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

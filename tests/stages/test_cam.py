@@ -105,7 +105,7 @@ def test_a_baseline_is_another_training_with_the_same_stages() -> None:
 
 def test_a_further_list_has_maps_and_a_score_of_its_own() -> None:
     train = TrainStage(name="cam_train", version=1, config="x", image_list="train_aug", build=cast(Any, None), seed=0)
-    stages = cam_stages(train, (1.0,), 0.2, cast(Any, None), (0.0, 0.1), ("train", "val"))
+    stages = cam_stages(train, (1.0,), 0.2, cast(Any, None), (0.0, 0.3), ("train", "val"))
     assert [(stage.name, stage.image_list) for stage in stages] == [
         ("cam_train", "train_aug"),
         ("cam", "train_aug"),
@@ -116,7 +116,7 @@ def test_a_further_list_has_maps_and_a_score_of_its_own() -> None:
         ("cam_val_evaluation", None),
     ]
     pipeline = Pipeline(stages=tuple(stages))
-    assert pipeline.stage("cam_val_score").config.thresholds == (0.0, 0.1, 0.2)
+    assert pipeline.stage("cam_val_score").config.thresholds == (0.0, 0.2, 0.3)
     assert pipeline.stage("cam_val_score").inputs == {"cam": "cam_val"}
     assert str(pipeline.stage("cam_val_evaluation").config.name) == "cam/miou_val"
 
