@@ -12,7 +12,7 @@ import numpy as np
 from wsss.commands.artifacts import selection_of, store_at
 from wsss.data.dataset import load_dataset
 from wsss.metric_name import MetricName
-from wsss.pipeline import GridKind
+from wsss.pipeline import GridColumn, GridKind, SampleGrid
 from wsss.released import pipeline_of
 from wsss.reporting.comparison import Contender
 from wsss.reporting.comparison_report import ComparisonReport, comparison_grids, write_comparison
@@ -55,6 +55,15 @@ def write_comparison_page(
     return write_comparison(home / FOLDER / f"{names[:60]}-{runs}", report, home)
 
 
+def pictured_column(grids: Sequence[SampleGrid], scored: str) -> GridColumn | None:
+    """The first column of a pipeline's grids that shows what is scored: "cam", "pseudo_label", "segmentation".
+
+    Where a method's CRF is a stage of its own, its pictures stand for the segmentation, as they do in the others.
+    """
+    columns = [each for grid in grids for each in grid.columns]
+    return next((each for stage in (scored, f"{scored}_crf") for each in columns if each.stage == stage), None)
+
+
 def _grid(
     metric: str, shown: Sequence[tuple[str, RunRecord]], images: Sequence[str], home: Path
 ) -> tuple[SampleRows, Sequence[str]] | None:
@@ -68,7 +77,7 @@ def _grid(
         dataset = load_dataset(selection.recipe.dataset, home)
         checkpoint = Path(record.checkpoint) if record.checkpoint else None
         grids = pipeline_of(selection.method, selection.recipe, dataset, checkpoint).grids
-        column = next((each for grid in grids for each in grid.columns if each.stage == name.scored), None)
+        column = pictured_column(grids, name.scored)
         if column is None or column.stage not in record.keys:
             continue
         artifact = store_at(record.store_url, home).find(column.stage, record.keys[column.stage])
