@@ -41,6 +41,7 @@ def test_sizes_of_the_class_maps(backbone: str, size: tuple[int, int]) -> None:
 
 
 def test_initial_weights_keep_the_variance_of_gradients() -> None:
+    torch.manual_seed(0)  # of the few weights of the first layer, one draw in twenty is further off than 5 %
     network = Classifier(width=0.5, head_width=256)
     for name, value in network.named_parameters():
         if name.endswith("bias"):
