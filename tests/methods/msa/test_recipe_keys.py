@@ -148,6 +148,19 @@ def test_what_is_switched_off_enters_no_key(root: Path) -> None:
             assert keys_of(root, "demo", *switches.split(), override) == before, (switches, override)
 
 
+@pytest.mark.parametrize(
+    ("choice", "largest"),
+    [
+        ("pseudo_label.rule=best_train_masks pseudo_label.candidates=[0.7]", 0.95),
+        ("pseudo_label.rule=fixed pseudo_label.candidates=[0.7]", 0.5),
+        ("pseudo_label.rule=fixed pseudo_label.threshold=0.6", 0.95),
+    ],
+)
+def test_every_constant_that_may_be_chosen_is_scored(root: Path, choice: str, largest: float) -> None:
+    pipeline = build(root, "demo", "pseudo_label.threshold=0.3", *choice.split())
+    assert pipeline.stage("cam_score").config.thresholds[-1] == largest
+
+
 def test_the_plain_baseline_has_no_part_of_the_method(root: Path) -> None:
     plain = ["network.superpixels=false", "network.dcr=false", "contrast.weight=0", "inference.ap_iterations=0"]
     pipeline = build(root, "demo", *plain)
