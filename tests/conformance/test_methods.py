@@ -19,7 +19,6 @@ import yaml
 from tests.methods.in_process import run_pipeline
 
 from wsss.claims import load_claims
-from wsss.commands.comparison_page import pictured_column
 from wsss.commands.methods import find_method, method_names, recipe_names
 from wsss.data.dataset import Dataset, load_dataset
 from wsss.errors import WsssError
@@ -210,16 +209,6 @@ def test_headline_and_grids_name_what_exists(method: Method, shapes_home: Path) 
         assert grid.image_list in dataset.lists
         for column in grid.columns:
             assert isinstance(pipeline.stage(column.stage), MapStage)
-
-
-@pytest.mark.parametrize("crf", [True, False])
-def test_a_comparison_shows_pictures_of_what_methods_share(method: Method, shapes_home: Path, crf: bool) -> None:
-    pipeline, _ = build(method, demo(method, f"crf.enabled={str(crf).lower()}"), shapes_home)
-    headline = {MetricName.parse(number).scored for number in pipeline.headline}
-    for scored in headline & {"cam", "pseudo_label", "segmentation"}:
-        column = pictured_column(pipeline.grids, scored)
-        assert column is not None, scored
-        assert column.stage in {stage.name for stage in pipeline}
 
 
 def test_metric_names_are_read_back(method: Method, shapes_home: Path) -> None:
